@@ -1,0 +1,1 @@
+"""Attacks, one file each, on the shared engines beside them."""

@@ -1,0 +1,83 @@
+"""What an attack is: typed settings and one verb, `craft`.
+
+    @register("attack", "my-attack")
+    class MyAttack(Attack):
+        '''Card: paper, threat model, what it needs to know, what it costs.'''
+        class Settings(Settings): ...
+        def craft(self, scene: Scene) -> Poisons: ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.augmentation import Augmentation
+from bench.datasets.base import Images
+from bench.models.base import Classifier
+from bench.poisons import Poisons
+from bench.seeds import torch_stream
+from bench.settings import Settings
+from bench.threat import Threat, Trial
+from bench.training import to_pixels
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the attacker has in one trial.
+
+    train: the clean training set, on the device; bases: the pictures that may be changed, in trial order;
+    targets: uint8 pictures [t, 3, h, w] to be misclassified; surrogates: call it for the K networks that the attacker
+    trained (frozen, eval mode; trained on the first call or taken from the store); augmentation: the victim's;
+    report: call it as (steps done, steps, figures).
+    """
+
+    train: Images
+    bases: Images
+    targets: Tensor
+    trial: Trial
+    threat: Threat
+    augmentation: Augmentation
+    surrogates: Callable[[], Sequence[Classifier]]
+    seed: int
+    report: Callable[[int, int, dict[str, float]], None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.train.images.device
+
+    @property
+    def eps(self) -> float:
+        """The largest change of a pixel, in [0, 1]."""
+        return self.threat.eps / 255
+
+    def stream(self, *names: str | int) -> torch.Generator:
+        """The attack's own random stream on the device."""
+        return torch_stream(self.device, self.seed, *names)
+
+    def base_pixels(self) -> Tensor:
+        return to_pixels(self.bases.images)
+
+    def poisons(self, delta: Tensor, **provenance: object) -> Poisons:
+        """Round bases + delta (float, [0, 1] units) to uint8 within eps; `provenance` is kept beside them."""
+        return Poisons.from_perturbation(self.bases, delta, self.threat.eps, dict(provenance))
+
+
+class Attack(ABC):
+    """Base of all attacks. `__init__` only stores the settings; `craft` is the algorithm."""
+
+    Settings: ClassVar[type[Settings]] = Settings
+    uses_surrogates: ClassVar[bool] = True
+    poisons_data: ClassVar[bool] = True
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def craft(self, scene: Scene) -> Poisons:
+        """Make the poisons of one trial: deterministic in scene.seed, within eps, labels unchanged."""

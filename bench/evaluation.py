@@ -1,0 +1,132 @@
+"""The numbers: success, clean accuracy and their intervals, computed here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from bench.datasets.base import Dataset
+from bench.threat import Trial
+from bench.training import precision, to_pixels
+
+
+class Predictor(Protocol):
+    """What a defense hands back: a classifier of pictures."""
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """Scores [n, classes] of pixels [n, 3, h, w] in [0, 1]; the largest wins, ties to the lower class."""
+        ...
+
+
+class ModelPredictor:
+    """A trained network as it is."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model.eval()
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        with precision(pixels.device):
+            return self.model(pixels).float()
+
+
+@torch.no_grad()
+def predict(predictor: Predictor, images: Tensor, device: torch.device | str, chunk: int = 1000) -> Tensor:
+    """Scores [n, classes] on the CPU for uint8 images, un-augmented."""
+    parts = [predictor.scores(to_pixels(part.to(device))).float().cpu() for part in images.split(chunk)]
+    scores = torch.cat(parts)
+    if not torch.isfinite(scores).all():
+        raise ValueError("the predictor gives scores that are not finite")
+    return scores
+
+
+@dataclass(frozen=True)
+class BackdoorRates:
+    """Three success rates of a trigger, because papers count differently.
+
+    asr_all: share of all triggered pictures that are predicted adversarial (Sleeper Agent);
+    asr_excluding: a picture whose un-triggered twin is already misclassified never counts as a success, but stays in
+    the denominator (diffusion-denoising paper); asr_conditional: only pictures whose un-triggered twin is classified
+    right are counted at all. base_rate: share of un-triggered pictures that are predicted adversarial anyway.
+    """
+
+    asr_all: float
+    asr_excluding: float
+    asr_conditional: float
+    base_rate: float
+    n: int
+    n_conditional: int
+
+
+def backdoor_rates(clean: Tensor, triggered: Tensor, true_class: int, adversarial_class: int) -> BackdoorRates:
+    """The three rates from predicted classes [n] without (`clean`) and with the trigger, for pictures of `true_class`.
+
+    asr_conditional is 0 with n_conditional 0 when no un-triggered picture is classified right.
+    """
+    if clean.shape != triggered.shape or clean.ndim != 1 or len(clean) == 0:
+        raise ValueError("need two equal, non-empty lists of predictions")
+    right = clean == true_class
+    hit = triggered == adversarial_class
+    n, kept = len(clean), int(right.sum())
+    both = int((hit & right).sum())
+    return BackdoorRates(
+        asr_all=int(hit.sum()) / n, asr_excluding=both / n, asr_conditional=both / kept if kept else 0.0,
+        base_rate=int((clean == adversarial_class).sum()) / n, n=n, n_conditional=kept,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one victim did. success: share of the target pictures predicted as the adversarial class at the final epoch
+    (0 or 1 with one target; another wrong class is a failure); clean_accuracy: over all test pictures."""
+
+    success: float
+    clean_accuracy: float
+    target_predictions: list[int]
+    target_margin: float
+    backdoor: BackdoorRates | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(
+    predictor: Predictor, dataset: Dataset, trial: Trial, device: torch.device | str, triggered: Tensor | None = None
+) -> Outcome:
+    """Judge a predictor on a trial.
+
+    triggered: uint8 pictures that replace the targets when the attack has a trigger (then three backdoor rates are
+    reported and `success` is asr_all). target_margin: mean of score(adversarial) - best other score.
+    """
+    scores = predict(predictor, dataset.test.images, device)
+    predictions = scores.argmax(1)
+    clean_accuracy = int((predictions == dataset.test.labels).sum()) / len(predictions)
+    rows = dataset.test.rows_of(trial.target_ids)
+    at_target = scores[rows] if triggered is None else predict(predictor, triggered, device)
+    hit = at_target.argmax(1)
+    rates = None
+    if triggered is not None:
+        rates = backdoor_rates(predictions[rows], hit, trial.true_class, trial.adversarial_class)
+    others = at_target.clone()
+    others[:, trial.adversarial_class] = -torch.inf
+    margin = (at_target[:, trial.adversarial_class] - others.max(1).values).mean().item()
+    success = int((hit == trial.adversarial_class).sum()) / len(hit)
+    return Outcome(success, clean_accuracy, hit.tolist(), margin, rates)
+
+
+def interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson interval of a rate of `successes` in n trials; (0, 1) for n = 0.
+
+    With fractional successes (means of rates over several targets) the beta quantiles are used as they stand.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(stats.beta.ppf(1 - tail, successes + 1, n - successes))
+    return low, high

@@ -1,0 +1,79 @@
+"""What a model is: normalisation, a feature extractor and a linear head; pixels in [0, 1] in, logits out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import BadInput
+from bench.registry import find
+
+
+class Normalise(nn.Module):
+    """(pixels - mean) / std for each channel: the first layer, so that everything outside speaks [0, 1]."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """normalise -> body (any layers, to flat features [n, d]) -> head (Linear d -> classes)."""
+
+    def __init__(self, normalise: Normalise, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.body = body
+        self.head = head
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Penultimate features [n, d] of pixels [n, 3, h, w] in [0, 1]."""
+        return self.body(self.normalise(pixels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [n, classes] of pixels [n, 3, h, w] in [0, 1]."""
+        return self.head(self.features(pixels))
+
+
+def build_model(
+    name: str, *, classes: int, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]], seed: int,
+    device: torch.device | str = "cpu",
+) -> Classifier:  # fmt: skip
+    """A freshly initialised network. The same seed gives the same weights on every device.
+
+    size: side of the square pictures, pixels. BadInput for an unknown name or a size that the network cannot take.
+    """
+    plugin = find("model", name)
+    smallest = getattr(plugin.make, "smallest", 8)
+    if size < smallest:
+        raise BadInput(f"model '{name}' needs pictures of at least {smallest} pixels, not {size}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body, width = plugin.make(size)
+        head = nn.Linear(width, classes)
+    model = Classifier(Normalise(*normalisation), body, head)
+    return model.to(device=device, memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def frozen(*models: nn.Module) -> Iterator[None]:
+    """Inside: eval mode (BatchNorm uses its running statistics), no parameter gradients. After: all as before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    grads = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
+    for model in models:
+        model.eval()
+        model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, required in grads:
+            parameter.requires_grad_(required)

@@ -1,0 +1,68 @@
+"""Poisons: uint8 from birth, so that victims train on exactly what is stored and exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.datasets.base import Images
+
+
+@dataclass(frozen=True)
+class Poisons:
+    """Changed training pictures.
+
+    images: uint8 [n, 3, h, w]; ids: int64 [n], the training ids that they replace; labels: int64 [n], unchanged
+    (clean-label); provenance: how they were made (attack, settings, losses), JSON types only.
+    """
+
+    images: Tensor
+    ids: Tensor
+    labels: Tensor
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_perturbation(
+        cls, bases: Images, delta: Tensor, eps: int, provenance: dict[str, Any] | None = None
+    ) -> Poisons:
+        """Quantise bases + delta. bases: the clean pictures; delta: float [n, 3, h, w], pixels in [0, 1]; eps: levels of 255.
+
+        Rounds half up, then clips to the eps ball and to 0..255 in whole levels, so that the ball holds exactly.
+        ValueError for a delta that is not finite.
+        """
+        if not torch.isfinite(delta).all():
+            raise ValueError("the perturbation holds NaN or infinity")
+        base = bases.images.cpu()
+        levels = torch.floor(base.double() + delta.detach().cpu().double() * 255 + 0.5).long()
+        low, high = (base.long() - eps).clamp(min=0), (base.long() + eps).clamp(max=255)
+        images = torch.maximum(torch.minimum(levels, high), low).to(torch.uint8)
+        return cls(images, bases.ids.cpu(), bases.labels.cpu(), provenance or {})
+
+    def distance(self, clean: Images) -> int:
+        """Largest change of a pixel against the clean training set, in levels of 255."""
+        base = clean.images[clean.rows_of(self.ids)]
+        return int((self.images.long() - base.cpu().long()).abs().max()) if len(self.ids) else 0
+
+    def check(self, clean: Images, eps: int, allowed: Tensor) -> None:
+        """ValueError unless these are clean-label poisons of `allowed` ids within eps (checked after rounding)."""
+        if len(self.ids) != len(torch.unique(self.ids)):
+            raise ValueError("a training id is poisoned twice")
+        if not torch.isin(self.ids, allowed).all():
+            raise ValueError("a poison replaces a picture that the attacker was not given")
+        rows = clean.rows_of(self.ids)
+        if not torch.equal(clean.labels[rows].cpu(), self.labels):
+            raise ValueError("a poison changes a label: the attack is not clean-label")
+        if self.images.shape[1:] != clean.images.shape[1:] or self.images.dtype != torch.uint8:
+            raise ValueError(f"poisons are {self.images.dtype} {tuple(self.images.shape[1:])}, not like the training set")
+        found = self.distance(clean)
+        if found > eps:
+            raise ValueError(f"a poison moves a pixel by {found}/255, more than eps = {eps}/255")
+
+    def applied_to(self, train: Images) -> Images:
+        """The training set with these poisons in place; `train` itself is left alone."""
+        images = train.images.clone()
+        images[train.rows_of(self.ids.to(train.ids.device))] = self.images.to(train.images.device)
+        return train.with_images(images)

@@ -1,0 +1,113 @@
+"""Plug-ins by name: attacks, defenses, data sets and models register with a decorator and are found here.
+
+A variant is a name plus settings::
+
+    @register("defense", "friends-b", noise="bernoulli")
+    @register("defense", "friends-u", noise="uniform")
+    class Friends(Defense): ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bench.errors import BadInput, nearest
+
+T = TypeVar("T")
+KINDS = {"attack": "attacks", "defense": "defenses", "dataset": "bench.datasets", "model": "bench.models"}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered name: the class (or function) behind it and the settings that make the variant."""
+
+    kind: str
+    name: str
+    make: Any
+    variant: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def card(self) -> str:
+        """The docstring of the class, or of its module: paper, threat model, needs, cost."""
+        return (self.make.__doc__ or sys.modules[self.make.__module__].__doc__ or "").strip()
+
+
+_found: dict[str, dict[str, Plugin]] = {kind: {} for kind in KINDS}
+_loaded: set[str] = set()
+
+
+def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
+    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults."""
+
+    def add(make: T) -> T:
+        known = _found[kind].get(name)
+        if known is not None and known.make.__module__ != make.__module__:
+            raise BadInput(f"two {kind}s are called '{name}': {known.make.__module__} and {make.__module__}")
+        _found[kind][name] = Plugin(kind, name, make, variant)
+        return make
+
+    return add
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind, sorted."""
+    _load(kind)
+    return sorted(_found[kind])
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The plug-in called `name`, or defined in the Python file `name`. BadInput with the nearest name if there is none."""
+    if kind in ("attack", "defense") and name.endswith(".py"):
+        name = _load_file(kind, Path(name))
+    _load(kind)
+    if name not in _found[kind]:
+        raise BadInput(f"unknown {kind} '{name}'{nearest(name, _found[kind])}")
+    return _found[kind][name]
+
+
+def _load(kind: str) -> None:
+    if kind in _loaded:
+        return
+    _loaded.add(kind)
+    package = importlib.import_module(KINDS[kind])
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{KINDS[kind]}.{module.name}")
+    for entry in metadata.entry_points(group=f"bench.{KINDS[kind]}"):
+        try:
+            entry.load()
+        except Exception as error:  # a broken third-party package must not take the tool down
+            print(f"plug-in '{entry.name}' from {entry.value} could not be loaded: {error}", file=sys.stderr)
+
+
+def _load_file(kind: str, path: Path) -> str:
+    """Import a plug-in file given on the command line; return the one name of `kind` that it registers."""
+    if not path.is_file():
+        raise BadInput(f"no {kind} file '{path}': give a registered name or the path of an existing .py file")
+    _load(kind)
+    module_name = "plugin_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BadInput:
+            del sys.modules[module_name]
+            raise
+        except Exception as error:
+            del sys.modules[module_name]
+            raise BadInput(f"{kind} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+    mine = [plugin.name for plugin in _found[kind].values() if plugin.make.__module__ == module_name]
+    if not mine:
+        raise BadInput(f"{kind} file '{path}' registers no {kind}: add @register(\"{kind}\", \"my-name\") to its class")
+    return mine[0]

@@ -1,0 +1,1 @@
+"""Defenses, one file each, on the hook contract beside them."""

@@ -1,0 +1,83 @@
+"""What a defense is: typed settings and up to six hooks into training, all optional.
+
+    jobs    before training   one training or many: purify, filter, partition, bag, noise draws
+    setup   a training starts may replace model, optimizer, recipe of the run
+    epoch   an epoch starts   edit run.active, run.data, run.side, run.lr_scale
+    batch   each step, twice  "pixel" before augmentation, "view" after it; pixels in [0, 1]
+    loss    each step         per-sample losses to the one that is minimised
+    finish  after training    the predictor: repair, test-time wrappers, votes
+
+A defense sees the training set that it is handed (poisoned or not, it is not told), what it declares in `needs`, and its
+random streams. Target, trigger, base ids and test set are in nothing that it is handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from bench.datasets.base import Images
+from bench.evaluation import ModelPredictor, Predictor
+from bench.models.base import Classifier
+from bench.settings import Settings
+from bench.training import Batch, Recipe, Run, Trained
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a defense may ask of the bench.
+
+    recipe: how the victim will be trained; classes: number of classes;
+    fit: train another network on a training set, `fit(data, model name, epochs, *who)`: eval mode, deterministic in
+    the defense's seed and `who`, kept in the store;
+    report: show progress, called as (what, done, of).
+    """
+
+    recipe: Recipe
+    classes: int
+    fit: Callable[..., Classifier]
+    report: Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training that a defense wants: on `data`, for the victim's full recipe."""
+
+    data: Images
+
+
+class Defense:
+    """Base of all defenses: every hook does nothing, so that this class is the undefended victim."""
+
+    Settings: ClassVar[type[Settings]] = Settings
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Knowledge beyond the training set: poison_rate, clean_holdout, external_model, attack_family."""
+
+    def __init__(self, settings: Settings, name: str = "defense") -> None:
+        self.settings = settings
+        self.name = name
+
+    def jobs(self, data: Images, services: Services) -> Iterable[Job]:
+        """The trainings to run; `data` is the training set on the device."""
+        yield Job(data)
+
+    def setup(self, run: Run) -> None:
+        """A training starts. May replace run.model, run.optimizer, run.recipe; may fill run.side."""
+
+    def epoch(self, run: Run, epoch: int) -> None:
+        """An epoch starts, counted from 0."""
+
+    def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
+        """One step's samples, at stage "pixel" (before augmentation) or "view" (after it). Return a batch."""
+        return batch
+
+    def loss(self, losses: Tensor, batch: Batch, run: Run) -> Tensor:
+        """The scalar to minimise from per-sample cross-entropies [b]."""
+        return losses.mean()
+
+    def finish(self, trained: Sequence[Trained], services: Services) -> Predictor:
+        """The classifier to be judged, from the trained networks in the order of the jobs."""
+        return ModelPredictor(trained[0].model)

@@ -1,0 +1,139 @@
+"""FRIENDS: friendly noise, optimised once for each picture, and fresh random noise at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from bench.datasets.base import Images
+from bench.models.base import Classifier, frozen
+from bench.registry import register
+from bench.seeds import torch_stream
+from bench.settings import Settings
+from bench.training import Batch, Run, precision, to_pixels
+from defenses.base import Defense, Job, Services
+from defenses.random_noise import Distribution, draw_noise
+
+REFERENCE_BATCH = 128  # the batch for which the paper's learning rates are meant
+
+
+class FriendsSettings(Settings):
+    """Published settings: FRIENDS section 4.1. The released code runs 30 steps with lr 100 and lambda 1."""
+
+    noise: Literal["uniform", "bernoulli", "gaussian", "none"] = Field("bernoulli", description="random noise")
+    mu: int = Field(16, ge=1, le=255, description="size of the random noise, levels of 255")
+    zeta: int = Field(16, ge=1, le=127, description="bound of the friendly noise, levels of 255")
+    start: int = Field(5, ge=0, le=10000, description="epoch at which the friendly noise is made (def_epoch)")
+    steps: int = Field(20, ge=1, le=1000, description="SGD steps on the friendly noise")
+    lr: float = Field(100.0, gt=0, le=1e5, description="learning rate at a batch of 128; scaled exactly for any other")
+    lambda_: float = Field(1.0, ge=0, le=1e4, description="weight of the reward for large noise")
+    objective: Literal["released", "paper"] = Field(
+        "released", description="released: KL(f(x)||f(x+e)) - lambda mean(e^2); paper, eq. 3: KL(f(x+e)||f(x)) - lambda |e|_2"
+    )
+    batch: int = Field(1024, ge=1, le=65536, description="pictures at once; the result does not depend on it")
+    source_model: str = Field("", description="make the noise on this architecture instead (Table 6); empty: the victim")
+
+    @model_validator(mode="after")
+    def _known_source(self) -> FriendsSettings:
+        if self.source_model:
+            from bench.registry import find
+
+            find("model", self.source_model)
+        return self
+
+
+def friendly_noise(
+    model: Classifier, data: Images, settings: FriendsSettings, stream: torch.Generator,
+    report: Callable[[str, int, int], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """FRIENDS, Algorithm 1: for each picture the largest perturbation that leaves the model's output alone.
+
+    data: uint8 pictures on the model's device, un-augmented. Returns int8 [n, 3, h, w], levels of 255 in [-zeta, zeta].
+    The model is used in eval mode and left as it was. The loss is a sum over pictures divided by the reference batch of
+    128, so that every picture takes the same steps whatever the batch size (eval mode makes pictures independent).
+    """
+    bound = settings.zeta / 255
+    noise = torch.empty(data.images.shape, dtype=torch.int8, device=data.images.device)
+    with frozen(model):
+        for start in range(0, len(data), settings.batch):
+            part = data.images[start : start + settings.batch]
+            noise[start : start + len(part)] = _optimise(model, to_pixels(part), bound, settings, stream)
+            if report is not None:
+                report("friendly noise", min(start + settings.batch, len(data)), len(data))
+    return noise
+
+
+def _optimise(
+    model: Classifier, pixels: Tensor, bound: float, settings: FriendsSettings, stream: torch.Generator
+) -> Tensor:
+    with torch.no_grad(), precision(pixels.device):
+        clean = F.log_softmax(model(pixels).float(), dim=1)
+    initial = min(8 / 255, bound)
+    noise = torch.empty_like(pixels).uniform_(-initial, initial, generator=stream)
+    velocity = torch.zeros_like(noise)
+    for _ in range(settings.steps):
+        leaf = noise.detach().requires_grad_(True)
+        inside = leaf.clamp(-bound, bound)
+        with precision(pixels.device):
+            logits = model((pixels + inside).clamp(0, 1))
+        moved = F.log_softmax(logits.float(), dim=1)
+        if settings.objective == "released":
+            divergence = (clean.exp() * (clean - moved)).sum()
+            reward = inside.square().mean(dim=(1, 2, 3)).sum()
+        else:
+            divergence = (moved.exp() * (moved - clean)).sum()
+            reward = inside.flatten(1).norm(dim=1).sum()
+        loss = (divergence - settings.lambda_ * reward) / REFERENCE_BATCH
+        slope = torch.autograd.grad(loss, leaf)[0]
+        velocity.mul_(0.9).add_(slope)
+        noise = leaf.detach() - settings.lr * (slope + 0.9 * velocity)  # Nesterov
+    return torch.round(noise.clamp(-bound, bound) * 255).to(torch.int8)
+
+
+@register("defense", "friends-u", noise="uniform")
+@register("defense", "friends-b", noise="bernoulli")
+@register("defense", "friends-g", noise="gaussian")
+@register("defense", "friendly", noise="none", zeta=32)
+class Friends(Defense):
+    """FRIENDS (Liu, Yang, Mirzasoleiman, NeurIPS 2022), Algorithms 1 and 2; `friendly` is the friendly noise alone.
+
+    From the start x + random noise; from epoch `start` on clip(x + friendly noise) + random noise, the friendly noise
+    made once with the network of that moment. All of it before augmentation; the random noise is redrawn at every step
+    and not clipped (released code). Needs: nothing beyond the training set. Cost: 20 steps x 2 forward-equivalents over
+    the training set (13 epochs' worth); about 1 with a small `source_model`. The noise is kept as int8.
+    """
+
+    Settings = FriendsSettings
+    settings: FriendsSettings
+
+    def jobs(self, data: Images, services: Services) -> Iterable[Job]:
+        self._services = services
+        yield Job(data)
+
+    def epoch(self, run: Run, epoch: int) -> None:
+        run.side["noise"] = run.stream("noise")
+        if epoch == self.settings.start:
+            model = run.model
+            if self.settings.source_model:
+                epochs = max(self.settings.start, 1)
+                model = self._services.fit(run.data, self.settings.source_model, epochs, "source")
+            run.side["friendly"] = friendly_noise(
+                model, run.data, self.settings, run.stream("friendly"), self._services.report
+            )
+
+    def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
+        if stage != "pixel":
+            return batch
+        if "friendly" in run.side:
+            fixed = run.side["friendly"][batch.rows].to(batch.pixels.dtype) / 255
+            batch.pixels = (batch.pixels + fixed).clamp_(0, 1)
+        if self.settings.noise != "none":
+            batch.pixels = batch.pixels + draw_noise(
+                batch.pixels, self.settings.noise, self.settings.mu / 255, run.side["noise"]
+            )
+        return batch

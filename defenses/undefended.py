@@ -1,0 +1,11 @@
+"""No defense: the victim trains on what it is given."""
+
+from __future__ import annotations
+
+from bench.registry import register
+from defenses.base import Defense
+
+
+@register("defense", "none")
+class Undefended(Defense):
+    """Undefended victim, against which every defense is compared. Needs: nothing. Cost: nothing."""
