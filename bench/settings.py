@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 import types
 import typing
@@ -68,6 +69,16 @@ def allowed(field: FieldInfo) -> str:
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "min_length": "length at least"}
     limits = ", ".join(f"{words[name]} {value:g}" for name, value in bounds.items())
     return ", ".join(part for part in (_type_name(field.annotation), limits) if part)
+
+
+def describe(cls: type[Settings], variant: dict[str, Any]) -> str:
+    """One line a setting: name, default (of the variant), what is allowed, what it means."""
+    lines = []
+    for name, field in cls.model_fields.items():
+        value = variant.get(name, field.default)
+        shown = list(value) if isinstance(value, tuple) else value
+        lines.append(f"  {name} = {json.dumps(shown)}  ({allowed(field)}) {field.description or ''}".rstrip())
+    return "\n".join(lines)
 
 
 def _type_name(kind: Any) -> str:

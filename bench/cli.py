@@ -1,0 +1,213 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 a trial failed, 2 bad input."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bench import __version__
+from bench.errors import BadInput
+
+OUT = Path("results/runs")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with its complaints in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; see: {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = _parser().parse_args(arguments)
+        return options.call(options)
+    except BadInput as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m bench", description="A benchmark for clean-label data poisoning.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser, metavar="VERB")
+
+    run = verbs.add_parser("run", help="attack, defend, judge; does only what is missing")
+    run.add_argument("--attack", default="gm", metavar="NAME|FILE", help="attack (default: gm)")
+    run.add_argument("--defense", action="append", metavar="NAME|FILE", help="defense, repeatable (default: none)")
+    run.add_argument("--protocol", default="quick", metavar="NAME|FILE", help="preset (default: quick)")
+    run.add_argument("--dataset", metavar="NAME", help="another data set, such as folder:PATH")
+    run.add_argument("--data", type=Path, metavar="DIR", help="where data sets look for their files")
+    run.add_argument("--trials", metavar="N", help="trials of each cell (default: the protocol's)")
+    run.add_argument("--seed", type=int, default=0, help="of the whole study (default: 0)")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; see `show`")
+    run.add_argument("--only", action="store_true", help="without the undefended cell and the clean control")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    run.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, 1 on a GPU)")
+    run.add_argument("--threads", type=int, default=1, metavar="N", help="arithmetic threads a process (default: 1)")
+    run.add_argument("--json", action="store_true", help="stdout holds one JSON array of trial records, nothing else")
+    _places(run)
+    run.set_defaults(call=_run)
+
+    listing = verbs.add_parser("list", help="what can be run")
+    listing.add_argument("kind", nargs="?", choices=["attacks", "defenses", "protocols", "datasets", "models"])
+    listing.set_defaults(call=_list)
+
+    show = verbs.add_parser("show", help="the card and the settings of a plug-in or a protocol")
+    show.add_argument("kind", choices=["attack", "defense", "protocol", "dataset", "model"])
+    show.add_argument("name")
+    show.set_defaults(call=_show)
+
+    sync = verbs.add_parser("sync", help="bring MLflow in step with the records")
+    _places(sync)
+    sync.set_defaults(call=_sync)
+
+    ui = verbs.add_parser("ui", help="open the MLflow UI on the right store")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--host", default="127.0.0.1")
+    _places(ui)
+    ui.set_defaults(call=_ui)
+
+    check = verbs.add_parser("check", help="contract test of a plug-in")
+    check.add_argument("plugin", nargs="+", metavar="NAME|FILE")
+    check.set_defaults(call=_check)
+    return parser
+
+
+def _places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"output folder (default: {OUT})")
+    parser.add_argument("--tracking", metavar="URI", help="MLflow tracking URI, or none (default: sqlite under --out)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from bench import runner, tracking
+    from bench.devices import choose_device, default_jobs
+    from bench.progress import say
+    from bench.report import table
+
+    sets = list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
+    device = choose_device(options.device)
+    jobs = options.jobs if options.jobs is not None else default_jobs(device)
+    for name, value in (("--jobs", jobs), ("--threads", options.threads)):
+        if not 1 <= value <= 1024:
+            raise BadInput(f"{name} {value}; allowed: 1 to 1024")
+    plan = runner.prepare(
+        options.protocol, sets, dataset=options.dataset, data=options.data, seed=options.seed, device=device,
+        attack=options.attack, defenses=options.defense or ["none"], only=options.only,
+    )  # fmt: skip
+    uri = tracking.resolve_uri(options.tracking, options.out)
+    _make_writable(options.out)
+    tracker = tracking.Tracker(uri, options.out, say)
+    try:
+        results = runner.execute(plan, options.out, runner.Effort(jobs, options.threads), say, tracker.add)
+    finally:
+        tracker.close()
+    if options.json:
+        print(json.dumps(results, allow_nan=False))
+    else:
+        print(table(results))
+        _where_next(options, uri)
+    return 1 if any(record["status"] != "done" for record in results) else 0
+
+
+def _make_writable(out: Path) -> None:
+    """Create the output folder; BadInput when nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise BadInput(f"output folder '{out}' cannot be written: {error.strerror}; repair: --out DIR") from None
+
+
+def _where_next(options: argparse.Namespace, uri: str | None) -> None:
+    place = "" if options.out == OUT else f" --out {options.out}"
+    print(f"records: {options.out / 'records'}; logs of failures: {options.out / 'logs'}")
+    if uri is not None:
+        print(f"MLflow: {uri}; open it with: python -m bench ui{place}")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from bench import protocol, registry
+
+    for kind in [options.kind] if options.kind else ["attacks", "defenses", "protocols", "datasets", "models"]:
+        print(f"{kind}:")
+        if kind == "protocols":
+            for name in protocol.protocol_names():
+                print(f"  {name:20} {protocol.read_preset(name)[0].get('description', '')}")
+            continue
+        for name in registry.names(kind.removesuffix("s")):
+            plugin = registry.find(kind.removesuffix("s"), name)
+            needs = getattr(plugin.make, "needs", ())
+            knows = f" [needs {', '.join(needs)}]" if needs else ""
+            print(f"  {name:20} {' '.join(plugin.card.split()).partition('. ')[0].rstrip('.')}{knows}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from bench import protocol, registry
+    from bench.settings import describe
+
+    if options.kind == "protocol":
+        print(protocol.read_preset(options.name)[1].rstrip())
+        return 0
+    plugin = registry.find(options.kind, options.name)
+    print(f"{options.kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")
+    if hasattr(plugin.make, "Settings"):
+        print("\nsettings:")
+        print(describe(plugin.make.Settings, plugin.variant) or "  none")
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from bench import tracking
+    from bench.progress import say
+    from bench.records import Records
+
+    uri = tracking.resolve_uri(options.tracking, options.out)
+    if uri is None:
+        raise BadInput("sync: tracking is switched off (none); give --tracking URI")
+    if not (options.out / "records").is_dir():
+        raise BadInput(f"sync: no records under '{options.out}'; give --out DIR")
+    report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out)
+    print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from bench import tracking
+
+    uri = tracking.resolve_uri(options.tracking, options.out)
+    if uri is None:
+        raise BadInput("ui: tracking is switched off (none); give --tracking URI")
+    if uri.startswith(("http://", "https://")):
+        print(f"the tracking server has the UI: {uri}")
+        return 0
+    if not (options.out / "mlflow.db").is_file() and options.tracking is None:
+        raise BadInput(f"ui: no MLflow store under '{options.out}'; run something first, or give --out DIR")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host]
+    print(f"http://{options.host}:{options.port} (filter the runs by: tags.\"bench.kind\" = 'cell')", flush=True)
+    os.execv(sys.executable, [*command, "--port", str(options.port)])
+
+
+def _check(options: argparse.Namespace) -> int:
+    from bench.contract import check
+
+    failed = False
+    for name in options.plugin:
+        for result in check(name):
+            print(f"{'ok    ' if result.passed else 'FAILED'} {result.plugin}: {result.rule}{result.detail}")
+            failed |= not result.passed
+    return 1 if failed else 0

@@ -1,0 +1,87 @@
+"""Any folder of pictures in class sub-folders: PATH/train/<class>/* and PATH/test/<class>/*."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench.datasets.base import Dataset, Images, Place
+from bench.datasets.cifar10 import SubsetSettings
+from bench.errors import BadInput
+from bench.registry import register
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm"}
+MOST_PIXELS = 512 * 512
+
+
+def _picture(path: Path) -> np.ndarray:
+    """One picture as uint8 [h, w, 3]; BadInput when it cannot be read or is too large for this tool."""
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise BadInput(f"picture '{path}' has {picture.width}x{picture.height} pixels; allowed: up to 512x512")
+            return np.asarray(picture.convert("RGB"))
+    except BadInput:
+        raise
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise BadInput(f"picture '{path}' cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _split(folder: Path, classes: tuple[str, ...], count: int) -> Images:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+        if not found:
+            raise BadInput(f"class folder '{folder / name}' holds no picture ({', '.join(sorted(ENDINGS))})")
+        found = found[:count] if count else found
+        paths += found
+        labels += [label] * len(found)
+    with ThreadPoolExecutor(4) as pool:
+        pictures = list(pool.map(_picture, paths))
+    shape = pictures[0].shape
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape != shape:
+            raise BadInput(
+                f"pictures differ in size: '{paths[0]}' is {shape[1]}x{shape[0]}, '{path}' is "
+                f"{picture.shape[1]}x{picture.shape[0]}; repair: scale all pictures to one size"
+            )
+    if shape[0] != shape[1]:
+        raise BadInput(f"pictures are {shape[1]}x{shape[0]}; allowed: squares")
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return Images(images, torch.tensor(labels), torch.arange(len(images)))
+
+
+@register("dataset", "folder")
+def load(settings: SubsetSettings, place: Place) -> Dataset:
+    """A user's own pictures. Classes are the sub-folders of train/, sorted by name; test/ must have the same ones."""
+    root = Path(place.argument)
+    if not place.argument:
+        raise BadInput("data set 'folder' needs a path: --dataset folder:PATH")
+    for split in ("train", "test"):
+        if not (root / split).is_dir():
+            raise BadInput(f"data folder '{root}' has no readable sub-folder '{split}/'")
+    try:
+        classes = tuple(sorted(p.name for p in (root / "train").iterdir() if p.is_dir()))
+        tested = tuple(sorted(p.name for p in (root / "test").iterdir() if p.is_dir()))
+        if classes != tested:
+            odd = sorted(set(classes) ^ set(tested))
+            raise BadInput(f"data folder '{root}': train/ and test/ differ in class '{odd[0]}'")
+        if len(classes) < 2:
+            raise BadInput(f"data folder '{root}' has {len(classes)} class folder in train/: at least two are needed")
+        splits = [
+            _split(root / "train", classes, settings.train_per_class),
+            _split(root / "test", classes, settings.test_per_class),
+        ]
+    except OSError as error:
+        raise BadInput(f"data folder '{root}' cannot be read: {error.strerror or error}") from None
+    if splits[0].images.shape[2:] != splits[1].images.shape[2:]:
+        raise BadInput(f"data folder '{root}': train/ and test/ pictures differ in size")
+    return Dataset(f"folder:{root.name}", classes, *splits)
+
+
+load.Settings = SubsetSettings  # type: ignore[attr-defined]

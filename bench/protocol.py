@@ -1,0 +1,191 @@
+"""Protocols: what is being compared. A preset file, then what the user sets, checked before anything is run.
+
+Precedence: default of the plug-in < variant (`friends-b`) < protocol file < --set.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadInput, nearest
+from bench.registry import Plugin, find
+from bench.settings import Settings, build, literal
+from bench.threat import Threat
+from bench.training import Recipe
+
+SECTIONS = ("dataset", "train", "surrogate", "threat", "attack", "defense")
+PLAIN = ("name", "version", "description", "trials", "model")
+MOST_TRIALS = 100_000
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Data, model, threat and training of a study, resolved and checked.
+
+    surrogate: how the attacker's networks are trained (the victim's recipe unless a [surrogate] section changes it);
+    attack_settings, defense_settings: by plug-in name, what the protocol changes for that plug-in.
+    """
+
+    name: str
+    version: int
+    description: str
+    trials: int
+    model: str
+    dataset: str
+    dataset_settings: Settings
+    train: Recipe
+    surrogate: Recipe
+    threat: Threat
+    attack_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    defense_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def surrogate_model(self) -> str:
+        return self.threat.surrogate or self.model
+
+    def as_dict(self) -> dict[str, Any]:
+        """What shapes the numbers of every cell (the number of trials and the plug-ins' own settings do not)."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "model": self.model,
+            "dataset": {"name": self.dataset, **self.dataset_settings.as_dict()},
+            "train": self.train.as_dict(),
+            "surrogate": self.surrogate.as_dict(),
+            "threat": self.threat.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A plug-in with its settings. reference: the name or file by which it is found, in any process; label: the name
+    under which it is registered, as records call it."""
+
+    kind: str
+    reference: str
+    label: str
+    settings: Settings
+
+    @property
+    def plugin(self) -> Plugin:
+        return find(self.kind, self.reference)
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.label, "settings": self.settings.as_dict()}
+
+
+def protocol_names() -> list[str]:
+    """The presets that ship with the tool."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in resources.files("bench.protocols").iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def read_preset(name: str) -> tuple[dict[str, Any], str]:
+    """The values and the text of a preset, by name or as the path of a TOML file."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise BadInput(f"no protocol file '{name}'")
+        text = path.read_text()
+    elif name in protocol_names():
+        text = (resources.files("bench.protocols") / f"{name}.toml").read_text()
+    else:
+        raise BadInput(f"unknown protocol '{name}'{nearest(name, protocol_names())}")
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"protocol file '{name}' is not TOML: {error}") from None
+
+
+def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tuple[Protocol, list[tuple[str, Any]]]:
+    """The protocol of a preset with `--set` items and `--dataset`, and the items left for plug-ins (attack., defense.).
+
+    BadInput for any unknown key or value out of bounds, naming the key, the range and the nearest known name.
+    """
+    values, _ = read_preset(preset)
+    for key in values:
+        if key not in (*SECTIONS, *PLAIN):
+            raise BadInput(f"protocol '{preset}': unknown key '{key}'{nearest(key, (*SECTIONS, *PLAIN))}")
+    sections: dict[str, dict[str, Any]] = {name: dict(values.get(name, {})) for name in SECTIONS}
+    rest: list[tuple[str, Any]] = []
+    for item in sets:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise BadInput(f"--set {item}: write key=value, as in --set threat.eps=8")
+        section, dot, name = key.partition(".")
+        value = literal(text)
+        if not dot and section in ("model", "trials"):
+            values[section] = value
+        elif not dot or section not in SECTIONS:
+            known = [f"{other}." for other in SECTIONS] + ["model", "trials"]
+            raise BadInput(f"--set {key}: unknown key '{key}'{nearest(key if not dot else section + '.', known)}")
+        elif section in ("attack", "defense"):
+            rest.append((key, value))
+        else:
+            sections[section][name] = value
+    dataset_name, settings = _dataset(sections["dataset"], dataset, sets)
+    train = build(Recipe, sections["train"], "train")
+    model, trials = values.get("model", "resnet18"), values.get("trials", 20)
+    if not isinstance(model, str):
+        raise BadInput(f"bad value for 'model': {model!r}; allowed: the name of a model")
+    if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials <= MOST_TRIALS:
+        raise BadInput(f"bad value for 'trials': {trials!r}; allowed: whole number, 1 to {MOST_TRIALS}")
+    threat = build(Threat, sections["threat"], "threat")
+    for name in (model, threat.surrogate):
+        if name:
+            find("model", name)
+    protocol = Protocol(
+        name=str(values.get("name", preset)), version=int(values.get("version", 1)),
+        description=str(values.get("description", "")), trials=trials, model=model, dataset=dataset_name,
+        dataset_settings=settings, train=train,
+        surrogate=build(Recipe, {**sections["train"], **sections["surrogate"]}, "surrogate"), threat=threat,
+        attack_settings=sections["attack"], defense_settings=sections["defense"],
+    )  # fmt: skip
+    return protocol, rest
+
+
+def _dataset(section: dict[str, Any], asked: str | None, sets: Sequence[str]) -> tuple[str, Settings]:
+    """Name (with argument) and settings of the data set: the protocol's, or the one asked for on the command line."""
+    name = str(section.pop("name", "photographs"))
+    if asked is not None:
+        # Settings of the preset that the other data set knows as well (how many pictures a class) still hold.
+        known = find("dataset", asked.partition(":")[0]).make.Settings.model_fields
+        typed = {item.partition("=")[0].partition(".")[2] for item in sets if item.startswith("dataset.")}
+        section = {key: value for key, value in section.items() if key in known or key in typed}
+        name = asked
+    return name, build(find("dataset", name.partition(":")[0]).make.Settings, section, "dataset")
+
+
+def choose(kind: str, references: Sequence[str], protocol: Protocol, rest: Sequence[tuple[str, Any]]) -> list[Chosen]:
+    """The plug-ins of one kind with their settings.
+
+    `attack.eps=..` or `defense.mu=..` goes to every plug-in that is named; `defense.friends-b.mu=..` to that one.
+    """
+    of_protocol = protocol.attack_settings if kind == "attack" else protocol.defense_settings
+    plugins = {reference: find(kind, reference) for reference in dict.fromkeys(references)}
+    labels = {plugin.name for plugin in plugins.values()}
+    chosen = []
+    for reference, plugin in plugins.items():
+        values = {**plugin.variant, **of_protocol.get(plugin.name, {})}
+        for key, value in rest:
+            section, _, name = key.partition(".")
+            if section != kind:
+                continue
+            owner, dot, inner = name.rpartition(".")
+            if dot and owner not in labels:
+                raise BadInput(f"--set {key}: no {kind} '{owner}' in this run{nearest(owner, labels)}")
+            if not dot or owner == plugin.name:
+                values[inner if dot else name] = value
+        chosen.append(Chosen(kind, reference, plugin.name, build(plugin.make.Settings, values, f"{kind}")))
+    for key, _ in rest:
+        if key.startswith(f"{kind}.") and not chosen:
+            raise BadInput(f"--set {key}: no {kind} is named in this run")
+    return chosen

@@ -1,0 +1,1 @@
+"""Protocol presets, one TOML file each."""

@@ -1,0 +1,56 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench.summary import Cell, summarise
+
+
+def group(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Records by cell, in the order of appearance."""
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        cells.setdefault(record["cell"], []).append(record)
+    return list(cells.values())
+
+
+def _role(cell: Cell) -> str:
+    if cell.attack == "none":
+        return "clean control" if cell.defense == "none" else "clean, defended"
+    return "undefended" if cell.defense == "none" else "defended"
+
+
+def _row(cell: Cell, undefended: Cell | None) -> tuple[str, ...]:
+    if cell.n == 0:
+        return (cell.attack, cell.defense, _role(cell), f"0/0 ({cell.failed} failed)", "-", "-", "-", "-", "-")
+    count = f"{cell.successes:g}/{cell.n}" + (f" ({cell.failed} failed)" if cell.failed else "")
+    drop = "-"
+    if undefended is not None and undefended.n and cell.defense != "none":
+        drop = f"{100 * (undefended.clean_accuracy - cell.clean_accuracy):.1f}"
+    seconds = cell.seconds
+    return (
+        cell.attack, cell.defense, _role(cell), count,
+        f"{100 * cell.success_rate:.0f} % [{100 * cell.success_low:.0f}, {100 * cell.success_high:.0f}]",
+        f"{100 * cell.clean_accuracy:.1f} %", drop, f"{seconds.get('craft', 0.0):.1f}", f"{seconds.get('train', 0.0):.1f}",
+    )  # fmt: skip
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Success k/n with its 95 % Clopper-Pearson interval, clean accuracy and seconds of each cell, as aligned text."""
+    cells = [summarise(own) for own in group(records)]
+    head = ("attack", "defense", "", "success", "rate [95 %]", "clean acc.", "drop", "craft s", "train s")
+    undefended = {cell.attack: cell for cell in cells if cell.defense == "none"}
+    rows = [head, *(_row(cell, undefended.get(cell.attack)) for cell in cells)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    controls = [cell for cell in cells if cell.attack == "none" and cell.n]
+    if controls:
+        rate = 100 * controls[0].success_rate
+        lines.append(f"base rate (clean control): {rate:.0f} %, what a trial 'succeeds' by without any poison")
+    smallest = min(cell.n for cell in cells)
+    if smallest < 20:
+        lines.append(f"n = {smallest}: too few trials to compare; the usual number is 20 (--trials 20)")
+    return "\n".join(lines)

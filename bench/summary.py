@@ -1,0 +1,46 @@
+"""A cell in figures: success with its interval, clean accuracy, time; made from trial records, here only."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.evaluation import interval
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack x defense x protocol. successes: sum over finished trials; low, high: 95 % Clopper-Pearson;
+    seconds: mean of each stage over finished trials, as if nothing had been cached."""
+
+    attack: str
+    defense: str
+    protocol: str
+    n: int
+    failed: int
+    successes: float
+    success_rate: float
+    success_low: float
+    success_high: float
+    clean_accuracy: float
+    clean_accuracy_deviation: float
+    seconds: dict[str, float]
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> Cell:
+    """The figures of the records of one cell (at least one record; rates are NaN when none is finished)."""
+    done = [record for record in records if record["status"] == "done"]
+    successes = sum(record["success"] for record in done)
+    accuracies = [record["clean_accuracy"] for record in done]
+    low, high = interval(successes, len(done))
+    stages = {stage: None for record in done for stage in record["seconds"]}
+    return Cell(
+        attack=records[0]["attack"], defense=records[0]["defense"], protocol=records[0]["protocol"], n=len(done),
+        failed=len(records) - len(done), successes=successes,
+        success_rate=successes / len(done) if done else float("nan"), success_low=low, success_high=high,
+        clean_accuracy=statistics.fmean(accuracies) if done else float("nan"),
+        clean_accuracy_deviation=statistics.stdev(accuracies) if len(done) > 1 else 0.0,
+        seconds={stage: statistics.fmean(record["seconds"].get(stage, 0.0) for record in done) for stage in stages},
+    )  # fmt: skip

@@ -1,0 +1,170 @@
+import textwrap
+
+import pytest
+
+from bench import registry
+from bench.errors import BadInput
+from defenses.base import Defense
+
+DEFENSE = """
+    from bench.registry import register
+    from defenses.base import Defense
+
+    @register("defense", "{name}")
+    class Mine(Defense):
+        '''A card of my own.'''
+"""
+
+
+@pytest.fixture(autouse=True)
+def separate_registry(monkeypatch):
+    """Plug-ins of one test are not seen by the next."""
+    for kind in registry.KINDS:
+        registry.names(kind)
+    monkeypatch.setattr(registry, "_found", {kind: dict(found) for kind, found in registry._found.items()})
+
+
+@pytest.fixture
+def write(tmp_path):
+    def file(text, name="mine.py"):
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    return file
+
+
+def refusal(name, kind="defense"):
+    with pytest.raises(BadInput) as caught:
+        registry.find(kind, name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"),
+    [("attack", {"gm", "none", "random-noise"}), ("defense", {"none", "friends-b", "noise-u"}),
+     ("dataset", {"photographs"}), ("model", {"convnet", "resnet18", "lenet", "alexnet", "vgg11", "mobilenet-v2"})],
+)  # fmt: skip
+def test_the_shipped_plugins_are_found(kind, some):
+    names = registry.names(kind)
+    assert some <= set(names)
+    assert names == sorted(names)
+
+
+def test_an_unknown_name_offers_the_nearest():
+    assert refusal("frends-b") == "unknown defense 'frends-b'; did you mean 'friends-b'?"
+
+
+def test_a_variant_is_a_name_with_settings():
+    plain, variant = registry.find("defense", "friends-u"), registry.find("defense", "friends-b")
+    assert plain.make is variant.make
+    assert (plain.variant, variant.variant) == ({"noise": "uniform"}, {"noise": "bernoulli"})
+
+
+def test_every_shipped_attack_and_defense_has_a_card():
+    for kind in ("attack", "defense"):
+        for name in registry.names(kind):
+            assert len(registry.find(kind, name).card.split()) > 5, name
+
+
+def test_a_function_without_docstring_takes_the_card_of_its_module():
+    card = registry.Plugin("model", "x", registry.find("model", "lenet").make).card
+    assert card.startswith("conv 6")
+    assert registry.Plugin("model", "x", make_undocumented()).card == (__doc__ or "")
+
+
+def make_undocumented():
+    def bare():
+        pass
+
+    return bare
+
+
+def test_a_file_brings_its_plugin(write):
+    plugin = registry.find("defense", write(DEFENSE.format(name="mine")))
+    assert plugin.name == "mine"
+    assert issubclass(plugin.make, Defense)
+    assert plugin.card == "A card of my own."
+    assert registry.find("defense", "mine") is plugin
+
+
+def test_a_file_named_twice_is_loaded_once(write):
+    path = write(DEFENSE.format(name="mine"))
+    assert registry.find("defense", path) is registry.find("defense", path)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    assert "existing .py file" in refusal(str(tmp_path / "absent.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("def broken(:", "SyntaxError"), ("import no_such_package_at_all", "ModuleNotFoundError"), ("1 / 0", "ZeroDivisionError")],
+)
+def test_a_broken_file_is_one_line_with_file_and_reason(write, text, reason):
+    path = write(text)
+    text = refusal(path)
+    assert path in text
+    assert reason in text
+
+
+def test_a_file_that_was_broken_can_be_loaded_once_it_is_mended(write):
+    refusal(write("1 / 0"))
+    assert registry.find("defense", write(DEFENSE.format(name="mine"))).name == "mine"
+
+
+def test_a_file_that_breaks_after_registering_leaves_no_name_behind(write):
+    refusal(write(DEFENSE.format(name="half-made") + "\n    raise RuntimeError('later')\n"))
+    assert "half-made" not in registry.names("defense")
+
+
+def test_a_file_that_registers_nothing_says_how_to(write):
+    assert '@register("defense", "my-name")' in refusal(write("x = 1"))
+
+
+def test_a_file_with_a_plugin_of_another_kind_registers_none_of_this(write):
+    assert "registers no attack" in refusal(write(DEFENSE.format(name="mine")), kind="attack")
+
+
+def test_two_files_cannot_share_a_name(write):
+    registry.find("defense", write(DEFENSE.format(name="same"), "one.py"))
+    assert "two defenses are called 'same'" in refusal(write(DEFENSE.format(name="same"), "two.py"))
+
+
+def test_a_file_cannot_take_the_name_of_a_shipped_plugin(write):
+    shipped = registry.find("defense", "friends-b")
+    assert "two defenses are called 'friends-b'" in refusal(write(DEFENSE.format(name="friends-b")))
+    assert registry.find("defense", "friends-b") is shipped
+
+
+VARIANT = """
+    from bench.registry import register
+    from defenses.friends import Friends
+
+    register("defense", "{name}", noise="uniform", mu=4)(Friends)
+"""
+
+
+def test_a_file_may_hold_a_variant_of_a_shipped_class(write):
+    plugin = registry.find("defense", write(VARIANT.format(name="friends-small")))
+    assert (plugin.name, plugin.variant) == ("friends-small", {"noise": "uniform", "mu": 4})
+
+
+def test_a_file_cannot_change_the_settings_of_a_shipped_variant(write):
+    shipped = registry.find("defense", "friends-b")
+    refusal(write(VARIANT.format(name="friends-b")))
+    assert registry.find("defense", "friends-b") is shipped
+
+
+def test_a_broken_third_party_package_does_not_take_the_tool_down(monkeypatch, capsys):
+    class Broken:
+        name, value = "theirs", "theirs.module"
+
+        def load(self):
+            raise RuntimeError("cannot start")
+
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [Broken()])
+    monkeypatch.setattr(registry, "_loaded", set())
+    assert "friends-b" in registry.names("defense")
+    assert "plug-in 'theirs' from theirs.module could not be loaded: cannot start" in capsys.readouterr().err
