@@ -1,10 +1,10 @@
 """What an attack is: typed settings and one verb, `craft`.
 
-    @register("attack", "my-attack")
-    class MyAttack(Attack):
-        '''Card: paper, threat model, what it needs to know, what it costs.'''
-        class Settings(Settings): ...
-        def craft(self, scene: Scene) -> Poisons: ...
+@register("attack", "my-attack")
+class MyAttack(Attack):
+    '''Card: paper, threat model, what it needs to know, what it costs.'''
+    class Settings(Settings): ...
+    def craft(self, scene: Scene) -> Poisons: ...
 """
 
 from __future__ import annotations

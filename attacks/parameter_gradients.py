@@ -93,7 +93,12 @@ def _without_batchnorm(model: Classifier) -> tuple[nn.Module, list[tuple[str, st
         prefix = f"{path}." if path else ""
         children = list(module.named_children())
         for (name, layer), (next_name, after) in zip(children, children[1:], strict=False):
-            if type(layer) is nn.Conv2d and type(after) is nn.BatchNorm2d and after.affine and after.track_running_stats:
+            if (
+                type(layer) is nn.Conv2d
+                and type(after) is nn.BatchNorm2d
+                and after.affine
+                and after.track_running_stats
+            ):
                 layer.bias = nn.Parameter(torch.zeros_like(after.weight), requires_grad=False)
                 setattr(module, next_name, nn.Identity())
                 pairs.append((f"{prefix}{name}", f"{prefix}{next_name}", after))

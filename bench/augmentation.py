@@ -48,7 +48,9 @@ class Augmentation:
             shifts = torch.floor(u[:2] * (2 * self.shift + 1)).clamp(max=2 * self.shift) - self.shift
         else:
             shifts = (2 * u[:2] - 1) * self.shift
-        return Draw(shifts[0], shifts[1], (u[2] < 0.5) if self.flip else torch.zeros(n, dtype=torch.bool, device=device))
+        return Draw(
+            shifts[0], shifts[1], (u[2] < 0.5) if self.flip else torch.zeros(n, dtype=torch.bool, device=device)
+        )
 
     def __call__(self, pixels: Tensor, draw: Draw) -> Tensor:
         """Shift and flip float pixels [n, 3, h, w] in [0, 1]. Differentiable in the pixels."""
@@ -76,7 +78,10 @@ class Augmentation:
         x = torch.where(draw.flip[:, None], width - 1 - x, x) + draw.dx[:, None].to(dtype)
         # align_corners: -1 and 1 are the centres of the first and the last pixel.
         grid = torch.stack(
-            ((2 * x / (width - 1) - 1)[:, None, :].expand(n, height, width),
-             (2 * y / (height - 1) - 1)[:, :, None].expand(n, height, width)), dim=3
-        )  # fmt: skip
+            (
+                (2 * x / (width - 1) - 1)[:, None, :].expand(n, height, width),
+                (2 * y / (height - 1) - 1)[:, :, None].expand(n, height, width),
+            ),
+            dim=3,
+        )
         return F.grid_sample(pixels - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=True) + fill

@@ -104,9 +104,16 @@ def _run(options: argparse.Namespace) -> int:
         if not 1 <= value <= 1024:
             raise BadInput(f"{name} {value}; allowed: 1 to 1024")
     plan = runner.prepare(
-        options.protocol, sets, dataset=options.dataset, data=options.data, seed=options.seed, device=device,
-        attack=options.attack, defenses=options.defense or ["none"], only=options.only,
-    )  # fmt: skip
+        options.protocol,
+        sets,
+        dataset=options.dataset,
+        data=options.data,
+        seed=options.seed,
+        device=device,
+        attack=options.attack,
+        defenses=options.defense or ["none"],
+        only=options.only,
+    )
     uri = tracking.resolve_uri(options.tracking, options.out)
     _make_writable(options.out)
     tracker = tracking.Tracker(uri, options.out, say)

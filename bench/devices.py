@@ -23,7 +23,9 @@ def choose_device(asked: str) -> str:
         raise BadInput(f"unknown device '{asked}'; allowed: auto, cpu, cuda, cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
-        raise BadInput(f"device '{asked}' is not there: torch sees {count} GPU{'' if count == 1 else 's'}; repair: --device cpu")
+        raise BadInput(
+            f"device '{asked}' is not there: torch sees {count} GPU{'' if count == 1 else 's'}; repair: --device cpu"
+        )
     return asked
 
 

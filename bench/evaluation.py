@@ -73,9 +73,13 @@ def backdoor_rates(clean: Tensor, triggered: Tensor, true_class: int, adversaria
     n, kept = len(clean), int(right.sum())
     both = int((hit & right).sum())
     return BackdoorRates(
-        asr_all=int(hit.sum()) / n, asr_excluding=both / n, asr_conditional=both / kept if kept else 0.0,
-        base_rate=int((clean == adversarial_class).sum()) / n, n=n, n_conditional=kept,
-    )  # fmt: skip
+        asr_all=int(hit.sum()) / n,
+        asr_excluding=both / n,
+        asr_conditional=both / kept if kept else 0.0,
+        base_rate=int((clean == adversarial_class).sum()) / n,
+        n=n,
+        n_conditional=kept,
+    )
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,15 @@ import torch
 
 import bench
 
-SHAPES_NUMBERS = ("bench.training", "bench.augmentation", "bench.seeds", "bench.threat", "bench.poisons",
-                  "bench.evaluation", "bench.models.base")  # fmt: skip
+SHAPES_NUMBERS = (
+    "bench.training",
+    "bench.augmentation",
+    "bench.seeds",
+    "bench.threat",
+    "bench.poisons",
+    "bench.evaluation",
+    "bench.models.base",
+)
 """Modules of the frame whose code shapes every number. Services (store, tracking, command line) do not."""
 
 
@@ -59,7 +66,9 @@ def _closure(module: str) -> frozenset[str]:
 def _meaning(module: str) -> str:
     tree = ast.parse(_source(module))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
             node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -85,12 +94,19 @@ def revision() -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record."""
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or platform.machine())
+    named = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or platform.machine())
+    )
     versions = {package: _version(package) for package in ("torch", "torchvision", "numpy", "scipy", "pillow")}
     return {
-        "python": platform.python_version(), "platform": platform.platform(), **versions, "device": device.type,
-        "device_name": named, "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0)),
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions,
+        "device": device.type,
+        "device_name": named,
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
 
 
 def _version(package: str) -> str:

@@ -28,7 +28,7 @@ class Poisons:
     def from_perturbation(
         cls, bases: Images, delta: Tensor, eps: int, provenance: dict[str, Any] | None = None
     ) -> Poisons:
-        """Quantise bases + delta. bases: the clean pictures; delta: float [n, 3, h, w], pixels in [0, 1]; eps: levels of 255.
+        """Quantise bases + delta. delta: float [n, 3, h, w], pixels in [0, 1]; eps: levels of 255.
 
         Rounds half up, then clips to the eps ball and to 0..255 in whole levels, so that the ball holds exactly.
         ValueError for a delta that is not finite.
@@ -56,7 +56,9 @@ class Poisons:
         if not torch.equal(clean.labels[rows].cpu(), self.labels):
             raise ValueError("a poison changes a label: the attack is not clean-label")
         if self.images.shape[1:] != clean.images.shape[1:] or self.images.dtype != torch.uint8:
-            raise ValueError(f"poisons are {self.images.dtype} {tuple(self.images.shape[1:])}, not like the training set")
+            raise ValueError(
+                f"poisons are {self.images.dtype} {tuple(self.images.shape[1:])}, not like the training set"
+            )
         found = self.distance(clean)
         if found > eps:
             raise ValueError(f"a poison moves a pixel by {found}/255, more than eps = {eps}/255")

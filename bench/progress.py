@@ -51,9 +51,13 @@ class Progress:
         self._quiet = quiet
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(
-                total=float(total), desc=title, file=sys.stderr, dynamic_ncols=True, leave=False,
+                total=float(total),
+                desc=title,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                leave=False,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
-            )  # fmt: skip
+            )
 
     def __enter__(self) -> Progress:
         if not self._quiet:

@@ -143,12 +143,19 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
         if name:
             find("model", name)
     protocol = Protocol(
-        name=str(values.get("name", preset)), version=int(values.get("version", 1)),
-        description=str(values.get("description", "")), trials=trials, model=model, dataset=dataset_name,
-        dataset_settings=settings, train=train,
-        surrogate=build(Recipe, {**sections["train"], **sections["surrogate"]}, "surrogate"), threat=threat,
-        attack_settings=sections["attack"], defense_settings=sections["defense"],
-    )  # fmt: skip
+        name=str(values.get("name", preset)),
+        version=int(values.get("version", 1)),
+        description=str(values.get("description", "")),
+        trials=trials,
+        model=model,
+        dataset=dataset_name,
+        dataset_settings=settings,
+        train=train,
+        surrogate=build(Recipe, {**sections["train"], **sections["surrogate"]}, "surrogate"),
+        threat=threat,
+        attack_settings=sections["attack"],
+        defense_settings=sections["defense"],
+    )
     return protocol, rest
 
 

@@ -11,7 +11,16 @@ from bench import atomic
 
 SCHEMA = 1
 NEEDED = ("schema", "key", "cell", "attack", "defense", "protocol", "trial", "seed", "status")
-DEPENDS_ON_THE_DAY = ("seconds", "reused", "memory_peak_mib", "started", "finished", "environment", "revision", "cached")
+DEPENDS_ON_THE_DAY = (
+    "seconds",
+    "reused",
+    "memory_peak_mib",
+    "started",
+    "finished",
+    "environment",
+    "revision",
+    "cached",
+)
 """What may differ between two runs of the same trial. All else must be equal, bit for bit on one kind of CPU."""
 
 

@@ -65,7 +65,7 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Plugin:
-    """The plug-in called `name`, or defined in the Python file `name`. BadInput with the nearest name if there is none."""
+    """The plug-in called `name`, or defined in the Python file `name`. BadInput if there is none."""
     if kind in ("attack", "defense") and name.endswith(".py"):
         name = _load_file(kind, Path(name))
     _load(kind)
@@ -109,5 +109,5 @@ def _load_file(kind: str, path: Path) -> str:
             raise BadInput(f"{kind} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
     mine = [plugin.name for plugin in _found[kind].values() if plugin.make.__module__ == module_name]
     if not mine:
-        raise BadInput(f"{kind} file '{path}' registers no {kind}: add @register(\"{kind}\", \"my-name\") to its class")
+        raise BadInput(f'{kind} file \'{path}\' registers no {kind}: add @register("{kind}", "my-name") to its class')
     return mine[0]

@@ -31,10 +31,16 @@ def _row(cell: Cell, undefended: Cell | None) -> tuple[str, ...]:
         drop = f"{100 * (undefended.clean_accuracy - cell.clean_accuracy):.1f}"
     seconds = cell.seconds
     return (
-        cell.attack, cell.defense, _role(cell), count,
+        cell.attack,
+        cell.defense,
+        _role(cell),
+        count,
         f"{100 * cell.success_rate:.0f} % [{100 * cell.success_low:.0f}, {100 * cell.success_high:.0f}]",
-        f"{100 * cell.clean_accuracy:.1f} %", drop, f"{seconds.get('craft', 0.0):.1f}", f"{seconds.get('train', 0.0):.1f}",
-    )  # fmt: skip
+        f"{100 * cell.clean_accuracy:.1f} %",
+        drop,
+        f"{seconds.get('craft', 0.0):.1f}",
+        f"{seconds.get('train', 0.0):.1f}",
+    )
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

@@ -1,9 +1,9 @@
 """One run, step by step: what is wanted, what the store already holds, and the stages that make the rest.
 
-    cells = clean control, undefended, defended
-    surrogates          once a study
-    poisons             once a trial, shared by all defenses
-    victims             one for every cell and trial, each with its record
+cells = clean control, undefended, defended
+surrogates          once a study
+poisons             once a trial, shared by all defenses
+victims             one for every cell and trial, each with its record
 """
 
 from __future__ import annotations
@@ -59,9 +59,17 @@ def plan(study: Study, attack: str, defenses: Sequence[str], rest: Sequence[tupl
 
 
 def prepare(
-    preset: str, sets: Sequence[str], *, attack: str, defenses: Sequence[str], only: bool = False,
-    dataset: str | None = None, data: Path | None = None, seed: int = 0, device: str = "cpu",
-) -> Plan:  # fmt: skip
+    preset: str,
+    sets: Sequence[str],
+    *,
+    attack: str,
+    defenses: Sequence[str],
+    only: bool = False,
+    dataset: str | None = None,
+    data: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Plan:
     """Resolve and check everything of a run before anything is made; BadInput in one line."""
     protocol, rest = resolve(preset, sets, dataset)
     study = Study(protocol, seed, data, device)

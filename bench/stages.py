@@ -57,30 +57,42 @@ class Bench:
         """The attacker's k-th network, trained on clean data with the protocol's surrogate recipe; in eval mode."""
         study, identity = self.study, self.study.surrogate_identity(k)
         artefact = self._trained(
-            identity, study.dataset.train, study.protocol.surrogate_model, study.protocol.surrogate,
+            identity,
+            study.dataset.train,
+            study.protocol.surrogate_model,
+            study.protocol.surrogate,
             f"surrogate {k + 1}/{study.protocol.threat.surrogates}",
-        )  # fmt: skip
+        )
         return self._network(study.protocol.surrogate_model, artefact), artefact
 
     def _trained(self, identity: dict[str, Any], data: Images, model: str, recipe: Recipe, what: str) -> Artefact:
         def make() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             network = self._build(model, identity["seed"])
             done = train(
-                network, data.to(self.study.device), recipe, seed=identity["seed"],
+                network,
+                data.to(self.study.device),
+                recipe,
+                seed=identity["seed"],
                 report=lambda epoch, epochs, _: self.report(what, epoch, epochs),
-            )  # fmt: skip
+            )
             return dict(done.model.state_dict()), {
-                "identity": identity, "history": done.history, "seconds": done.seconds,
-            }  # fmt: skip
+                "identity": identity,
+                "history": done.history,
+                "seconds": done.seconds,
+            }
 
         return self.store.get_or_make("networks", key_of(identity), make)
 
     def _build(self, model: str, seed: int) -> Classifier:
         dataset = self.study.dataset
         return build_model(
-            model, classes=len(dataset.classes), size=self.study.size, normalisation=dataset.normalisation, seed=seed,
+            model,
+            classes=len(dataset.classes),
+            size=self.study.size,
+            normalisation=dataset.normalisation,
+            seed=seed,
             device=self.study.device,
-        )  # fmt: skip
+        )
 
     def _network(self, model: str, artefact: Artefact) -> Classifier:
         network = self._build(model, 0)
@@ -102,10 +114,12 @@ class Bench:
             # What the surrogates took is theirs, whether they were trained just now or long ago.
             just_now = sum(artefact.meta["seconds"] for artefact in trained if not artefact.reused)
             meta = {
-                "identity": identity, "provenance": poisons.provenance, "seconds": max(seconds - just_now, 0.0),
+                "identity": identity,
+                "provenance": poisons.provenance,
+                "seconds": max(seconds - just_now, 0.0),
                 "surrogate_seconds": sum(artefact.meta["seconds"] for artefact in trained),
                 "surrogates_reused": bool(trained) and all(artefact.reused for artefact in trained),
-            }  # fmt: skip
+            }
             return {"images": poisons.images, "ids": poisons.ids, "labels": poisons.labels}, meta
 
         key = key_of(identity)
@@ -134,12 +148,16 @@ class Bench:
         data = dataset.train.to(study.device)
         what = f"{attack.label} trial {index}"
         return Scene(
-            train=data, bases=data.subset(data.rows_of(trial.base_ids.to(study.device))),
-            targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)].to(study.device), trial=trial,
-            threat=study.protocol.threat, augmentation=study.protocol.train.augmentation(dataset.normalisation[0]),
-            surrogates=surrogates, seed=study.attack_seed(attack, index),
+            train=data,
+            bases=data.subset(data.rows_of(trial.base_ids.to(study.device))),
+            targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)].to(study.device),
+            trial=trial,
+            threat=study.protocol.threat,
+            augmentation=study.protocol.train.augmentation(dataset.normalisation[0]),
+            surrogates=surrogates,
+            seed=study.attack_seed(attack, index),
             report=lambda step, steps, _: self.report(what, step, steps),
-        )  # fmt: skip
+        )
 
     # Victims
 
@@ -162,25 +180,35 @@ class Bench:
         meta = artefact.meta
         provenance = dict(poisons.provenance)
         record = {
-            "schema": SCHEMA, **wanted, "status": "done", "error": None, "success": outcome.success,
-            "clean_accuracy": outcome.clean_accuracy, "outcome": outcome.as_dict(),
+            "schema": SCHEMA,
+            **wanted,
+            "status": "done",
+            "error": None,
+            "success": outcome.success,
+            "clean_accuracy": outcome.clean_accuracy,
+            "outcome": outcome.as_dict(),
             "draw": study.trial(index).as_dict(),
             "poisons": {
-                "key": key_of(meta["identity"]), "n": len(poisons.ids), "eps": study.protocol.threat.eps,
-                "max_change": poisons.distance(study.dataset.train), **provenance,
+                "key": key_of(meta["identity"]),
+                "n": len(poisons.ids),
+                "eps": study.protocol.threat.eps,
+                "max_change": poisons.distance(study.dataset.train),
+                **provenance,
             },
             "surrogates": {"keys": meta["identity"]["surrogates"], "shared_by": "all trials and attacks of this seed"},
             "history": [figures for job in trained for figures in job.history],
             **self.description(attack, defense),
             "seconds": {
-                "surrogates": meta["surrogate_seconds"], "craft": meta["seconds"], "train": trained_at - clock,
+                "surrogates": meta["surrogate_seconds"],
+                "craft": meta["seconds"],
+                "train": trained_at - clock,
                 "evaluate": finished - trained_at,
             },
             "reused": {"poisons": artefact.reused, "surrogates": artefact.reused or meta["surrogates_reused"]},
             "memory_peak_mib": peak_memory_mib(torch.device(study.device)),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
+        }
         self.records.write(record)
         return record
 
@@ -195,11 +223,16 @@ class Bench:
                 raise TrialFailed(f"defense '{defense.label}' left no training sample")
             trained.append(
                 train(
-                    self._build(study.protocol.model, derive(seed, "init", job)), wish.data, study.protocol.train,
-                    seed=seed, hooks=guard, job=job, services=services,
+                    self._build(study.protocol.model, derive(seed, "init", job)),
+                    wish.data,
+                    study.protocol.train,
+                    seed=seed,
+                    hooks=guard,
+                    job=job,
+                    services=services,
                     report=lambda epoch, epochs, _: self.report(what, epoch, epochs),
                 )
-            )  # fmt: skip
+            )
         if not trained:
             raise TrialFailed(f"defense '{defense.label}' asked for no training")
         return trained
@@ -211,28 +244,46 @@ class Bench:
             """Train `model` on `part` for the first `epochs` of the victim's recipe; kept in the store."""
             recipe = study.protocol.train.model_copy(update={"epochs": epochs})
             identity = {
-                **study.surrogate_identity(0), "kind": "fit", "data": part.digest, "model": model,
-                "recipe": recipe.as_dict(), "seed": derive(study.victim_seed(index), "fit", model, *who),
+                **study.surrogate_identity(0),
+                "kind": "fit",
+                "data": part.digest,
+                "model": model,
+                "recipe": recipe.as_dict(),
+                "seed": derive(study.victim_seed(index), "fit", model, *who),
                 "code": fingerprint.code(find("model", model).make),
-            }  # fmt: skip
+            }
             artefact = self._trained(identity, part, model, recipe, f"{what}: {model}")
             return self._network(model, artefact)
 
         return Services(
-            recipe=study.protocol.train, classes=len(study.dataset.classes), fit=fit,
+            recipe=study.protocol.train,
+            classes=len(study.dataset.classes),
+            fit=fit,
             report=lambda part, done, of: self.report(f"{what}: {part}", done, of),
-        )  # fmt: skip
+        )
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
         """Write the record of a trial that failed; it will be tried again by the next run."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {
-            "schema": SCHEMA, **self.study.wanted(attack, defense, index), "status": "failed", "error": error,
-            "success": None, "clean_accuracy": None, "outcome": None, "draw": self.study.trial(index).as_dict(),
-            "poisons": {}, "surrogates": {}, "history": [], **self.description(attack, defense), "seconds": {},
-            "reused": {}, "memory_peak_mib": peak_memory_mib(torch.device(self.study.device)), "started": now,
+            "schema": SCHEMA,
+            **self.study.wanted(attack, defense, index),
+            "status": "failed",
+            "error": error,
+            "success": None,
+            "clean_accuracy": None,
+            "outcome": None,
+            "draw": self.study.trial(index).as_dict(),
+            "poisons": {},
+            "surrogates": {},
+            "history": [],
+            **self.description(attack, defense),
+            "seconds": {},
+            "reused": {},
+            "memory_peak_mib": peak_memory_mib(torch.device(self.study.device)),
+            "started": now,
             "finished": now,
-        }  # fmt: skip
+        }
         self.records.write(record)
         return record
 
@@ -242,20 +293,25 @@ class Bench:
         dataset = study.dataset
         return {
             "settings": {
-                "protocol": study.protocol.as_dict(), "attack": attack.settings.as_dict(),
+                "protocol": study.protocol.as_dict(),
+                "attack": attack.settings.as_dict(),
                 "defense": defense.settings.as_dict(),
             },
             "knowledge": list(defense.plugin.make.needs),
             "data": {
-                "name": dataset.name, "fingerprint": dataset.fingerprint, "train": len(dataset.train),
-                "test": len(dataset.test), "classes": list(dataset.classes),
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "train": len(dataset.train),
+                "test": len(dataset.test),
+                "classes": list(dataset.classes),
             },
             "code": {
-                "version": bench.__version__, "fingerprint": study.cell_identity(attack, defense)["code"],
+                "version": bench.__version__,
+                "fingerprint": study.cell_identity(attack, defense)["code"],
             },
             "revision": fingerprint.revision(),
             "environment": fingerprint.environment(torch.device(study.device)),
-        }  # fmt: skip
+        }
 
 
 def picture_path(out: Path, key: str) -> Path:

@@ -109,4 +109,3 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
         total.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
     return total.hexdigest()
-

@@ -20,7 +20,6 @@ from bench.store import key_of
 from bench.threat import Trial, check_budget, draw_trial
 
 
-
 @dataclass(frozen=True)
 class Study:
     """What is run, small enough to be sent to a worker process. data: where data sets look for files; device: cpu or
@@ -45,7 +44,9 @@ class Study:
         dataset = check(self.dataset)
         check_budget(dataset, self.protocol.threat)
         for model in {self.protocol.model, self.protocol.surrogate_model}:
-            build_model(model, classes=len(dataset.classes), size=self.size, normalisation=dataset.normalisation, seed=0)
+            build_model(
+                model, classes=len(dataset.classes), size=self.size, normalisation=dataset.normalisation, seed=0
+            )
         if self.protocol.train.shift >= self.size:
             raise BadInput(f"train.shift: {self.protocol.train.shift} pixels on pictures of {self.size}")
 
@@ -62,26 +63,41 @@ class Study:
         """The k-th surrogate depends on data, architecture, recipe and seed: all trials and attacks share it."""
         model = self.protocol.surrogate_model
         return {
-            "kind": "surrogate", **self._common(), "model": model, "recipe": self.protocol.surrogate.as_dict(),
-            "seed": derive(self.seed, "surrogate", k), "code": fingerprint.code(find("model", model).make),
-        }  # fmt: skip
+            "kind": "surrogate",
+            **self._common(),
+            "model": model,
+            "recipe": self.protocol.surrogate.as_dict(),
+            "seed": derive(self.seed, "surrogate", k),
+            "code": fingerprint.code(find("model", model).make),
+        }
 
     def poisons_identity(self, attack: Chosen, index: int) -> dict[str, Any]:
         make = attack.plugin.make
         surrogates = range(self.protocol.threat.surrogates) if make.uses_surrogates else ()
         augmentation = {name: getattr(self.protocol.train, name) for name in ("augment", "shift", "flip")}
         return {
-            "kind": "poisons", **self._common(), "attack": attack.identity(), "trial": self.trial(index).as_dict(),
-            "eps": self.protocol.threat.eps, "surrogates": [key_of(self.surrogate_identity(k)) for k in surrogates],
-            "augmentation": augmentation, "seed": self.attack_seed(attack, index), "code": fingerprint.code(make),
-        }  # fmt: skip
+            "kind": "poisons",
+            **self._common(),
+            "attack": attack.identity(),
+            "trial": self.trial(index).as_dict(),
+            "eps": self.protocol.threat.eps,
+            "surrogates": [key_of(self.surrogate_identity(k)) for k in surrogates],
+            "augmentation": augmentation,
+            "seed": self.attack_seed(attack, index),
+            "code": fingerprint.code(make),
+        }
 
     def cell_identity(self, attack: Chosen, defense: Chosen) -> dict[str, Any]:
         code = fingerprint.code(attack.plugin.make, defense.plugin.make, find("model", self.protocol.model).make)
         return {
-            "kind": "cell", **self._common(), "protocol": self.protocol.as_dict(), "attack": attack.identity(),
-            "defense": defense.identity(), "seed": self.seed, "code": code,
-        }  # fmt: skip
+            "kind": "cell",
+            **self._common(),
+            "protocol": self.protocol.as_dict(),
+            "attack": attack.identity(),
+            "defense": defense.identity(),
+            "seed": self.seed,
+            "code": code,
+        }
 
     def attack_seed(self, attack: Chosen, index: int) -> int:
         return derive(self.seed, "attack", attack.label, index)
@@ -94,9 +110,14 @@ class Study:
         """What a record must say to be the record of this trial: names and keys."""
         cell = key_of(self.cell_identity(attack, defense))
         return {
-            "key": key_of({"cell": cell, "trial": index}), "cell": cell, "attack": attack.label,
-            "defense": defense.label, "protocol": self.protocol.name, "trial": index, "seed": self.seed,
-        }  # fmt: skip
+            "key": key_of({"cell": cell, "trial": index}),
+            "cell": cell,
+            "attack": attack.label,
+            "defense": defense.label,
+            "protocol": self.protocol.name,
+            "trial": index,
+            "seed": self.seed,
+        }
 
 
 @functools.lru_cache(maxsize=4)

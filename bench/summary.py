@@ -37,10 +37,16 @@ def summarise(records: Sequence[dict[str, Any]]) -> Cell:
     low, high = interval(successes, len(done))
     stages = {stage: None for record in done for stage in record["seconds"]}
     return Cell(
-        attack=records[0]["attack"], defense=records[0]["defense"], protocol=records[0]["protocol"], n=len(done),
-        failed=len(records) - len(done), successes=successes,
-        success_rate=successes / len(done) if done else float("nan"), success_low=low, success_high=high,
+        attack=records[0]["attack"],
+        defense=records[0]["defense"],
+        protocol=records[0]["protocol"],
+        n=len(done),
+        failed=len(records) - len(done),
+        successes=successes,
+        success_rate=successes / len(done) if done else float("nan"),
+        success_low=low,
+        success_high=high,
         clean_accuracy=statistics.fmean(accuracies) if done else float("nan"),
         clean_accuracy_deviation=statistics.stdev(accuracies) if len(done) > 1 else 0.0,
         seconds={stage: statistics.fmean(record["seconds"].get(stage, 0.0) for record in done) for stage in stages},
-    )  # fmt: skip
+    )

@@ -59,7 +59,7 @@ def check_budget(dataset: Dataset, threat: Threat) -> None:
     if wanted > smallest:
         raise BadInput(
             f"threat.budget {threat.budget:g} asks for {wanted} poisons of one class, but the smallest class of "
-            f"'{dataset.name}' has {smallest} training pictures; allowed here: at most {smallest / len(dataset.train):.4g}"
+            f"'{dataset.name}' has {smallest} training pictures; allowed: at most {smallest / len(dataset.train):.4g}"
         )
     fewest = int(torch.bincount(dataset.test.labels, minlength=len(dataset.classes)).min())
     if threat.targets > fewest:

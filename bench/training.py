@@ -42,12 +42,18 @@ class Recipe(Settings):
     epochs: int = Field(80, ge=1, le=10000, description="passes over the training set")
     batch: int = Field(128, ge=1, le=65536, description="pictures a step")
     lr: float = Field(0.1, gt=0, le=100, description="largest learning rate")
-    schedule: Literal["step", "one-cycle"] = Field("step", description="step: x0.1 at each drop; one-cycle: up, then down to 0")
-    drops: tuple[int, ...] = Field((30, 50, 70), description="epochs before which the rate falls to a tenth (step only)")
+    schedule: Literal["step", "one-cycle"] = Field(
+        "step", description="step: x0.1 at each drop; one-cycle: up, then down to 0"
+    )
+    drops: tuple[int, ...] = Field(
+        (30, 50, 70), description="epochs before which the rate falls to a tenth (step only)"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     nesterov: bool = Field(True, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, le=1, description="weight decay, on all parameters")
-    augment: Literal["none", "crop", "bilinear"] = Field("bilinear", description="random shift: none, whole pixels, fractions")
+    augment: Literal["none", "crop", "bilinear"] = Field(
+        "bilinear", description="random shift: none, whole pixels, fractions"
+    )
     shift: int = Field(4, ge=0, le=64, description="largest shift, pixels")
     flip: bool = Field(True, description="mirror half of the pictures")
 
@@ -155,15 +161,26 @@ def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay, fused=next(model.parameters()).is_cuda or None,
-    )  # fmt: skip
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=next(model.parameters()).is_cuda or None,
+    )
 
 
 def train(
-    model: Classifier, data: Images, recipe: Recipe, *, seed: int, hooks: Hooks | None = None, job: int = 0,
-    services: Any = None, report: Callable[[int, int, dict[str, float]], None] | None = None,
-) -> Trained:  # fmt: skip
+    model: Classifier,
+    data: Images,
+    recipe: Recipe,
+    *,
+    seed: int,
+    hooks: Hooks | None = None,
+    job: int = 0,
+    services: Any = None,
+    report: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> Trained:
     """Train `model` in place on `data` (on the model's device) and return it in eval mode.
 
     seed: of order, augmentation, dropout and the defense's streams. report: called as (epochs done, epochs, figures).
@@ -196,7 +213,9 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
     rows = torch.nonzero(run.active).flatten()
     if len(rows) == 0:
         raise TrialFailed(f"epoch {epoch}: the defense left no training sample")
-    order = rows[torch.randperm(len(rows), generator=torch_stream(device, run.seed, "order", run.job, epoch), device=device)]
+    order = rows[
+        torch.randperm(len(rows), generator=torch_stream(device, run.seed, "order", run.job, epoch), device=device)
+    ]
     shifts = torch_stream(device, run.seed, "augment", run.job, epoch)
     batches = list(order.split(recipe.batch))
     if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm cannot normalise a single sample
@@ -224,10 +243,10 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
         run.optimizer.step()
         hard = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
         with torch.no_grad():
-            total += torch.stack((losses.sum(), (logits.argmax(1) == hard).sum(), losses.new_tensor(float(len(losses)))))
+            total += torch.stack(
+                (losses.sum(), (logits.argmax(1) == hard).sum(), losses.new_tensor(float(len(losses))))
+            )
     loss_sum, hits, samples = total.tolist()
     if not torch.isfinite(total).all():
         raise TrialFailed(f"epoch {epoch}: the training loss is not finite; repair: a smaller train.lr")
     return {"loss": loss_sum / samples, "accuracy": hits / samples, "samples": float(len(rows))}
-
-

@@ -49,9 +49,7 @@ def run_units(
             yield done
 
 
-def _attempts(
-    left: dict[int, Any], work: Work, jobs: int, threads: int, folder: Path
-) -> Iterator[tuple[int, Done]]:
+def _attempts(left: dict[int, Any], work: Work, jobs: int, threads: int, folder: Path) -> Iterator[tuple[int, Done]]:
     if jobs <= 1:
         for index in list(left):
             yield _guarded(index, left[index], work, threads, folder, None)
@@ -75,9 +73,7 @@ def _pool(units: dict[int, Any], work: Work, jobs: int, threads: int, folder: Pa
     yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all")(tasks)
 
 
-def _guarded(
-    index: int, unit: Any, work: Work, threads: int, folder: Path, parent: int | None
-) -> tuple[int, Done]:
+def _guarded(index: int, unit: Any, work: Work, threads: int, folder: Path, parent: int | None) -> tuple[int, Done]:
     if parent is not None:
         _end_with(parent)
     torch.set_num_threads(threads)

@@ -7,8 +7,8 @@
     loss    each step         per-sample losses to the one that is minimised
     finish  after training    the predictor: repair, test-time wrappers, votes
 
-A defense sees the training set that it is handed (poisoned or not, it is not told), what it declares in `needs`, and its
-random streams. Target, trigger, base ids and test set are in nothing that it is handed.
+A defense sees the training set that it is handed (poisoned or not, it is not told), what it declares in `needs`, and
+its random streams. Target, trigger, base ids and test set are in nothing that it is handed.
 """
 
 from __future__ import annotations

@@ -13,11 +13,10 @@ from torch import Tensor
 from bench.datasets.base import Images
 from bench.models.base import Classifier, frozen
 from bench.registry import register
-from bench.seeds import torch_stream
 from bench.settings import Settings
 from bench.training import Batch, Run, precision, to_pixels
 from defenses.base import Defense, Job, Services
-from defenses.random_noise import Distribution, draw_noise
+from defenses.random_noise import draw_noise
 
 REFERENCE_BATCH = 128  # the batch for which the paper's learning rates are meant
 
@@ -33,10 +32,13 @@ class FriendsSettings(Settings):
     lr: float = Field(100.0, gt=0, le=1e5, description="learning rate at a batch of 128; scaled exactly for any other")
     lambda_: float = Field(1.0, ge=0, le=1e4, description="weight of the reward for large noise")
     objective: Literal["released", "paper"] = Field(
-        "released", description="released: KL(f(x)||f(x+e)) - lambda mean(e^2); paper, eq. 3: KL(f(x+e)||f(x)) - lambda |e|_2"
+        "released",
+        description="released: KL(f(x)||f(x+e)) - lambda mean(e^2); paper, eq. 3: KL(f(x+e)||f(x)) - lambda |e|_2",
     )
     batch: int = Field(1024, ge=1, le=65536, description="pictures at once; the result does not depend on it")
-    source_model: str = Field("", description="make the noise on this architecture instead (Table 6); empty: the victim")
+    source_model: str = Field(
+        "", description="make the noise on this architecture instead (Table 6); empty: the victim"
+    )
 
     @model_validator(mode="after")
     def _known_source(self) -> FriendsSettings:
@@ -48,9 +50,12 @@ class FriendsSettings(Settings):
 
 
 def friendly_noise(
-    model: Classifier, data: Images, settings: FriendsSettings, stream: torch.Generator,
+    model: Classifier,
+    data: Images,
+    settings: FriendsSettings,
+    stream: torch.Generator,
     report: Callable[[str, int, int], None] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """FRIENDS, Algorithm 1: for each picture the largest perturbation that leaves the model's output alone.
 
     data: uint8 pictures on the model's device, un-augmented. Returns int8 [n, 3, h, w], levels of 255 in [-zeta, zeta].

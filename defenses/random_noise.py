@@ -45,9 +45,7 @@ class RandomNoise(Defense):
     def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
         if stage == "pixel":
             stream = run.side.setdefault("noise", run.stream("noise"))
-            batch.pixels = batch.pixels + draw_noise(
-                batch.pixels, self.settings.noise, self.settings.mu / 255, stream
-            )
+            batch.pixels = batch.pixels + draw_noise(batch.pixels, self.settings.noise, self.settings.mu / 255, stream)
         return batch
 
     def epoch(self, run: Run, epoch: int) -> None:

@@ -168,3 +168,7 @@ def test_a_broken_third_party_package_does_not_take_the_tool_down(monkeypatch, c
     monkeypatch.setattr(registry, "_loaded", set())
     assert "friends-b" in registry.names("defense")
     assert "plug-in 'theirs' from theirs.module could not be loaded: cannot start" in capsys.readouterr().err
+
+
+def test_a_file_cannot_use_one_name_twice(write):
+    assert "two defenses are called 'mine'" in refusal(write(DEFENSE.format(name="mine") + DEFENSE.format(name="mine")))

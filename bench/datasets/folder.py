@@ -35,7 +35,9 @@ def _split(folder: Path, classes: tuple[str, ...], count: int) -> Images:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+        found = sorted(
+            p for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
+        )
         if not found:
             raise BadInput(f"class folder '{folder / name}' holds no picture ({', '.join(sorted(ENDINGS))})")
         found = found[:count] if count else found

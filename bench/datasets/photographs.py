@@ -56,7 +56,9 @@ def photograph(name: str) -> Image.Image:
     path = Path(spec.origin).parent / inside if spec and spec.origin else None
     if path is None or not path.is_file():
         wheel = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
-        raise BadInput(f"data set 'photographs': {inside} is missing from {wheel}; repair: pip install --force-reinstall {wheel}")
+        raise BadInput(
+            f"data set 'photographs': {inside} is missing from {wheel}; repair: pip install --force-reinstall {wheel}"
+        )
     with Image.open(path) as picture:
         return picture.convert("RGB")
 

@@ -43,9 +43,14 @@ class Classifier(nn.Module):
 
 
 def build_model(
-    name: str, *, classes: int, size: int, normalisation: tuple[tuple[float, ...], tuple[float, ...]], seed: int,
+    name: str,
+    *,
+    classes: int,
+    size: int,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    seed: int,
     device: torch.device | str = "cpu",
-) -> Classifier:  # fmt: skip
+) -> Classifier:
     """A freshly initialised network. The same seed gives the same weights on every device.
 
     size: side of the square pictures, pixels. BadInput for an unknown name or a size that the network cannot take.

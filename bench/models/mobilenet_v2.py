@@ -1,14 +1,17 @@
-"""MobileNetV2 for small pictures (Sandler et al. 2018): stride 1 in the stem and the first stages, as usual on CIFAR."""
+"""MobileNetV2 for small pictures (Sandler et al. 2018): early strides removed, as usual on CIFAR."""
 
 from torch import Tensor, nn
 
 from bench.registry import register
 
 
-def _convolution(before: int, width: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> list[nn.Module]:
+def _convolution(
+    before: int, width: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
+) -> list[nn.Module]:
     layers: list[nn.Module] = [
-        nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(width)
-    ]  # fmt: skip
+        nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(width),
+    ]
     return [*layers, nn.ReLU6()] if relu else layers
 
 
@@ -35,8 +38,14 @@ def mobilenet_v2(size: int) -> tuple[nn.Module, int]:
     layers = _convolution(3, 32, 3)
     before = 32
     for expansion, width, repeats, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
-    ):  # fmt: skip
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for i in range(repeats):
             layers.append(InvertedResidual(before, width, expansion, stride if i == 0 else 1))
             before = width

@@ -1,4 +1,4 @@
-"""ResNet-18 for small pictures (He et al. 2016; the stem of Witches' Brew): 3x3 stem, no max-pooling, 64 to 512 channels."""
+"""ResNet-18 for small pictures (He et al. 2016): 3x3 stem, no max-pooling, 64 to 512 channels."""
 
 from torch import Tensor, nn
 
@@ -11,9 +11,12 @@ class BasicBlock(nn.Module):
     def __init__(self, before: int, width: int, stride: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.Conv2d(before, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-        )  # fmt: skip
+            nn.Conv2d(before, width, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != width:
             self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))

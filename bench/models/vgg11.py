@@ -1,4 +1,4 @@
-"""VGG-11 with BatchNorm for small pictures (Simonyan and Zisserman 2015): the black-box victim of the poisoning benchmark."""
+"""VGG-11 with BatchNorm for small pictures (Simonyan and Zisserman 2015), a usual black-box victim."""
 
 from torch import nn
 

@@ -1,0 +1,290 @@
+"""The contract test of plug-ins: what every attack and defense must keep to, on a tiny data set, in seconds.
+
+Anyone can run it on their own file: `python -m bench check my_defense.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import json
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.base import Scene
+from bench.datasets.base import Dataset, Images
+from bench.errors import BadInput
+from bench.evaluation import Predictor, predict
+from bench.models.base import Classifier, build_model
+from bench.poisons import Poisons
+from bench.registry import Plugin, find, names
+from bench.seeds import derive, torch_stream
+from bench.settings import build
+from bench.threat import Threat, draw_trial
+from bench.training import Recipe, train
+from defenses.base import Services
+
+FORBIDDEN = {
+    "bench.study",
+    "bench.stages",
+    "bench.runner",
+    "bench.store",
+    "bench.records",
+    "bench.cli",
+    "gc",
+    "inspect",
+}
+"""Modules through which a plug-in could look behind what it is handed."""
+
+SIZE, CLASSES = 16, 3
+THREAT = Threat(eps=8, budget=0.1, surrogates=2)
+RECIPE = Recipe(epochs=3, batch=16, schedule="one-cycle", augment="bilinear", shift=2)
+FAST = {"steps": 2, "restarts": 2, "start": 1}
+"""Settings of these names are cut down, so that the test takes seconds."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One rule, kept or broken; detail: empty, or ': what was found'."""
+
+    plugin: str
+    rule: str
+    passed: bool
+    detail: str = ""
+
+
+def check(reference: str) -> list[Result]:
+    """All rules for the attack or defense called `reference`, or defined in that file. BadInput if there is none."""
+    plugin = _find(reference)
+    rules = _attack_rules if plugin.kind == "attack" else _defense_rules
+    results = []
+    for rule, test in (*_common_rules(plugin), *rules(plugin)):
+        try:
+            test()
+            results.append(Result(plugin.name, rule, True))
+        except Exception as error:  # a plug-in may break in any way; that is a finding, not a crash of the test
+            text = " ".join(str(error).split()) or type(error).__name__
+            kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+            results.append(Result(plugin.name, rule, False, f": {kind}{text}"))
+    return results
+
+
+def _find(reference: str) -> Plugin:
+    if not reference.endswith(".py"):
+        kinds = [kind for kind in ("attack", "defense") if reference in names(kind)]
+        return find(kinds[0] if len(kinds) == 1 else "defense", reference)
+    try:
+        return find("defense", reference)
+    except BadInput as error:
+        if "registers no defense" not in str(error):
+            raise
+        return find("attack", reference)
+
+
+Rules = Iterator[tuple[str, Callable[[], None]]]
+
+
+def _must(kept: bool, otherwise: str) -> None:
+    if not kept:
+        raise AssertionError(otherwise)
+
+
+def _common_rules(plugin: Plugin) -> Rules:
+    settings_class = plugin.make.Settings
+
+    def card() -> None:
+        text = plugin.make.__doc__ or ""
+        _must(len(text.split()) >= 8, "the class needs a docstring: paper, threat model, what it needs, what it costs")
+
+    def settings() -> None:
+        chosen = build(settings_class, plugin.variant, plugin.kind)
+        again = build(settings_class, json.loads(json.dumps(chosen.as_dict())), plugin.kind)
+        _must(again == chosen, "settings change on their way through JSON")
+        _must(pickle.loads(pickle.dumps(chosen)) == chosen, "settings change on their way to a worker process")
+        for name, field in settings_class.model_fields.items():
+            _must(bool(field.description), f"setting '{name}' has no description")
+
+    def imports() -> None:
+        source = inspect.getsource(sys.modules[plugin.make.__module__])
+        found = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        reached = sorted(found & FORBIDDEN)
+        _must(not reached, f"imports {', '.join(reached)}: a plug-in works with what it is handed")
+
+    yield "has a card", card
+    yield "settings have bounds and survive a round trip", settings
+    yield "looks at nothing but what it is handed", imports
+
+
+# The tiny world: three classes of coloured noise, which a small network can tell apart.
+
+
+def tiny_dataset() -> Dataset:
+    stream = torch_stream("cpu", 5, "contract")
+
+    def split(per_class: int) -> Images:
+        labels = torch.arange(CLASSES).repeat_interleave(per_class)
+        noise = torch.randint(0, 96, (len(labels), 3, SIZE, SIZE), generator=stream)
+        colour = 80 * torch.nn.functional.one_hot(labels, 3).view(-1, 3, 1, 1)
+        return Images((noise + colour + 30).to(torch.uint8), labels, torch.arange(len(labels)))
+
+    return Dataset("contract", ("red", "green", "blue"), split(16), split(5))
+
+
+def _network(dataset: Dataset, seed: int, model: str = "lenet") -> Classifier:
+    return build_model(model, classes=CLASSES, size=SIZE, normalisation=dataset.normalisation, seed=seed).eval()
+
+
+def _settings(plugin: Plugin) -> Any:
+    fields = plugin.make.Settings.model_fields
+    fast = {name: value for name, value in FAST.items() if name in fields}
+    return build(plugin.make.Settings, {**plugin.variant, **fast}, plugin.kind)
+
+
+def _state(model: Classifier) -> dict[str, Any]:
+    """All that a borrowed model must come back with."""
+    return {
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "modes": [module.training for module in model.modules()],
+        "grads": [parameter.requires_grad for parameter in model.parameters()],
+    }
+
+
+def _unchanged(before: dict[str, Any], model: Classifier) -> None:
+    after = _state(model)
+    for name, value in before["weights"].items():
+        _must(torch.equal(value, after["weights"][name]), f"changes '{name}' of a borrowed model")
+    _must(before["modes"] == after["modes"], "leaves a borrowed model in another mode (train or eval)")
+    _must(before["grads"] == after["grads"], "leaves a borrowed model with other requires_grad")
+
+
+def _attack_rules(plugin: Plugin) -> Rules:
+    dataset = tiny_dataset()
+    trial = draw_trial(dataset, THREAT, 0, 0)
+    networks = [_network(dataset, k) for k in range(2)]
+
+    def craft(seed: int = 1) -> Poisons:
+        scene = Scene(
+            train=copy.deepcopy(dataset.train),
+            bases=dataset.train.subset(dataset.train.rows_of(trial.base_ids)),
+            targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)],
+            trial=trial,
+            threat=THREAT,
+            augmentation=RECIPE.augmentation(dataset.normalisation[0]),
+            surrogates=lambda: networks,
+            seed=seed,
+            report=lambda step, steps, figures: _must(0 < step <= steps, f"reports step {step} of {steps}"),
+        )
+        return plugin.make(_settings(plugin)).craft(scene)
+
+    def legal() -> None:
+        poisons = craft()
+        poisons.check(dataset.train, THREAT.eps, trial.base_ids)
+        if plugin.make.poisons_data:
+            _must(len(poisons.ids) > 0, "poisons nothing; set poisons_data = False if that is meant")
+
+    def deterministic() -> None:
+        _must(torch.equal(craft().images, craft().images), "the same seed gives other poisons")
+
+    def random_state() -> None:
+        before = torch.random.get_rng_state()
+        craft()
+        _must(torch.equal(before, torch.random.get_rng_state()), "draws from the global random state; use scene.stream")
+
+    def borrowed() -> None:
+        before = [_state(network) for network in networks]
+        digest = dataset.fingerprint
+        craft()
+        for state, network in zip(before, networks, strict=True):
+            _unchanged(state, network)
+        again = Dataset(dataset.name, dataset.classes, copy.copy(dataset.train), copy.copy(dataset.test))
+        _must(Dataset.fingerprint.func(again) == digest, "changes the pictures that it is handed")  # type: ignore[attr-defined]
+
+    def provenance() -> None:
+        json.dumps(craft().provenance, allow_nan=False)
+
+    yield "poisons are clean-label, within eps after rounding, and only of the bases", legal
+    yield "the same seed gives the same poisons", deterministic
+    yield "leaves the global random state alone", random_state
+    yield "leaves surrogates and data as they were", borrowed
+    yield "provenance is JSON", provenance
+
+
+def _defense_rules(plugin: Plugin) -> Rules:
+    dataset = tiny_dataset()
+    pictures = dataset.test.images
+    lent: list[tuple[Classifier, dict[str, Any]]] = []
+
+    def fit(data: Images, model: str, epochs: int, *who: str | int) -> Classifier:
+        network = _network(dataset, derive(2, *who), model)
+        train(network, data, RECIPE.model_copy(update={"epochs": min(epochs, 1)}), seed=derive(3, *who))
+        lent.append((network, _state(network)))
+        return network
+
+    def defend(seed: int = 1, guard: Any = None, data: Images | None = None) -> Predictor:
+        guard = guard or plugin.make(_settings(plugin), plugin.name)
+        services = Services(
+            RECIPE, CLASSES, fit, lambda what, done, of: _must(0 < done <= of, f"reports {done} of {of}")
+        )
+        trained = [
+            train(_network(dataset, 7), job.data, RECIPE, seed=seed, hooks=guard, job=number, services=services)
+            for number, job in enumerate(guard.jobs(data or copy.deepcopy(dataset.train), services))
+        ]
+        _must(bool(trained), "asks for no training")
+        return guard.finish(trained, services)
+
+    def scores(predictor: Predictor, images: Tensor = pictures) -> Tensor:
+        return predict(predictor, images, "cpu")
+
+    def predictor() -> None:
+        whole = scores(found := defend())
+        _must(whole.shape == (len(pictures), CLASSES), f"scores have the shape {tuple(whole.shape)}")
+        single = torch.cat([scores(found, pictures[i : i + 1]) for i in range(len(pictures))])
+        _must(torch.allclose(whole, single, atol=1e-4), "a picture's scores depend on what else is in the batch")
+
+    def deterministic() -> None:
+        _must(torch.equal(scores(defend()), scores(defend())), "the same seed gives another classifier")
+
+    def stateless() -> None:
+        guard = plugin.make(_settings(plugin), plugin.name)
+        first, second = scores(defend(guard=guard)), scores(defend(guard=guard))
+        _must(
+            torch.equal(first, second), "a second training with one instance comes out differently: state is left over"
+        )
+
+    def random_state() -> None:
+        before = torch.random.get_rng_state()
+        defend()
+        _must(torch.equal(before, torch.random.get_rng_state()), "draws from the global random state; use run.stream")
+
+    def borrowed() -> None:
+        lent.clear()
+        data = copy.deepcopy(dataset.train)
+        images = data.images.clone()
+        defend(data=data)
+        _must(torch.equal(images, data.images), "changes the training pictures in place; assign to run.data instead")
+        for network, state in lent:
+            _unchanged(state, network)
+
+    def needs() -> None:
+        allowed = {"poison_rate", "clean_holdout", "external_model", "attack_family"}
+        odd = sorted(set(plugin.make.needs) - allowed)
+        _must(not odd, f"declares unknown needs {odd}; known: {', '.join(sorted(allowed))}")
+
+    yield "declares what it needs to know", needs
+    yield "gives a classifier with finite scores, one picture at a time or many", predictor
+    yield "the same seed gives the same classifier", deterministic
+    yield "an instance can be used twice", stateless
+    yield "leaves the global random state alone", random_state
+    yield "leaves data and lent models as they were", borrowed

@@ -1,0 +1,517 @@
+"""MLflow as a view of the trial records: what is on disk is the truth, this can be thrown away and replayed.
+
+    experiment = protocol      parent run = cell (attack x defense)      child run = trial, one per record key
+
+`sync` is the one path from records to MLflow; `Tracker` calls it from a thread, so that no training waits for a server.
+A cell's numbers are computed from its child runs together with the records at hand, so a shard that knows only its own
+trials never takes those of another shard away. MLflow is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import posixpath
+import re
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BadInput
+from bench.evaluation import interval
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+Record = dict[str, Any]
+Pictures = Callable[[Record], bytes | None]
+Point = tuple[str, float, int, int]  # a metric: name, value, milliseconds, step
+
+UNDEFENDED = "none"  # the defense against which acc_drop is taken
+STAGES = {"surrogates": "surrogates_s", "craft": "craft_s", "train": "train_s", "evaluate": "evaluate_s"}
+RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
+MEANS = ("clean_acc", *STAGES.values(), *RATES)  # of the trials, shown on their cell
+FILTERS = {"eps": "protocol.threat.eps", "budget": "protocol.threat.budget"}  # MLflow compares only metrics as numbers
+CURVE_POINTS = 200
+LOCK_PATIENCE = 60.0  # seconds to wait for another process that syncs
+BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
+
+# Only where the user has not chosen: leave a dead server in seconds, print no chatter, send no usage data to anyone.
+QUIET = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+DESCRIPTION = """\
+One parent run is one **cell** (attack x defense, same settings and seed); its child runs are the **trials**. To see the
+leaderboard, filter with
+
+    tags."bench.kind" = 'cell'
+
+| column | meaning |
+|---|---|
+| `success_rate` | `successes` / `n_trials`; success: argmax equals the adversarial class at the final epoch |
+| `success_low`, `success_high` | its 95% Clopper-Pearson interval |
+| `n_trials`, `n_failed` | trials that were finished and counted; trials that could not be finished (not counted) |
+| `clean_acc`, `clean_acc_std` | accuracy on the untouched test set: mean and standard deviation over trials |
+| `acc_drop` | `clean_acc` of the same attack without a defense, less that of this cell |
+| `surrogates_s`, `craft_s`, `train_s` | mean seconds a trial for the surrogates, the poisons and the victim |
+| `asr_*`, `base_rate` | backdoors only: success rates counted in three ways, and the rate without the trigger |
+
+Rules: all defenses of a protocol face the same poisons and seeds, so compare them on the same trials. Attack `none` is
+the clean control: nothing is poisoned, and its success rate is the base rate that an attack must beat. The tag
+`bench.knowledge` names what a plug-in was told beyond the training set. `eps`, `budget` and `seed` are metrics so that
+they can be filtered as numbers. This page is a view of JSON records; `python -m bench sync` rebuilds it at any time.
+"""
+
+
+def resolve_uri(option: str | None, out: Path) -> str | None:
+    """Where to track: `option`, else MLFLOW_TRACKING_URI, else a SQLite file under `out`; None when that says `none`.
+
+    BadInput for a folder (MLflow's file store is gone) and when MLflow is not installed.
+    """
+    default = f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or default
+    if uri.lower() == "none":
+        return None
+    if not re.match(r"(?!file:)(?!sqlite:(?!///))[A-Za-z][\w+.-]*://", uri):
+        name = "--tracking" if option else "MLFLOW_TRACKING_URI"
+        raise BadInput(f"{name} '{uri}' is no database or server, and MLflow writes no folders; repair: {default}")
+    needed = ["mlflow"] if uri.startswith("http") else ["mlflow", "sqlalchemy"]  # mlflow-skinny has no SQLAlchemy
+    if any(importlib.util.find_spec(module) is None for module in needed):
+        raise BadInput("tracking needs MLflow, which is not installed; repair: pip install mlflow, or --tracking none")
+    return uri
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a sync found: cells touched, trials logged now, trials that were there already."""
+
+    cells: int
+    trials_new: int
+    trials_present: int
+
+
+def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | None = None) -> SyncReport:
+    """Bring the store at `uri` up to date with `records`; repeat it as often as you like.
+
+    out: the output folder, for the lock and the artefacts; pictures: the PNG of a record's poisons, if it has one
+    (asked in trial order until a cell has its picture). BadInput, in one line, when the store fails.
+    """
+    cells: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in sorted(records, key=lambda record: _Trial.of_record(record).rank):  # of two with one key, the better
+        cells.setdefault((record["protocol"], record["cell"]), {})[record["key"]] = record
+    new = 0
+    try:
+        with _lock(uri, out) if cells else contextlib.nullcontext():
+            client = _client(uri) if cells else None
+            for protocol in sorted({protocol for protocol, _ in cells}):
+                book = _Book(client, protocol, None if uri.startswith(("http", "databricks")) else out)
+                for (owner, cell), trials in cells.items():
+                    if owner == protocol:
+                        new += book.log_cell(cell, sorted(trials.values(), key=lambda r: r["trial"]), pictures)
+                book.log_drops()
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic"):
+            line = f"cannot log to {uri}: {_first_line(error)}; repair: {_repair(uri)}"
+            raise BadInput(re.sub(r"//[^/@\s]+@", "//***@", line)) from error  # a password is not for the log
+        raise
+    return SyncReport(len(cells), new, sum(map(len, cells.values())) - new)
+
+
+class Tracker:
+    """Logs records while the training goes on: `add` returns at once, a daemon thread does the work.
+
+    uri: from `resolve_uri`, None for no tracking; say: takes one line for the user (called from the thread too).
+    """
+
+    def __init__(self, uri: str | None, out: Path, say: Callable[[str], None]) -> None:
+        self._uri, self._out, self._say = uri, out, say
+        self._wake = threading.Condition()
+        self._waiting: list[tuple[Record, Path | None]] = []
+        self._closing = self._failing = self._said = False
+        self._thread: threading.Thread | None = None
+
+    def add(self, record: Record, picture: Path | None = None) -> None:
+        """Queue a finished record; picture: PNG of its poisons, read when the record is logged."""
+        if self._uri is None:
+            return
+        with self._wake:
+            self._waiting.append((record, picture))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+                self._thread.start()
+            self._wake.notify_all()
+
+    def close(self, patience: float = 30.0) -> int:
+        """Wait at most `patience` seconds (5 when the store has been failing); how many records are not logged."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join(min(patience, 5.0) if self._failing else patience)
+        with self._wake:
+            left = len(self._waiting)
+        if left:
+            self._say(f"tracking: {left} record(s) are on disk but not in MLflow; repair: python -m bench sync")
+        return left
+
+    def _work(self) -> None:
+        delay = BACK_OFF[0]
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing or self._waiting)
+                batch, closing = list(self._waiting), self._closing
+            if not batch:
+                return
+            try:
+                self._sync(batch)
+            except Exception as error:  # whatever happens to a view, the training that it shows goes on
+                self._failing = True
+                if not self._said:
+                    self._said = True
+                    self._say(f"tracking: {_first_line(error)}; the run goes on and its records are kept")
+                if closing:
+                    return
+                with self._wake:
+                    self._wake.wait_for(lambda: self._closing, timeout=delay)
+                delay = min(2 * delay, BACK_OFF[1])
+            else:
+                self._failing, delay = False, BACK_OFF[0]
+                with self._wake:
+                    del self._waiting[: len(batch)]
+
+    def _sync(self, batch: list[tuple[Record, Path | None]]) -> None:
+        files = {record["key"]: picture for record, picture in batch}
+
+        def picture(record: Record) -> bytes | None:
+            path = files[record["key"]]
+            return path.read_bytes() if path is not None and path.is_file() else None
+
+        sync([record for record, _ in batch], str(self._uri), self._out, picture)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a cell needs to know of a trial, from its record or from its run in the store."""
+
+    index: int
+    done: bool
+    end: int
+    metrics: Mapping[str, float]
+
+    @classmethod
+    def of_record(cls, record: Record) -> _Trial:
+        return cls(record["trial"], record["status"] == "done", _milliseconds(record["finished"]), _scalars(record))
+
+    @classmethod
+    def of_run(cls, run: Run) -> _Trial:
+        metrics = run.data.metrics
+        return cls(int(metrics["trial"]), run.info.status == "FINISHED", run.info.end_time, metrics)
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Of two results of one trial the greater counts: done before failed, then newer before older."""
+        return self.done, self.end
+
+
+class _Book:
+    """One experiment of a store, and how cells and trials are written into it.
+
+    A run is whole when it has an end and the tag bench.complete, which is written last.
+    """
+
+    def __init__(self, client: Any, protocol: str, out: Path | None) -> None:
+        """out: the folder for artefacts; None: the server knows better."""
+        self.client: MlflowClient = client
+        self.scenes: set[str] = set()
+        found = client.get_experiment_by_name(protocol)
+        if found is None:
+            place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
+            client.create_experiment(protocol, place, {"mlflow.note.content": DESCRIPTION})
+            found = client.get_experiment_by_name(protocol)
+        elif found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        self.experiment = found.experiment_id
+
+    def log_cell(self, cell: str, records: list[Record], pictures: Pictures | None) -> int:
+        """Log the records of a cell that are not in the store yet, bring the cell up to date; how many were logged."""
+        # Whole runs first; ids break ties, so that two clients that repair at the same time keep the same run.
+        runs = sorted(self._search("bench.cell", cell), key=lambda run: (not _whole(run), run.info.run_id))
+        parents = [run for run in runs if "bench.record" not in run.data.tags]
+        parent = parents[0] if parents else self._start(records[0])
+        kept: dict[str, Run] = {}
+        spare = parents[1:]
+        for run in runs:
+            if "bench.record" in run.data.tags and kept.setdefault(run.data.tags["bench.record"], run) is not run:
+                spare.append(run)
+        trials = [_Trial.of_record(record) for record in records]
+        missing = []
+        for record, trial in zip(records, trials, strict=True):
+            known = kept.get(record["key"])
+            if known is None or not _whole(known) or _Trial.of_run(known).rank < trial.rank:
+                missing.append(record)
+                spare += [kept.pop(record["key"])] if known is not None else []
+        for record in missing:
+            self._log_trial(record, parent)
+        for run in [*spare, *(run for run in kept.values() if not _whole(run))]:
+            if run.info.status == "RUNNING":  # a killed process left it; a full sync finds its record
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        for run in spare:
+            self.client.delete_run(run.info.run_id)
+        for run in kept.values():
+            if run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
+                self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
+        self._log_summary(parent, records, [*trials, *(_Trial.of_run(run) for run in kept.values() if _whole(run))])
+        if pictures is not None and "bench.picture" not in parent.data.tags:
+            png = next(filter(None, map(pictures, records)), None)
+            if png:
+                self._attach(parent, "poisons.png", png)
+                self.client.set_tag(parent.info.run_id, "bench.picture", "1")
+        return len(missing)
+
+    def log_drops(self) -> None:
+        """acc_drop of every cell that shares attack, protocol and seed with a touched one, if the reference is known."""
+        for scene in sorted(self.scenes):
+            parents = [run for run in self._search("bench.scene", scene) if "clean_acc" in run.data.metrics]
+            bare = [run for run in parents if run.data.tags["bench.defense"] == UNDEFENDED]
+            if bare:
+                reference = max(bare, key=lambda run: run.info.end_time).data.metrics["clean_acc"]
+                for run in parents:
+                    self._update(run, {"acc_drop": reference - run.data.metrics["clean_acc"]})
+
+    def _log_trial(self, record: Record, parent: Run) -> None:
+        run = self._start(record, parent)
+        self._log(run, _trial_metrics(record), _params(record) | {"trial": str(record["trial"])})
+        self._attach(run, "record.json", _json(record))
+        status = "FINISHED" if record["status"] == "done" else "FAILED"
+        self.client.set_terminated(run.info.run_id, status, _milliseconds(record["finished"]))
+        self.client.set_tag(run.info.run_id, "bench.complete", "1")
+
+    def _log_summary(self, parent: Run, records: list[Record], trials: list[_Trial]) -> None:
+        first, tags = records[0], parent.data.tags
+        self.scenes.add(tags["bench.scene"])
+        if "bench.complete" not in tags:
+            self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
+            parts = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "data", "code")
+            self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
+        numbers = summarise(trials) | _filters(first)
+        self._update(parent, numbers, max(t.end for t in trials), "done" if numbers["n_trials"] else "failed")
+        if "bench.complete" not in tags:
+            self.client.set_tag(parent.info.run_id, "bench.complete", "1")
+
+    def _update(self, run: Run, metrics: Mapping[str, float], end: int = 0, status: str = "") -> None:
+        """Write what has changed on a cell. Its end time only grows and is the clock of its metrics: MLflow shows the
+        value with the latest time, while the step stays 0 so that charts show bars."""
+        old, before = run.data.metrics, run.data.tags["bench.status"]
+        status = status or before
+        changed = {name: v for name, v in metrics.items() if name not in old or not math.isclose(v, old[name])}
+        if changed or status != before or not _whole(run):
+            stamp = max(end, (run.info.end_time or 0) + 1)
+            self._log(run, [(name, v, stamp, 0) for name, v in changed.items()], tags={"bench.status": status})
+            self.client.set_terminated(run.info.run_id, "FINISHED" if status == "done" else "FAILED", stamp)
+
+    def _start(self, record: Record, parent: Run | None = None) -> Run:
+        tags = {f"bench.{part}": record[part] for part in ("attack", "defense", "protocol", "status", "cell")}
+        tags["bench.knowledge"] = ", ".join(record.get("knowledge") or [])
+        if parent is None:
+            name = f"{record['attack']} x {record['defense']}"
+            tags |= {"bench.kind": "cell", "bench.scene": _scene(record)}
+        else:
+            name = f"trial {record['trial']}"
+            tags |= {"bench.kind": "trial", "bench.record": record["key"], "mlflow.parentRunId": parent.info.run_id}
+            tags["bench.error"] = record.get("error") or ""
+            tags["bench.reused"] = ", ".join(part for part, yes in (record.get("reused") or {}).items() if yes)
+        tags = {name: str(value)[:500] for name, value in tags.items() if value}
+        return self.client.create_run(self.experiment, _milliseconds(record["started"]), tags, name)
+
+    def _log(
+        self,
+        run: Run,
+        points: Iterable[Point] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Everything in one request: a metric at a time is 30 times slower."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        self.client.log_batch(
+            run.info.run_id,
+            [Metric(*point) for point in points],
+            [Param(*param) for param in (params or {}).items()],
+            [RunTag(*tag) for tag in (tags or {}).items()],
+        )
+
+    def _attach(self, run: Run, name: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, name).write_bytes(content)
+            self.client.log_artifact(run.info.run_id, str(Path(folder, name)))
+
+    def _search(self, tag: str, value: str) -> list[Run]:
+        runs: list[Run] = []
+        page: str | None = None
+        while True:
+            found = self.client.search_runs([self.experiment], f"tags.\"{tag}\" = '{value}'", page_token=page)
+            runs += found
+            page = found.token
+            if not page:
+                return runs
+
+
+def summarise(trials: Iterable[_Trial]) -> dict[str, float]:
+    """The metrics of a cell from its trials; a trial that was recorded twice counts once."""
+    best: dict[int, _Trial] = {}
+    for trial in trials:
+        best[trial.index] = max(trial, best.get(trial.index, trial), key=lambda t: t.rank)
+    done = [trial.metrics for trial in best.values() if trial.done]
+    successes = sum(metrics["success"] for metrics in done)
+    low, high = interval(successes, len(done))
+    numbers = {"n_trials": len(done), "n_failed": len(best) - len(done), "successes": successes}
+    numbers |= {"success_low": low, "success_high": high}
+    if done:
+        numbers["success_rate"] = successes / len(done)
+    for name in MEANS:
+        values = [metrics[name] for metrics in done if name in metrics]
+        if values:
+            numbers[name] = statistics.fmean(values)
+        if name == "clean_acc" and len(values) > 1:
+            numbers["clean_acc_std"] = statistics.stdev(values)
+    return numbers
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    """The single numbers of a trial, those that are there and finite."""
+    outcome, seconds = record.get("outcome") or {}, record.get("seconds") or {}
+    numbers = {"success": record.get("success"), "clean_acc": record.get("clean_accuracy")}
+    numbers |= {"trial": record["trial"], "target_margin": outcome.get("target_margin")}
+    numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()}
+    numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
+    numbers |= {"memory_peak_mib": record.get("memory_peak_mib")} | _filters(record)
+    return {name: float(value) for name, value in numbers.items() if _finite(value)}
+
+
+def _filters(record: Record) -> dict[str, Any]:
+    flat = dict(_flat(record.get("settings") or {}))
+    return {"seed": record["seed"]} | {name: flat[key] for name, key in FILTERS.items() if _finite(flat.get(key))}
+
+
+def _trial_metrics(record: Record) -> list[Point]:
+    """All metrics of a trial; each curve is spread evenly over the time of its stage, which ends where the next begins."""
+    end = _milliseconds(record["finished"])
+    took = {stage: round(1000 * ((record.get("seconds") or {}).get(stage) or 0)) for stage in STAGES}
+    trained = end - took["evaluate"]
+    crafted = trained - took["train"]
+    points: list[Point] = [(name, value, end, 0) for name, value in _scalars(record).items()]
+    for name in ("loss", "accuracy"):
+        values = [epoch.get(name) for epoch in record.get("history") or []]
+        points += _curve(f"train_{name}", values, crafted, trained)
+    restarts = [losses for losses in (record.get("poisons") or {}).get("losses") or [] if losses]
+    best = min(restarts, key=lambda losses: losses[-1] if _finite(losses[-1]) else math.inf, default=[])
+    return points + _curve("craft_loss", best, crafted - took["craft"], crafted)
+
+
+def _curve(name: str, values: Sequence[Any], begin: int, end: int) -> list[Point]:
+    points = [(step, value) for step, value in enumerate(values) if _finite(value)]
+    if len(points) > CURVE_POINTS:  # evenly, first and last included
+        points = [points[round(i * (len(points) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
+    return [(name, v, begin + (end - begin) * (step + 1) // len(values), step) for step, v in points]
+
+
+def _params(record: Record) -> dict[str, str]:
+    flat = {**dict(_flat(record.get("settings") or {})), "seed": record["seed"]}
+    return {_name(name): (v if isinstance(v, str) else json.dumps(v))[:6000] for name, v in flat.items()}
+
+
+def _name(text: str) -> str:
+    """A name that MLflow takes: no other signs than its own, not too long, nothing that reads as another path."""
+    clean = posixpath.normpath(re.sub(r"[^\w./: -]", "_", text)).lstrip("./")
+    return clean[:250].rstrip("/") or "_"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _scene(record: Record) -> str:
+    """What a cell shares with the undefended cell that it is compared with: everything but the defense."""
+    settings, data = record.get("settings") or {}, record.get("data") or {}
+    same = [record["protocol"], settings.get("protocol"), record["attack"], settings.get("attack"), record["seed"]]
+    return hashlib.sha256(_json([*same, data.get("fingerprint")])).hexdigest()[:16]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _milliseconds(text: str) -> int:
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def _whole(run: Run) -> bool:
+    return "bench.complete" in run.data.tags and run.info.status in ("FINISHED", "FAILED")
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0][:400]
+    return text if isinstance(error, BadInput) else f"{type(error).__name__}: {text}"
+
+
+def _repair(uri: str) -> str:
+    if uri.startswith("sqlite:"):
+        return "make its folder writable or remove the database, then python -m bench sync"
+    return "check the address and the server, then python -m bench sync"
+
+
+@contextlib.contextmanager
+def _lock(uri: str, out: Path) -> Iterator[None]:
+    """One sync at a time: processes that create a SQLite store together break it for good. The lock lies beside the
+    SQLite file (`<out>/mlflow.lock` for the default one), since several output folders may share it."""
+    base = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else out / "mlflow"
+    path = base.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_PATIENCE
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BadInput(f"another process holds {path}; repair: wait for it, then bench sync") from None
+                time.sleep(0.05)
+        yield
+
+
+def _client(uri: str) -> MlflowClient:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout carries results
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # for a process that has imported MLflow before
+        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(uri, uri)

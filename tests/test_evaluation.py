@@ -1,0 +1,180 @@
+import itertools
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from bench.evaluation import ModelPredictor, backdoor_rates, evaluate, interval, predict
+from bench.threat import Trial
+
+
+class Table:
+    """Looks the scores of a picture up by its first pixel's level."""
+
+    def __init__(self, scores):
+        self.table = torch.tensor(scores)
+
+    def scores(self, pixels):
+        assert pixels.min() >= 0
+        assert pixels.max() <= 1
+        return self.table[(pixels[:, 0, 0, 0] * 255).round().long()]
+
+
+def favour(predictions, classes=3):
+    """A table that predicts predictions[row] for the picture whose first pixel is `row`."""
+    return Table([[float(c == p) for c in range(classes)] for p in predictions])
+
+
+@pytest.fixture
+def numbered(make_dataset):
+    """A data set whose test picture in row i starts with the level i; labels 0, 1, 2, 0, ..."""
+    dataset = make_dataset(12)
+    dataset.test.images[:, :, 0, 0] = torch.arange(12, dtype=torch.uint8)[:, None]
+    return dataset
+
+
+def trial_of(dataset, *rows, adversarial=1):
+    return Trial(0, dataset.test.ids[list(rows)], 0, adversarial, dataset.train.ids[dataset.train.labels == adversarial][:2])
+
+
+RIGHT = [row % 3 for row in range(12)]
+
+
+@pytest.mark.parametrize("n", range(1, 26))
+def test_the_interval_is_that_of_scipy_exactly(n):
+    for k in range(n + 1):
+        exact = stats.binomtest(k, n).proportion_ci(confidence_level=0.95, method="exact")
+        assert interval(k, n) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def test_the_interval_has_its_tails_by_the_binomial_distribution():
+    low, high = interval(3, 20, confidence=0.9)
+    assert stats.binom.sf(2, 20, low) == pytest.approx(0.05)
+    assert stats.binom.cdf(3, 20, high) == pytest.approx(0.05)
+
+
+def test_no_success_in_twenty_still_allows_a_rate_of_17_percent():
+    low, high = interval(0, 20)
+    assert low == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert round(high, 3) == 0.168
+
+
+def test_the_interval_of_nothing_is_everything():
+    assert interval(0, 0) == (0, 1)
+
+
+def test_the_interval_of_fractions_lies_between_those_of_whole_counts():
+    for low, middle, high in zip(interval(3, 9), interval(3.5, 9), interval(4, 9), strict=True):
+        assert low < middle < high
+
+
+@pytest.mark.parametrize(("k", "n"), [(-1, 5), (6, 5), (1, 0.5)])
+def test_impossible_counts_are_refused(k, n):
+    with pytest.raises(ValueError, match="successes"):
+        interval(k, n)
+
+
+def rates_by_counting(clean, triggered, true, adversarial):
+    pairs = list(zip(clean, triggered, strict=True))
+    right = [t for c, t in pairs if c == true]
+    return {
+        "asr_all": sum(t == adversarial for _, t in pairs) / len(pairs),
+        "asr_excluding": sum(t == adversarial for t in right) / len(pairs),
+        "asr_conditional": sum(t == adversarial for t in right) / len(right) if right else 0.0,
+        "base_rate": sum(c == adversarial for c, _ in pairs) / len(pairs),
+        "n": len(pairs),
+        "n_conditional": len(right),
+    }
+
+
+def test_backdoor_rates_are_those_of_their_definitions_in_every_case():
+    for clean, triggered in itertools.product(itertools.product(range(3), repeat=3), repeat=2):
+        found = backdoor_rates(torch.tensor(clean), torch.tensor(triggered), 0, 2)
+        assert vars(found) == pytest.approx(rates_by_counting(clean, triggered, 0, 2))
+
+
+@pytest.mark.parametrize(("clean", "triggered"), [([], []), ([0], [0, 1]), ([[0]], [[0]])])
+def test_backdoor_rates_need_equal_non_empty_lists(clean, triggered):
+    with pytest.raises(ValueError, match="equal, non-empty"):
+        backdoor_rates(torch.tensor(clean), torch.tensor(triggered), 0, 1)
+
+
+def test_success_is_the_adversarial_class(numbered):
+    outcome = evaluate(favour([1, *RIGHT[1:]]), numbered, trial_of(numbered, 0), "cpu")
+    assert (outcome.success, outcome.target_predictions) == (1.0, [1])
+    assert outcome.clean_accuracy == 11 / 12
+
+
+def test_another_wrong_class_is_no_success(numbered):
+    outcome = evaluate(favour([2, *RIGHT[1:]]), numbered, trial_of(numbered, 0), "cpu")
+    assert (outcome.success, outcome.target_predictions) == (0.0, [2])
+
+
+def test_a_target_predicted_right_is_no_success(numbered):
+    outcome = evaluate(favour(RIGHT), numbered, trial_of(numbered, 0), "cpu")
+    assert (outcome.success, outcome.clean_accuracy) == (0.0, 1.0)
+
+
+def test_success_over_several_targets_is_their_share_in_their_order(numbered):
+    predictions = list(RIGHT)
+    predictions[9], predictions[0] = 1, 2
+    outcome = evaluate(favour(predictions), numbered, trial_of(numbered, 9, 0, 3, 6), "cpu")
+    assert outcome.target_predictions == [1, 2, 0, 0]
+    assert outcome.success == 0.25
+
+
+def test_ties_go_to_the_lower_class(numbered):
+    outcome = evaluate(Table([[0.0, 5.0, 5.0]] * 12), numbered, trial_of(numbered, 0), "cpu")
+    assert outcome.target_predictions == [1]
+    outcome = evaluate(Table([[5.0, 5.0, 0.0]] * 12), numbered, trial_of(numbered, 0), "cpu")
+    assert (outcome.target_predictions, outcome.success) == ([0], 0.0)
+
+
+def test_the_margin_is_the_adversarial_score_over_the_best_other(numbered):
+    scores = [[0.0, 0.0, 0.0] for _ in range(12)]
+    scores[0], scores[3] = [2.0, 1.5, -1.0], [0.0, 4.0, 1.0]
+    outcome = evaluate(Table(scores), numbered, trial_of(numbered, 0, 3), "cpu")
+    assert outcome.target_margin == pytest.approx((-0.5 + 3.0) / 2)
+
+
+def test_with_a_trigger_the_triggered_pictures_are_judged(numbered):
+    predictions = list(RIGHT)
+    predictions[3] = 1
+    triggered = numbered.test.images[torch.tensor([1, 2, 4])]
+    outcome = evaluate(favour(predictions), numbered, trial_of(numbered, 0, 3, 6), "cpu", triggered)
+    assert outcome.target_predictions == [1, 2, 1]
+    assert outcome.success == pytest.approx(2 / 3)
+    assert vars(outcome.backdoor) == pytest.approx(rates_by_counting([0, 1, 0], [1, 2, 1], 0, 1))
+    assert outcome.clean_accuracy == 11 / 12
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_an_error(numbered, bad):
+    scores = [[1.0, 0.0, 0.0] for _ in range(12)]
+    scores[7][2] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(Table(scores), numbered, trial_of(numbered, 0), "cpu")
+
+
+def test_predictions_do_not_depend_on_the_chunk(make_model, make_images):
+    predictor, images = ModelPredictor(make_model()), make_images(11).images
+    whole = predict(predictor, images, "cpu")
+    assert whole.shape == (11, 3)
+    torch.testing.assert_close(predict(predictor, images, "cpu", chunk=4), whole)
+
+
+def test_a_model_is_judged_in_eval_mode_and_without_a_graph(make_small, make_images):
+    model = make_small(dropout=0.5).train()
+    predictor, images = ModelPredictor(model), make_images(6).images
+    first = predict(predictor, images, "cpu")
+    assert torch.equal(first, predict(predictor, images, "cpu"))
+    assert not first.requires_grad
+    torch.testing.assert_close(first, model(images.float() / 255).detach())
+
+
+def test_an_outcome_becomes_plain_values(numbered):
+    plain = evaluate(favour(RIGHT), numbered, trial_of(numbered, 0), "cpu", numbered.test.images[:1]).as_dict()
+    assert plain["success"] == 0.0
+    assert plain["backdoor"]["n"] == 1

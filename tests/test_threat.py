@@ -1,0 +1,107 @@
+import json
+import re
+
+import pytest
+import torch
+
+from bench.datasets.base import Dataset, Images
+from bench.errors import BadInput
+from bench.settings import build
+from bench.threat import Threat, check_budget, draw_trial
+
+
+def trials(dataset, n, seed=0, **threat):
+    return [draw_trial(dataset, Threat(**{"budget": 0.1, **threat}), seed, index) for index in range(n)]
+
+
+def unbalanced(*per_class):
+    labels = torch.arange(len(per_class)).repeat_interleave(torch.tensor(per_class))
+    images = Images(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), labels, torch.arange(len(labels)))
+    return Dataset("unbalanced", tuple(str(i) for i in range(len(per_class))), images, images)
+
+
+def test_a_trial_repeats(make_dataset):
+    first, again = trials(make_dataset(), 3), trials(make_dataset(), 3)
+    assert [t.as_dict() for t in first] == [t.as_dict() for t in again]
+
+
+def test_a_trial_does_not_depend_on_the_trials_before_it(make_dataset):
+    alone = draw_trial(make_dataset(), Threat(budget=0.1), 0, 4)
+    assert alone.as_dict() == trials(make_dataset(), 5)[4].as_dict()
+
+
+def test_seed_and_index_give_other_trials(make_dataset):
+    drawn = [json.dumps({**t.as_dict(), "index": 0}) for seed in (0, 1) for t in trials(make_dataset(90), 6, seed)]
+    assert len(set(drawn)) == 12
+
+
+def test_bases_are_of_the_adversarial_class_and_targets_of_another(make_dataset):
+    dataset = make_dataset(60)
+    for trial in trials(dataset, 20, targets=3):
+        assert trial.adversarial_class != trial.true_class
+        assert set(dataset.train.labels[dataset.train.rows_of(trial.base_ids)].tolist()) == {trial.adversarial_class}
+        assert set(dataset.test.labels[dataset.test.rows_of(trial.target_ids)].tolist()) == {trial.true_class}
+        assert len(set(trial.base_ids.tolist())) == len(trial.base_ids) == 6
+        assert len(set(trial.target_ids.tolist())) == len(trial.target_ids) == 3
+
+
+def test_more_budget_or_targets_keep_the_classes(make_dataset):
+    small, large = trials(make_dataset(60), 10), trials(make_dataset(60), 10, budget=0.3, targets=5)
+    assert [(t.true_class, t.adversarial_class) for t in small] == [(t.true_class, t.adversarial_class) for t in large]
+
+
+def test_all_ordered_pairs_of_classes_are_equally_likely(make_dataset):
+    dataset, n, classes = make_dataset(32, classes=4), 1200, 4
+    counts = torch.zeros(classes, classes)
+    for trial in trials(dataset, n, budget=0.02):
+        counts[trial.true_class, trial.adversarial_class] += 1
+    expected = n / (classes * (classes - 1))
+    apart = counts[~torch.eye(classes, dtype=torch.bool)]
+    chi_squared = ((apart - expected) ** 2 / expected).sum().item()
+    assert chi_squared < 31.3  # 0.999 quantile, 11 degrees of freedom
+    assert counts.trace() == 0
+
+
+def test_every_picture_of_a_class_can_be_drawn(make_dataset):
+    dataset = make_dataset(30)
+    drawn = trials(dataset, 200)
+    assert {int(i) for t in drawn for i in t.base_ids} == set(dataset.train.ids.tolist())
+    assert {int(i) for t in drawn for i in t.target_ids} == set(dataset.test.ids.tolist())
+
+
+@pytest.mark.parametrize(
+    ("budget", "n", "count"), [(0.01, 50_000, 500), (0.01, 1000, 10), (0.01, 1001, 11), (0.07, 100, 7), (0.001, 10, 1), (1.0, 7, 7)]
+)
+def test_the_budget_is_rounded_up_but_not_by_float_error(budget, n, count):
+    assert Threat(budget=budget).poisons(n) == count
+
+
+def test_a_budget_beyond_the_smallest_class_is_refused_with_the_limit():
+    with pytest.raises(BadInput, match="asks for 5 poisons.*smallest class of 'unbalanced' has 4 training pictures"):
+        draw_trial(unbalanced(6, 4), Threat(budget=0.5), 0, 0)
+
+
+def test_a_budget_of_the_whole_smallest_class_is_allowed():
+    check_budget(unbalanced(6, 4), Threat(budget=0.4))
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (16, 14), (20, 10), (9, 8), (334, 333, 333)])
+def test_the_largest_budget_that_the_refusal_names_is_accepted(sizes):
+    dataset = unbalanced(*sizes)
+    with pytest.raises(BadInput) as caught:
+        check_budget(dataset, Threat(budget=0.9))
+    named = float(re.search(r"at most ([0-9.e-]+)", str(caught.value)).group(1))
+    check_budget(dataset, Threat(budget=named))
+
+
+def test_more_targets_than_the_smallest_test_class_are_refused():
+    with pytest.raises(BadInput, match="threat.targets 5: the smallest class has only 4"):
+        draw_trial(unbalanced(6, 4), Threat(budget=0.1, targets=5), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("eps", 0), ("eps", 256), ("eps", 8 / 255), ("budget", 0.0), ("budget", 1.1), ("targets", 0), ("surrogates", 0)]
+)
+def test_threats_out_of_bounds_are_refused(key, value):
+    with pytest.raises(BadInput, match=f"threat.{key}"):
+        build(Threat, {key: value}, "threat")
