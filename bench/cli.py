@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bench import __version__
 from bench.errors import BadInput
@@ -118,7 +118,13 @@ def _run(options: argparse.Namespace) -> int:
     _make_writable(options.out)
     tracker = tracking.Tracker(uri, options.out, say)
     try:
-        results = runner.execute(plan, options.out, runner.Effort(jobs, options.threads), say, tracker.add)
+        results = runner.execute(
+            plan,
+            options.out,
+            runner.Effort(jobs, options.threads),
+            say,
+            lambda record: tracker.add(record, _picture(options.out, record)),
+        )
     finally:
         tracker.close()
     if options.json:
@@ -127,6 +133,12 @@ def _run(options: argparse.Namespace) -> int:
         print(table(results))
         _where_next(options, uri)
     return 1 if any(record["status"] != "done" for record in results) else 0
+
+
+def _picture(out: Path, record: dict[str, Any]) -> Path:
+    from bench.stages import picture_path
+
+    return picture_path(out, record["poisons"].get("key", "none"))
 
 
 def _make_writable(out: Path) -> None:
@@ -188,7 +200,12 @@ def _sync(options: argparse.Namespace) -> int:
         raise BadInput("sync: tracking is switched off (none); give --tracking URI")
     if not (options.out / "records").is_dir():
         raise BadInput(f"sync: no records under '{options.out}'; give --out DIR")
-    report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out)
+
+    def picture(record: dict[str, Any]) -> bytes | None:
+        path = _picture(options.out, record)
+        return path.read_bytes() if path.is_file() else None
+
+    report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, picture)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
     return 0
 

@@ -5,6 +5,7 @@ Every stage asks the store first. What it needs from an earlier stage it takes f
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
@@ -315,7 +316,9 @@ class Bench:
 
 
 def picture_path(out: Path, key: str) -> Path:
-    """Where the picture grid of the poisons `key` is kept."""
+    """Where the picture grid of the poisons `key` is kept. ValueError for what is no key: records are only files."""
+    if not re.fullmatch(r"[0-9a-f]{64}|none", key):
+        raise ValueError(f"not a key: {key[:80]!r}")
     return out / "pictures" / f"{key}.png"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -44,9 +45,10 @@ UNDEFENDED = "none"  # the defense against which acc_drop is taken
 STAGES = {"surrogates": "surrogates_s", "craft": "craft_s", "train": "train_s", "evaluate": "evaluate_s"}
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
 MEANS = ("clean_acc", *STAGES.values(), *RATES)  # of the trials, shown on their cell
-FILTERS = {"eps": "protocol.threat.eps", "budget": "protocol.threat.budget"}  # MLflow compares only metrics as numbers
+FILTERS = ("seed", "eps", "budget")  # of the cell; metrics, because MLflow compares nothing else as numbers
 CURVE_POINTS = 200
 LOCK_PATIENCE = 60.0  # seconds to wait for another process that syncs
+REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
 
 # Only where the user has not chosen: leave a dead server in seconds, print no chatter, send no usage data to anyone.
@@ -85,17 +87,20 @@ def resolve_uri(option: str | None, out: Path) -> str | None:
 
     BadInput for a folder (MLflow's file store is gone) and when MLflow is not installed.
     """
-    default = f"sqlite:///{out.resolve() / 'mlflow.db'}"
-    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or default
+    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or _own(out)
     if uri.lower() == "none":
         return None
     if not re.match(r"(?!file:)(?!sqlite:(?!///))[A-Za-z][\w+.-]*://", uri):
         name = "--tracking" if option else "MLFLOW_TRACKING_URI"
-        raise BadInput(f"{name} '{uri}' is no database or server, and MLflow writes no folders; repair: {default}")
+        raise BadInput(f"{name} '{uri}' is no database or server, and MLflow writes no folders; repair: {_own(out)}")
     needed = ["mlflow"] if uri.startswith("http") else ["mlflow", "sqlalchemy"]  # mlflow-skinny has no SQLAlchemy
     if any(importlib.util.find_spec(module) is None for module in needed):
         raise BadInput("tracking needs MLflow, which is not installed; repair: pip install mlflow, or --tracking none")
     return uri
+
+
+def _own(out: Path) -> str:
+    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,12 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
     cells: dict[tuple[str, str], dict[str, Record]] = {}
     for record in sorted(records, key=lambda record: _Trial.of_record(record).rank):  # of two with one key, the better
         cells.setdefault((record["protocol"], record["cell"]), {})[record["key"]] = record
+    if not cells:
+        return SyncReport(0, 0, 0)
     new = 0
     try:
-        with _lock(uri, out) if cells else contextlib.nullcontext():
-            client = _client(uri) if cells else None
+        with _lock(uri, out), _haste(uri == _own(out)):
+            client = _client(uri)
             for protocol in sorted({protocol for protocol, _ in cells}):
                 book = _Book(client, protocol, None if uri.startswith(("http", "databricks")) else out)
                 for (owner, cell), trials in cells.items():
@@ -128,7 +135,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
                 book.log_drops()
     except Exception as error:
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic"):
-            line = f"cannot log to {uri}: {_first_line(error)}; repair: {_repair(uri)}"
+            line = f"cannot log to {uri}: {_first_line(error)}; repair: {REPAIR}"
             raise BadInput(re.sub(r"//[^/@\s]+@", "//***@", line)) from error  # a password is not for the log
         raise
     return SyncReport(len(cells), new, sum(map(len, cells.values())) - new)
@@ -179,8 +186,9 @@ class Tracker:
                 batch, closing = list(self._waiting), self._closing
             if not batch:
                 return
+            files = {record["key"]: picture for record, picture in batch}
             try:
-                self._sync(batch)
+                sync([record for record, _ in batch], str(self._uri), self._out, functools.partial(_picture, files))
             except Exception as error:  # whatever happens to a view, the training that it shows goes on
                 self._failing = True
                 if not self._said:
@@ -195,15 +203,6 @@ class Tracker:
                 self._failing, delay = False, BACK_OFF[0]
                 with self._wake:
                     del self._waiting[: len(batch)]
-
-    def _sync(self, batch: list[tuple[Record, Path | None]]) -> None:
-        files = {record["key"]: picture for record, picture in batch}
-
-        def picture(record: Record) -> bytes | None:
-            path = files[record["key"]]
-            return path.read_bytes() if path is not None and path.is_file() else None
-
-        sync([record for record, _ in batch], str(self._uri), self._out, picture)
 
 
 @dataclass(frozen=True)
@@ -286,7 +285,7 @@ class _Book:
         return len(missing)
 
     def log_drops(self) -> None:
-        """acc_drop of every cell that shares attack, protocol and seed with a touched one, if the reference is known."""
+        """acc_drop of all cells that share attack, protocol and seed with a touched one, if the reference is known."""
         for scene in sorted(self.scenes):
             parents = [run for run in self._search("bench.scene", scene) if "clean_acc" in run.data.metrics]
             bare = [run for run in parents if run.data.tags["bench.defense"] == UNDEFENDED]
@@ -310,7 +309,7 @@ class _Book:
             self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
             parts = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "data", "code")
             self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
-        numbers = summarise(trials) | _filters(first)
+        numbers = summarise(trials) | {name: v for name, v in _scalars(first).items() if name in FILTERS}
         self._update(parent, numbers, max(t.end for t in trials), "done" if numbers["n_trials"] else "failed")
         if "bench.complete" not in tags:
             self.client.set_tag(parent.info.run_id, "bench.complete", "1")
@@ -397,21 +396,18 @@ def summarise(trials: Iterable[_Trial]) -> dict[str, float]:
 def _scalars(record: Record) -> dict[str, float]:
     """The single numbers of a trial, those that are there and finite."""
     outcome, seconds = record.get("outcome") or {}, record.get("seconds") or {}
-    numbers = {"success": record.get("success"), "clean_acc": record.get("clean_accuracy")}
-    numbers |= {"trial": record["trial"], "target_margin": outcome.get("target_margin")}
+    numbers: dict[str, Any] = {"success": record.get("success"), "clean_acc": record.get("clean_accuracy")}
+    numbers |= {"target_margin": outcome.get("target_margin"), "memory_peak_mib": record.get("memory_peak_mib")}
     numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()}
     numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
-    numbers |= {"memory_peak_mib": record.get("memory_peak_mib")} | _filters(record)
+    threat = (record.get("settings") or {}).get("protocol", {}).get("threat", {})
+    numbers |= {"trial": record["trial"], "seed": record["seed"], "eps": threat.get("eps")}
+    numbers |= {"budget": threat.get("budget")}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}
 
 
-def _filters(record: Record) -> dict[str, Any]:
-    flat = dict(_flat(record.get("settings") or {}))
-    return {"seed": record["seed"]} | {name: flat[key] for name, key in FILTERS.items() if _finite(flat.get(key))}
-
-
 def _trial_metrics(record: Record) -> list[Point]:
-    """All metrics of a trial; each curve is spread evenly over the time of its stage, which ends where the next begins."""
+    """All metrics of a trial; each curve is spread evenly over the time of its stage, and stages follow each other."""
     end = _milliseconds(record["finished"])
     took = {stage: round(1000 * ((record.get("seconds") or {}).get(stage) or 0)) for stage in STAGES}
     trained = end - took["evaluate"]
@@ -421,7 +417,7 @@ def _trial_metrics(record: Record) -> list[Point]:
         values = [epoch.get(name) for epoch in record.get("history") or []]
         points += _curve(f"train_{name}", values, crafted, trained)
     restarts = [losses for losses in (record.get("poisons") or {}).get("losses") or [] if losses]
-    best = min(restarts, key=lambda losses: losses[-1] if _finite(losses[-1]) else math.inf, default=[])
+    best: list[Any] = min(restarts, key=lambda losses: losses[-1] if _finite(losses[-1]) else math.inf, default=[])
     return points + _curve("craft_loss", best, crafted - took["craft"], crafted)
 
 
@@ -470,6 +466,11 @@ def _milliseconds(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
+def _picture(files: Mapping[str, Path | None], record: Record) -> bytes | None:
+    path = files[record["key"]]
+    return path.read_bytes() if path is not None and path.is_file() else None
+
+
 def _whole(run: Run) -> bool:
     return "bench.complete" in run.data.tags and run.info.status in ("FINISHED", "FAILED")
 
@@ -477,12 +478,6 @@ def _whole(run: Run) -> bool:
 def _first_line(error: BaseException) -> str:
     text = (str(error).strip().splitlines() or [""])[0][:400]
     return text if isinstance(error, BadInput) else f"{type(error).__name__}: {text}"
-
-
-def _repair(uri: str) -> str:
-    if uri.startswith("sqlite:"):
-        return "make its folder writable or remove the database, then python -m bench sync"
-    return "check the address and the server, then python -m bench sync"
 
 
 @contextlib.contextmanager
@@ -503,6 +498,25 @@ def _lock(uri: str, out: Path) -> Iterator[None]:
                     raise BadInput(f"another process holds {path}; repair: wait for it, then bench sync") from None
                 time.sleep(0.05)
         yield
+
+
+@contextlib.contextmanager
+def _haste(own: bool) -> Iterator[None]:
+    """Let SQLite leave our own file to the disk cache: MLflow commits nine times a run, which takes three times as long
+    as the rest. Only a power cut can then damage the file, and it can be rebuilt; a shared store keeps its care."""
+    if not own:
+        yield
+        return
+    from sqlalchemy import Engine, event
+
+    def relax(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", relax)
 
 
 def _client(uri: str) -> MlflowClient:

@@ -61,6 +61,11 @@ def scramble_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 @pytest.fixture
+def scramble() -> Callable[[nn.Module, int], nn.Module]:
+    return scramble_batchnorm
+
+
+@pytest.fixture
 def make_model() -> Callable[..., Classifier]:
     """A registered network in eval mode, with BatchNorm away from the identity."""
 

@@ -102,7 +102,10 @@ def rename_class(dataset):
     return {"classes": ("class 0", "class 1", "class x")}
 
 
-@pytest.mark.parametrize("change", [change_pixel, change_test_pixel, change_label, change_id, swap_splits, rename_class])
+CHANGES = [change_pixel, change_test_pixel, change_label, change_id, swap_splits, rename_class]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_the_fingerprint_changes_with_any_content(make_dataset, change):
     dataset = make_dataset()
     assert dataclasses.replace(dataset, **change(dataset)).fingerprint != dataset.fingerprint
@@ -149,7 +152,9 @@ def test_photographs_are_balanced_and_numbered(pictures):
     check(pictures)
 
 
-@pytest.mark.parametrize("change", [{"colour": "plain"}, {"colour": "grey"}, {"gain": 0.1}, {"side": 96}, {"size": 9, "side": 80}])
+@pytest.mark.parametrize(
+    "change", [{"colour": "plain"}, {"colour": "grey"}, {"gain": 0.1}, {"side": 96}, {"size": 9, "side": 80}]
+)
 def test_each_setting_of_the_photographs_changes_them(pictures, change):
     assert tiny(**change).fingerprint != pictures.fingerprint
 
@@ -171,7 +176,8 @@ def coordinates(*_):
 def places(monkeypatch):
     """Where the pixels of each split were cut: sets of (y, x) for every patch."""
     monkeypatch.setattr(photographs, "photograph", coordinates)
-    cut = photographs._cut("cat", PhotographsSettings(size=9, side=160, train_per_class=300, test_per_class=100, colour="plain"))
+    settings = PhotographsSettings(size=9, side=160, train_per_class=300, test_per_class=100, colour="plain")
+    cut = photographs._cut("cat", settings)
     return [[{(int(y), int(x)) for y, x, _ in patch.reshape(-1, 3)} for patch in split] for split in cut]
 
 

@@ -35,7 +35,8 @@ def numbered(make_dataset):
 
 
 def trial_of(dataset, *rows, adversarial=1):
-    return Trial(0, dataset.test.ids[list(rows)], 0, adversarial, dataset.train.ids[dataset.train.labels == adversarial][:2])
+    bases = dataset.train.ids[dataset.train.labels == adversarial][:2]
+    return Trial(0, dataset.test.ids[list(rows)], 0, adversarial, bases)
 
 
 RIGHT = [row % 3 for row in range(12)]

@@ -54,7 +54,9 @@ def test_pixels_moved_in_float32_keep_the_full_step(eps, sign):
     ]
 
 
-@pytest.mark.parametrize(("step", "result"), [(0.49, 100), (0.5, 101), (1.5, 102), (-0.5, 100), (-0.51, 99), (-1.5, 99)])
+@pytest.mark.parametrize(
+    ("step", "result"), [(0.49, 100), (0.5, 101), (1.5, 102), (-0.5, 100), (-0.51, 99), (-1.5, 99)]
+)
 def test_halves_are_rounded_up(step, result):
     bases = grey([100])
     assert levels_of(Poisons.from_perturbation(bases, constant(bases, step / 255, torch.float64), 8)) == [result]
@@ -126,7 +128,9 @@ def test_check_refuses_a_changed_label(scene):
         dataclasses.replace(poisons, labels=labels).check(train, 8, allowed)
 
 
-@pytest.mark.parametrize("change", [lambda images: images.float(), lambda images: images[..., :4], lambda images: images[:, :1]])
+@pytest.mark.parametrize(
+    "change", [lambda images: images.float(), lambda images: images[..., :4], lambda images: images[:, :1]]
+)
 def test_check_refuses_pictures_unlike_the_training_set(scene, change):
     train, poisons, allowed = scene
     with pytest.raises(ValueError, match="not like the training set"):

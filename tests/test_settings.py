@@ -109,7 +109,8 @@ def test_text_denotes_a_toml_value_or_itself(text, value):
 
 @pytest.mark.parametrize(
     ("key", "words"),
-    [("drops", "list of whole number"), ("limit", "whole number or nothing"), ("flip", "true or false"), ("name", "text")],
-)
+    [("drops", "list of whole number"), ("limit", "whole number or nothing"), ("flip", "true or false"),
+     ("name", "text"), ("rate", "number, more than 0, less than 2")],
+)  # fmt: skip
 def test_types_are_named_for_people(key, words):
     assert allowed(Example.model_fields[key]) == words

@@ -70,7 +70,8 @@ def test_every_picture_of_a_class_can_be_drawn(make_dataset):
 
 
 @pytest.mark.parametrize(
-    ("budget", "n", "count"), [(0.01, 50_000, 500), (0.01, 1000, 10), (0.01, 1001, 11), (0.07, 100, 7), (0.001, 10, 1), (1.0, 7, 7)]
+    ("budget", "n", "count"),
+    [(0.01, 50_000, 500), (0.01, 1000, 10), (0.01, 1001, 11), (0.07, 100, 7), (0.001, 10, 1), (1.0, 7, 7)],
 )
 def test_the_budget_is_rounded_up_but_not_by_float_error(budget, n, count):
     assert Threat(budget=budget).poisons(n) == count
@@ -100,7 +101,8 @@ def test_more_targets_than_the_smallest_test_class_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("eps", 0), ("eps", 256), ("eps", 8 / 255), ("budget", 0.0), ("budget", 1.1), ("targets", 0), ("surrogates", 0)]
+    ("key", "value"),
+    [("eps", 0), ("eps", 256), ("eps", 8 / 255), ("budget", 0.0), ("budget", 1.1), ("targets", 0), ("surrogates", 0)],
 )
 def test_threats_out_of_bounds_are_refused(key, value):
     with pytest.raises(BadInput, match=f"threat.{key}"):

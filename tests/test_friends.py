@@ -1,0 +1,368 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench.errors import BadInput
+from bench.registry import find
+from bench.seeds import torch_stream
+from bench.settings import build
+from bench.training import Batch, Recipe, train
+from defenses.friends import Friends, FriendsSettings, friendly_noise
+
+GENTLE = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
+"""Learning rates that move the noise of a `sensitive` network but leave most of it inside zeta."""
+
+
+def settings_of(**changes):
+    return FriendsSettings(**{"steps": 5, "noise": "bernoulli", **changes})
+
+
+def noise_of(model, data, stream=0, **changes):
+    return friendly_noise(model, data, settings_of(**changes), torch_stream("cpu", stream))
+
+
+class Spy(Friends):
+    """Friends that keeps what went in and out of every pixel stage, and the friendly noise of every epoch."""
+
+    def __init__(self, **settings):
+        super().__init__(settings_of(**settings), "friends")
+        self.steps, self.friendly = [], {}
+
+    def epoch(self, run, epoch):
+        super().epoch(run, epoch)
+        self.friendly[epoch] = run.side["friendly"].clone() if "friendly" in run.side else None
+
+    def batch(self, batch, run, stage):
+        before = batch.pixels.clone()
+        batch = super().batch(batch, run, stage)
+        if stage == "pixel":
+            self.steps.append((run.current_epoch, batch.rows.clone(), before, batch.pixels.clone()))
+        else:
+            assert torch.equal(before, batch.pixels)
+        return batch
+
+
+@pytest.fixture
+def trained(make_small, make_images, services):
+    """A spy after a training of four epochs on 20 grey-ish pictures that no noise can push out of range."""
+
+    def go(spy, data=None, seed=0):
+        data = data or make_images(20, low=70, high=180)
+        services_of = getattr(spy, "services", services)
+        list(spy.jobs(data, services_of))
+        recipe = Recipe(epochs=4, batch=8, lr=0.02, drops=(), shift=1)
+        train(make_small(), data, recipe, seed=seed, hooks=spy, services=services_of)
+        return spy
+
+    return go
+
+
+@pytest.fixture
+def make_sensitive(wrap, scramble):
+    """Networks whose outputs answer to small noise, in eval mode."""
+
+    def make(seed=0, dropout=0.0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            body = nn.Sequential(
+                nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Dropout(dropout)
+            )
+            model = scramble(wrap(body, 128), seed).eval()
+        model.head.weight.data *= 8
+        return model
+
+    return make
+
+
+@pytest.fixture
+def model(make_sensitive):
+    return make_sensitive()
+
+
+@pytest.mark.parametrize("objective", GENTLE)
+@pytest.mark.parametrize("batch", [1, 4, 7, 16])
+def test_the_noise_does_not_depend_on_the_batch(model, make_images, batch, objective):
+    whole = noise_of(model, make_images(18), batch=18, **GENTLE[objective]).int()
+    parts = noise_of(model, make_images(18), batch=batch, **GENTLE[objective]).int()
+    assert (whole.abs() < 16).float().mean() > 0.9
+    assert (whole - parts).abs().max() <= 1
+    assert (whole != parts).float().mean() < 0.01
+
+
+def test_the_noise_of_a_picture_does_not_depend_on_later_pictures(model, make_images):
+    data = make_images(10)
+    alone = noise_of(model, data.subset(torch.arange(4)), **GENTLE["released"]).int()
+    assert (noise_of(model, data, **GENTLE["released"])[:4].int() - alone).abs().max() <= 1
+
+
+@pytest.mark.parametrize("zeta", [1, 4, 16, 32, 127])
+def test_the_noise_stays_within_zeta(model, make_images, zeta):
+    noise = noise_of(model, make_images(6), zeta=zeta, lr=1e5, lambda_=100.0)
+    assert noise.dtype == torch.int8
+    assert noise.shape == (6, 3, 8, 8)
+    assert noise.int().abs().max() == zeta
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_and_the_data_are_left_as_they_were(model, make_images, snapshot, assert_untouched, training):
+    model.train(training)
+    model.head.bias.requires_grad_(False)
+    before, data = snapshot(model), make_images(6)
+    images = data.images.clone()
+    noise_of(model, data)
+    assert_untouched(model, before)
+    assert torch.equal(data.images, images)
+
+
+def test_the_noise_is_made_in_eval_mode(make_sensitive, make_images):
+    model, data = make_sensitive(dropout=0.5), make_images(6)
+    training, evaluating = (noise_of(model.train(mode), data, **GENTLE["released"]) for mode in (True, False))
+    assert torch.equal(training, evaluating)
+
+
+def test_the_noise_depends_on_its_stream_alone(model, make_images):
+    torch.manual_seed(0)
+    first = noise_of(model, make_images(6))
+    torch.manual_seed(1)
+    assert torch.equal(first, noise_of(model, make_images(6)))
+    assert not torch.equal(first, noise_of(model, make_images(6), stream=1))
+
+
+@pytest.fixture
+def slopes(monkeypatch):
+    """Every (loss, noise, gradient) that is taken while the fixture is in use."""
+    taken, plain = [], torch.autograd.grad
+
+    def spy(loss, leaf, *rest, **more):
+        result = plain(loss, leaf, *rest, **more)
+        taken.append((loss.item(), leaf.detach().clone(), result[0].clone()))
+        return result
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    return taken
+
+
+def friendly_loss(model, pixels, noise, zeta, weight, objective):
+    """The objective, from probabilities: a sum over pictures divided by the reference batch of 128."""
+    inside = noise.clamp(-zeta / 255, zeta / 255)
+    clean, moved = (F.softmax(model(x), 1) for x in (pixels, (pixels + inside).clamp(0, 1)))
+    if objective == "released":
+        divergence = (clean * (clean / moved).log()).sum(1)
+        reward = (inside**2).sum((1, 2, 3)) / inside[0].numel()
+    else:
+        divergence = (moved * (moved / clean).log()).sum(1)
+        reward = (inside**2).sum((1, 2, 3)).sqrt()
+    return (divergence - weight * reward).sum() / 128
+
+
+@pytest.mark.parametrize("objective", GENTLE)
+@pytest.mark.parametrize("weight", [1.0, 10.0])
+def test_loss_and_gradient_are_those_of_the_formulas(model, make_images, slopes, objective, weight):
+    data = make_images(5)
+    noise_of(model, data, lambda_=weight, zeta=12, **GENTLE[objective])
+    reference, pixels = model.double(), data.images.double() / 255
+    assert len(slopes) == 5
+    for loss, noise, slope in list(slopes):
+        leaf = noise.double().requires_grad_(True)
+        expected = friendly_loss(reference, pixels, leaf, 12, weight, objective)
+        (exact,) = torch.autograd.grad(expected, leaf)
+        assert loss == pytest.approx(expected.item(), rel=1e-4, abs=1e-8)
+        assert ((slope - exact).norm() / exact.norm()).item() < 1e-3
+
+
+def test_the_two_objectives_differ(model, make_images, slopes):
+    for objective in ("released", "paper"):
+        noise_of(model, make_images(5), objective=objective, steps=1)
+    (_, start, released), (_, same, paper) = slopes
+    assert torch.equal(start, same)
+    assert ((released - paper).norm() / released.norm()).item() > 0.01
+
+
+def test_the_noise_starts_uniform_between_8_levels(model, make_images, slopes):
+    noise_of(model, make_images(40))
+    start = slopes[0][1] * 255
+    assert start.abs().max() <= 8
+    counts = torch.histc(start, bins=8, min=-8, max=8) / start.numel()
+    assert (counts - 1 / 8).abs().max() < 0.015
+
+
+def test_the_noise_starts_within_a_small_zeta(model, make_images, slopes):
+    noise_of(model, make_images(40), zeta=3)
+    assert 2.9 < (slopes[0][1] * 255).abs().max() <= 3
+
+
+def test_the_steps_are_those_of_nesterov_sgd_and_the_end_is_clamped(model, make_images, slopes):
+    found = noise_of(model, make_images(5), lr=20.0, zeta=12)
+    noise = slopes[0][1].double().requires_grad_(True)
+    sgd = torch.optim.SGD([noise], lr=20.0, momentum=0.9, nesterov=True)
+    for _, position, slope in slopes:
+        torch.testing.assert_close(position.double(), noise.detach(), rtol=0, atol=1e-5)
+        noise.grad = slope.double()
+        sgd.step()
+    assert 0.05 < (noise.detach().abs() > 12 / 255).double().mean() < 0.95
+    expected = (noise.detach() * 255).clamp(-12, 12)
+    assert (found.double() - expected).abs().max() <= 0.5 + 1e-3
+
+
+def test_friendly_noise_is_large_but_changes_outputs_little(model, make_images):
+    data = make_images(12, low=70, high=180)
+    noise = noise_of(model, data, objective="paper", lr=3.0, steps=20).float()
+    order = torch.randperm(noise[0].numel(), generator=torch_stream("cpu", 0))
+    shuffled = noise.flatten(1)[:, order].view_as(noise)
+    assert noise.abs().mean() > 12
+    assert divergence(model, data, noise) < 0.1 * divergence(model, data, shuffled)
+
+
+def test_released_steps_bring_the_outputs_back(model, make_images):
+    data = make_images(12, low=70, high=180)
+    start, end = (noise_of(model, data, lr=lr, steps=20).float() for lr in (1e-9, 3.0))
+    assert divergence(model, data, end) < 0.2 * divergence(model, data, start)
+
+
+def divergence(model, data, levels):
+    """KL(f(x) || f(x + levels / 255)), mean over pictures."""
+    pixels = data.images.double() / 255
+    with torch.no_grad():
+        clean, moved = (F.log_softmax(copy.deepcopy(model).double()(x), 1) for x in (pixels, pixels + levels / 255))
+    return F.kl_div(moved, clean, log_target=True, reduction="batchmean").item()
+
+
+@pytest.mark.parametrize("start", [0, 2, 3])
+def test_friendly_noise_starts_at_its_epoch_and_then_stays(trained, start):
+    spy = trained(Spy(start=start))
+    assert [epoch for epoch in range(4) if spy.friendly[epoch] is not None] == list(range(start, 4))
+    for epoch in range(start, 4):
+        assert torch.equal(spy.friendly[epoch], spy.friendly[start])
+
+
+def test_friendly_noise_belongs_to_its_row_and_random_noise_is_redrawn(trained):
+    spy = trained(Spy(start=1, mu=10))
+    draws = set()
+    for epoch, rows, before, after in spy.steps:
+        fixed = spy.friendly[epoch][rows].float() / 255 if epoch >= 1 else 0
+        random = after - before - fixed
+        torch.testing.assert_close(random.abs(), torch.full_like(random, 10 / 255), rtol=0, atol=1e-6)
+        signs = {tuple(picture.flatten().tolist()) for picture in random > 0}
+        assert not signs & draws
+        draws |= signs
+    assert len(draws) == 4 * 20
+
+
+def test_friendly_noise_stays_with_its_rows_when_samples_are_left_out(trained):
+    class Leaving(Spy):
+        def epoch(self, run, epoch):
+            super().epoch(run, epoch)
+            run.active[::3] = epoch < 2
+
+    spy = trained(Leaving(start=1, noise="none"))
+    left_out = set(range(0, 20, 3))
+    for epoch, rows, before, after in spy.steps:
+        assert epoch < 2 or not left_out & set(rows.tolist())
+        if epoch >= 1:
+            torch.testing.assert_close(after - before, spy.friendly[epoch][rows].float() / 255, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def crafted(make_small, make_images, make_run):
+    """A run whose friendly noise is given, and a batch of its first rows."""
+
+    def make(level, pixel, **settings):
+        data = make_images(6)
+        data = data.with_images(torch.full_like(data.images, pixel))
+        run = make_run(make_small(), data, owner="friends")
+        run.side["friendly"] = torch.full(data.images.shape, level, dtype=torch.int8)
+        run.side["noise"] = run.stream("noise")
+        rows = torch.arange(6)
+        batch = Batch(run.pixels(rows), data.labels, rows, data.ids)
+        return Friends(settings_of(**settings)).batch(batch, run, "pixel").pixels
+
+    return make
+
+
+@pytest.mark.parametrize(("level", "pixel", "result"), [(16, 100, 116), (-16, 100, 84), (16, 250, 255), (-16, 10, 0)])
+def test_a_picture_with_friendly_noise_is_clipped(crafted, level, pixel, result):
+    pixels = crafted(level, pixel, noise="none")
+    torch.testing.assert_close(pixels * 255, torch.full_like(pixels, result), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("level", "pixel", "middle"), [(16, 250, 255), (-16, 10, 0)])
+def test_random_noise_comes_after_the_clip_and_is_not_clipped(crafted, level, pixel, middle):
+    found = (crafted(level, pixel, noise="bernoulli", mu=16) * 255).round().unique().tolist()
+    assert found == [middle - 16, middle + 16]
+
+
+def test_all_of_it_depends_on_the_seed_alone(trained):
+    first, again, other = trained(Spy(start=1)), trained(Spy(start=1)), trained(Spy(start=1), seed=1)
+    assert torch.equal(first.friendly[3], again.friendly[3])
+    assert torch.equal(first.steps[-1][3], again.steps[-1][3])
+    assert not torch.equal(first.friendly[3], other.friendly[3])
+
+
+def expected_noise(model, data, spy, epoch):
+    stream = torch_stream("cpu", 0, "plugin", "friends", 0, epoch, "friendly")
+    return friendly_noise(model, data, spy.settings, stream)
+
+
+def test_a_source_model_makes_the_noise(make_sensitive, make_images, services, trained):
+    calls, source = [], make_sensitive(5)
+
+    def fit(data, name, epochs, *who):
+        calls.append((data, name, epochs))
+        return source
+
+    spy = Spy(start=2, source_model="lenet", **GENTLE["released"])
+    spy.services = dataclasses.replace(services, fit=fit)
+    data = make_images(20, low=70, high=180)
+    trained(spy, data)
+    assert [call[1:] for call in calls] == [("lenet", 2)]
+    assert torch.equal(calls[0][0].images, data.images)
+    assert torch.equal(spy.friendly[2], expected_noise(source, data, spy, 2))
+    assert not torch.equal(spy.friendly[2], expected_noise(make_sensitive(6), data, spy, 2))
+
+
+def test_without_a_source_model_the_victim_of_that_moment_makes_the_noise(trained, make_images, make_small):
+    class Copying(Spy):
+        def epoch(self, run, epoch):
+            if epoch == 2:
+                self.victim = copy.deepcopy(run.model)
+            super().epoch(run, epoch)
+
+    spy, data = Copying(start=2, lr=300.0), make_images(20, low=70, high=180)
+    trained(spy, data)
+    assert torch.equal(spy.friendly[2], expected_noise(spy.victim, data, spy, 2))
+    assert not torch.equal(spy.friendly[2], expected_noise(make_small().eval(), data, spy, 2))
+
+
+def test_the_hooks_work_with_the_services_of_the_run(make_small, make_images, services):
+    """A training that is started without iterating over `jobs` first."""
+    spy = Spy(start=1)
+    recipe = Recipe(epochs=2, batch=8, lr=0.02, drops=())
+    train(make_small(), make_images(8), recipe, seed=0, hooks=spy, services=services)
+    assert spy.friendly[1] is not None
+
+
+def test_progress_counts_pictures(model, make_images):
+    seen = []
+    settings, stream = settings_of(batch=4, steps=1), torch_stream("cpu", 0)
+    friendly_noise(model, make_images(10), settings, stream, lambda *progress: seen.append(progress))
+    assert seen == [("friendly noise", done, 10) for done in (4, 8, 10)]
+
+
+VARIANTS = [("friends-u", "uniform", 16), ("friends-b", "bernoulli", 16), ("friends-g", "gaussian", 16)]
+
+
+@pytest.mark.parametrize(("name", "noise", "zeta"), [*VARIANTS, ("friendly", "none", 32)])
+def test_the_variants_have_the_published_settings(name, noise, zeta):
+    plugin = find("defense", name)
+    settings = build(plugin.make.Settings, plugin.variant, "defense")
+    assert (settings.noise, settings.zeta) == (noise, zeta)
+    assert (settings.mu, settings.start, settings.steps) == (16, 5, 20)
+
+
+def test_an_unknown_source_model_is_refused_in_one_line():
+    with pytest.raises(BadInput, match="unknown model 'lenett'.*did you mean 'lenet'"):
+        build(FriendsSettings, {"source_model": "lenett"}, "defense")

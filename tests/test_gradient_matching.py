@@ -1,0 +1,168 @@
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attacks.gradient_matching import GradientMatching, GradientMatchingSettings
+from bench.models.base import build_model
+from bench.registry import find
+from bench.training import Recipe, train
+
+FAST = {"steps": 30, "restarts": 1}
+
+
+def craft(scene, **settings):
+    return GradientMatching(GradientMatchingSettings(**{**FAST, **settings})).craft(scene)
+
+
+@pytest.fixture
+def surrogate(make_images):
+    """A ConvNet after three epochs on the scene's training set."""
+
+    def make(seed=0):
+        data = make_images(30)
+        model = build_model("convnet", classes=3, size=8, normalisation=((0.5,) * 3, (0.25,) * 3), seed=seed)
+        recipe = Recipe(epochs=3, batch=10, lr=0.02, drops=(), augment="none", flip=False)
+        return train(model, data, recipe, seed=seed).model
+
+    return make
+
+
+@pytest.fixture
+def scene(make_scene, surrogate):
+    return make_scene([surrogate()])
+
+
+def matching_loss(model, scene, images):
+    """1 - cos of the two training gradients, by plain autograd."""
+
+    def gradient(pixels, labels):
+        loss = F.cross_entropy(model(pixels.float() / 255), labels)
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+
+    aim = gradient(scene.targets, torch.tensor([scene.trial.adversarial_class]))
+    return 1 - F.cosine_similarity(gradient(images, scene.bases.labels), aim, dim=0).item()
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_crafting_brings_the_gradients_together(scene, augment):
+    poisons = craft(scene, augment=augment)
+    losses = poisons.provenance["losses"][0]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.05
+    model = scene.surrogates()[0]
+    assert matching_loss(model, scene, poisons.images) < matching_loss(model, scene, scene.bases.images) - 0.05
+
+
+def test_the_reported_final_loss_is_that_of_the_stored_pictures(scene):
+    poisons = craft(scene)
+    expected = matching_loss(scene.surrogates()[0], scene, poisons.images)
+    assert poisons.provenance["final_losses"] == pytest.approx([expected], abs=1e-4)
+
+
+def test_restarts_keep_the_lowest_final_loss(scene):
+    poisons = craft(scene, steps=3, restarts=3)
+    finals = poisons.provenance["final_losses"]
+    assert len(set(finals)) == 3
+    assert matching_loss(scene.surrogates()[0], scene, poisons.images) == pytest.approx(min(finals), abs=1e-4)
+
+
+def test_poisons_are_clean_label_and_within_eps(scene):
+    poisons = craft(scene)
+    poisons.check(scene.train, scene.threat.eps, scene.bases.ids)
+    assert torch.equal(poisons.ids, scene.bases.ids)
+    assert 0 < poisons.distance(scene.train) <= 16
+
+
+def test_poisons_depend_on_the_seed_alone(make_scene, surrogate):
+    torch.manual_seed(1)
+    first = craft(make_scene([surrogate()]), steps=6)
+    torch.manual_seed(2)
+    again, other = craft(make_scene([surrogate()]), steps=6), craft(make_scene([surrogate()], seed=1), steps=6)
+    assert torch.equal(first.images, again.images)
+    assert first.provenance == again.provenance
+    assert not torch.equal(first.images, other.images)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_the_chunk_does_not_change_the_poisons(scene, augment):
+    whole = craft(scene, steps=6, augment=augment)
+    parts = craft(scene, steps=6, augment=augment, chunk=4)
+    apart = (whole.images.long() - parts.images.long()).abs()
+    assert (apart > 2).float().mean() < 0.01
+    assert parts.provenance["losses"][0][0] == pytest.approx(whole.provenance["losses"][0][0], abs=1e-5)
+    assert parts.provenance["final_losses"] == pytest.approx(whole.provenance["final_losses"], abs=1e-2)
+
+
+def test_two_surrogates_are_both_matched(make_scene, surrogate):
+    models = [surrogate(0), surrogate(1)]
+    scene = make_scene(models, k=2)
+    poisons = craft(scene, augment=False)
+    final = [matching_loss(model, scene, poisons.images) for model in models]
+    before = [matching_loss(model, scene, scene.bases.images) for model in models]
+    assert sum(final) < sum(before) - 0.1
+    assert poisons.provenance["final_losses"] == pytest.approx([sum(final) / 2], abs=1e-4)
+
+
+def test_several_targets_are_matched_by_their_mean_gradient(scene, make_images):
+    several = dataclasses.replace(scene, targets=make_images(9, seed=5).images[::3])
+    poisons = craft(several, steps=2)
+
+    def mean_target(model):
+        return matching_loss_to_many(model, several, poisons.images)
+
+    assert poisons.provenance["final_losses"] == pytest.approx([mean_target(scene.surrogates()[0])], abs=1e-4)
+
+
+def matching_loss_to_many(model, scene, images):
+    weights = list(model.parameters())
+
+    def gradient(pixels, label):
+        parts = torch.autograd.grad(F.cross_entropy(model(pixels[None].float() / 255), label.view(1)), weights)
+        return torch.cat([part.flatten() for part in parts])
+
+    aim = sum(gradient(picture, torch.tensor(scene.trial.adversarial_class)) for picture in scene.targets)
+    own = sum(gradient(picture, label) for picture, label in zip(images, scene.bases.labels, strict=True))
+    return 1 - F.cosine_similarity(own, aim, dim=0).item()
+
+
+def test_surrogates_and_scene_are_left_as_they_were(scene, snapshot, assert_untouched):
+    model = scene.surrogates()[0]
+    before, train_before, targets = snapshot(model), scene.train.images.clone(), scene.targets.clone()
+    craft(scene, steps=3)
+    assert_untouched(model, before)
+    assert torch.equal(scene.train.images, train_before)
+    assert torch.equal(scene.targets, targets)
+
+
+def test_augmentation_is_redrawn_at_every_step_and_can_be_turned_off(scene):
+    draws = []
+
+    class Counting:
+        def draw(self, n, stream):
+            draws.append(scene.augmentation.draw(n, stream))
+            return draws[-1]
+
+        def __call__(self, pixels, draw):
+            return scene.augmentation(pixels, draw)
+
+    counted = dataclasses.replace(scene, augmentation=Counting())
+    craft(counted, steps=4, restarts=2)
+    assert len({tuple(draw.dx.tolist()) for draw in draws}) == 8
+    draws.clear()
+    craft(counted, steps=2, augment=False)
+    assert not draws
+
+
+def test_a_victim_without_augmentation_is_crafted_for_as_if_it_were_turned_off(make_scene, surrogate):
+    models = [surrogate()]
+    through, without = (craft(make_scene(models, augment="none"), steps=4, augment=on) for on in (True, False))
+    assert torch.equal(through.images, without.images)
+
+
+def test_the_published_settings_are_the_defaults():
+    settings = find("attack", "gm").make.Settings()
+    assert (settings.steps, settings.restarts, settings.lr) == (250, 8, 0.1)
+    assert settings.decay
+    assert settings.augment

@@ -1,0 +1,259 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attacks.parameter_gradients import ParameterGradients, cosine_distance, inner
+
+SIZES = {"convnet": 8, "resnet18": 8, "mobilenet-v2": 8, "vgg11": 8, "lenet": 16, "alexnet": 16}
+SAMPLES = 3
+
+
+def samples(size, n=SAMPLES, seed=0, dtype=torch.float64):
+    chance = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, size, size, dtype=dtype, generator=chance), torch.arange(n) % 3
+
+
+def plain_gradients(model, pixels, labels, graph=False):
+    """grad_theta of the mean cross-entropy of the network as it is."""
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    loss = F.cross_entropy(model(pixels), labels)
+    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values()), create_graph=graph), strict=True))
+
+
+def plain_pixel_gradient(model, pixels, labels, direction):
+    """d/d pixels of <direction, grad_theta>, through the graph of the backward pass."""
+    leaf = pixels.clone().requires_grad_(True)
+    gradients = plain_gradients(model, leaf, labels, graph=True)
+    return torch.autograd.grad(sum((gradients[name] * direction[name]).sum() for name in gradients), leaf)[0]
+
+
+def random_direction(weights, seed=1):
+    chance = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(w.shape, dtype=w.dtype, generator=chance) for name, w in weights.items()}
+
+
+def assert_equal_weights(found, expected, tolerance=1e-10):
+    """Equal up to `tolerance` of the largest entry of all."""
+    assert set(found) == set(expected)
+    scale = max(value.abs().max().item() for value in expected.values())
+    assert scale > 0
+    for name, value in expected.items():
+        assert found[name].shape == value.shape
+        assert (found[name] - value).abs().max().item() <= tolerance * scale, name
+
+
+def relative_error(found, expected):
+    assert expected.abs().max() > 0
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.fixture(params=SIZES)
+def network(request, make_model):
+    """A registered network in float64 with its source of gradients and a few samples."""
+    model = make_model(request.param, size=SIZES[request.param]).double()
+    return model, ParameterGradients(model), *samples(SIZES[request.param])
+
+
+def test_mean_and_pixel_gradients_are_those_of_plain_double_backward(network):
+    model, source, pixels, labels = network
+    expected = plain_gradients(model, pixels, labels)
+    assert_equal_weights(source.mean(pixels, labels), expected)
+    direction = random_direction(expected)
+    slope = plain_pixel_gradient(model, pixels, labels, direction)
+    assert relative_error(source.pixel_gradient(pixels, labels, direction), slope) < 1e-9
+
+
+def sequence(*layers):
+    """Layers that end in 5 channels, pooled to 20 features."""
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+class Outside(nn.Module):
+    """Convolution and norm that are called by a forward of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(torch.tanh(self.norm(self.convolution(x))), 2).flatten(1)
+
+
+BODIES = {
+    "plain": lambda: sequence(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.Tanh()),
+    "biased": lambda: sequence(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Tanh()),
+    "norm first": lambda: sequence(nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3), nn.Tanh(), nn.BatchNorm2d(5)),
+    "not affine": lambda: sequence(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, affine=False), nn.Tanh()),
+    "other eps": lambda: sequence(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, eps=0.3), nn.Softplus()),
+    "grouped": lambda: sequence(nn.Conv2d(3, 10, 1), nn.Conv2d(10, 5, 3, groups=5), nn.BatchNorm2d(5), nn.Tanh()),
+    "two norms": lambda: sequence(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.BatchNorm2d(5), nn.Tanh()),
+    "nested": lambda: sequence(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)), nn.Tanh()),
+    "outside": Outside,
+}
+
+
+@pytest.fixture
+def smooth(wrap, scramble):
+    def make(body="biased"):
+        torch.manual_seed(0)
+        return scramble(wrap(BODIES[body](), 20), 0).eval().double()
+
+    with torch.random.fork_rng():
+        yield make
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_gradients_are_exact_wherever_batchnorm_stands(smooth, body):
+    model = smooth(body)
+    source, (pixels, labels) = ParameterGradients(model), samples(8)
+    expected = plain_gradients(model, pixels, labels)
+    assert_equal_weights(source.mean(pixels, labels), expected)
+    direction = random_direction(expected)
+    slope = plain_pixel_gradient(model, pixels, labels, direction)
+    assert relative_error(source.pixel_gradient(pixels, labels, direction), slope) < 1e-10
+
+
+def test_pixel_gradient_is_that_of_finite_differences(smooth):
+    source, (pixels, labels) = ParameterGradients(smooth("other eps")), samples(8)
+    direction = random_direction(source.weights)
+    slope = source.pixel_gradient(pixels, labels, direction)
+    for place in [(0, 0, 1, 1), (1, 2, 4, 7), (2, 1, 0, 0), (2, 2, 5, 3)]:
+        step = torch.zeros_like(pixels)
+        step[place] = 1e-5
+        up, down = (inner(direction, source.mean(pixels + sign * step, labels)) for sign in (1, -1))
+        assert slope[place].item() == pytest.approx(((up - down) / 2e-5).item(), rel=1e-6, abs=1e-9)
+
+
+def test_pixel_gradient_of_the_cosine_is_that_of_finite_differences(smooth):
+    source, (pixels, labels) = ParameterGradients(smooth()), samples(8)
+    aim = source.mean(*samples(8, 1, seed=3))
+    slope = source.pixel_gradient(pixels, labels, cosine_distance(source.mean(pixels, labels), aim)[1])
+    step = torch.randn(pixels.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    up, down = (cosine_distance(source.mean(pixels + h * step, labels), aim)[0] for h in (1e-6, -1e-6))
+    assert (slope * step).sum().item() == pytest.approx(((up - down) / 2e-6).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_chunks_change_nothing(smooth, chunk):
+    source, (pixels, labels) = ParameterGradients(smooth()), samples(8, 7)
+    direction = random_direction(source.weights)
+    assert_equal_weights(source.mean(pixels, labels, chunk), source.mean(pixels, labels, 100), 1e-12)
+    torch.testing.assert_close(
+        source.pixel_gradient(pixels, labels, direction, chunk),
+        source.pixel_gradient(pixels, labels, direction, 100), rtol=1e-12, atol=1e-12,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["convnet", "lenet"])
+def test_single_precision_is_near_double_precision(make_model, name):
+    model = make_model(name, size=16)
+    pixels, labels = samples(16)
+    expected = plain_gradients(model.double(), pixels, labels)
+    direction = random_direction(expected)
+    slope = plain_pixel_gradient(model, pixels, labels, direction)
+    source = ParameterGradients(model.float())
+    found = source.mean(pixels.float(), labels)
+    assert_equal_weights({name: value.double() for name, value in found.items()}, expected, 1e-4)
+    half = source.pixel_gradient(pixels.float(), labels, {name: value.float() for name, value in direction.items()})
+    assert relative_error(half.double(), slope) < 1e-4
+
+
+def freeze_body(model):
+    model.body.requires_grad_(False)
+
+
+def freeze_norms(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+
+
+def freeze_convolutions(model):
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("freeze", [freeze_body, freeze_norms, freeze_convolutions])
+def test_only_trainable_weights_are_matched(make_model, freeze):
+    model = make_model().double()
+    freeze(model)
+    source, (pixels, labels) = ParameterGradients(model), samples(8)
+    expected = plain_gradients(model, pixels, labels)
+    assert_equal_weights(source.mean(pixels, labels), expected)
+    direction = random_direction(expected)
+    slope = plain_pixel_gradient(model, pixels, labels, direction)
+    assert relative_error(source.pixel_gradient(pixels, labels, direction), slope) < 1e-9
+
+
+def test_a_network_without_trainable_weights_is_refused(make_small):
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        ParameterGradients(make_small().requires_grad_(False))
+
+
+def test_dropout_is_off_even_if_the_network_is_in_train_mode(make_small):
+    model = make_small(dropout=0.5).double().train()
+    found = ParameterGradients(model).mean(*samples(8))
+    assert_equal_weights(found, plain_gradients(model.eval(), *samples(8)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_and_the_pixels_are_left_as_they_were(make_model, snapshot, assert_untouched, training):
+    model = make_model().train(training)
+    model.head.bias.requires_grad_(False)
+    before, (pixels, labels) = snapshot(model), samples(8, dtype=torch.float32)
+    kept = pixels.clone()
+    source = ParameterGradients(model)
+    source.pixel_gradient(pixels, labels, source.mean(pixels, labels), chunk=2)
+    assert_untouched(model, before)
+    assert torch.equal(pixels, kept)
+    assert not pixels.requires_grad
+    assert pixels.grad is None
+
+
+def test_results_carry_no_graph(make_small):
+    source, (pixels, labels) = ParameterGradients(make_small()), samples(8, dtype=torch.float32)
+    found = source.mean(pixels.requires_grad_(True), labels)
+    assert not any(value.requires_grad for value in found.values())
+    assert not source.pixel_gradient(pixels, labels, found).requires_grad
+
+
+def vectors(*values):
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in zip("ab", values, strict=True)}
+
+
+def flattened(weights):
+    return torch.cat([value.flatten() for value in weights.values()])
+
+
+def test_cosine_distance_and_its_slope_are_those_of_torch():
+    own, aim = (random_direction(vectors([[0.0] * 3] * 2, [0.0]), seed) for seed in (1, 2))
+    flat = flattened(own).requires_grad_(True)
+    expected = 1 - F.cosine_similarity(flat, flattened(aim), dim=0)
+    slope = torch.autograd.grad(expected, flat)[0]
+    loss, direction = cosine_distance(own, aim)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-14)
+    torch.testing.assert_close(flattened(direction), slope, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("factor", "distance"), [(3.0, 0.0), (-0.1, 2.0)])
+def test_cosine_distance_is_0_for_equal_and_2_for_opposite_directions(factor, distance):
+    own = vectors([1.0, 2.0], [3.0])
+    loss, direction = cosine_distance(own, {name: factor * value for name, value in own.items()})
+    assert loss.item() == pytest.approx(distance, abs=1e-12)
+    assert all(value.abs().max() < 1e-12 for value in direction.values())
+
+
+def test_cosine_distance_is_1_for_orthogonal_gradients_over_all_weights_together():
+    assert cosine_distance(vectors([1.0, 0.0], [1.0]), vectors([1.0, 5.0], [-1.0]))[0].item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cosine_distance_stays_between_0_and_2(seed):
+    own, aim = (random_direction(vectors([0.0] * 4, [0.0]), seed + shift) for shift in (0, 100))
+    assert 0 <= cosine_distance(own, aim)[0].item() <= 2
+
+
+def test_inner_sums_over_all_weights():
+    assert inner(vectors([1.0, 2.0], [3.0]), vectors([4.0, 5.0], [6.0])).item() == 32

@@ -1,0 +1,122 @@
+"""Protocols: precedence, bounds, and errors in one line that name the repair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BadInput
+from bench.protocol import choose, protocol_names, resolve
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_every_preset_resolves(name: str) -> None:
+    protocol, rest = resolve(name, [])
+    assert protocol.name == name and protocol.description and rest == []
+    (attack,) = choose("attack", ["gm"], protocol, rest)
+    assert attack.settings.as_dict()["steps"] == protocol.attack_settings["gm"]["steps"]
+
+
+def test_friends_table_1_is_what_the_paper_says() -> None:
+    protocol, _ = resolve("cifar10-scratch", [])
+    recipe, threat = protocol.train, protocol.threat
+    assert protocol.model == "resnet18" and protocol.dataset == "cifar10"
+    assert (recipe.epochs, recipe.batch, recipe.lr, recipe.momentum, recipe.nesterov) == (80, 128, 0.1, 0.9, True)
+    assert (recipe.weight_decay, recipe.drops, recipe.flip) == (5e-4, (30, 50, 70), True)
+    assert (threat.eps, threat.budget, threat.surrogates) == (16, 0.01, 1)
+    (gm,) = choose("attack", ["gm"], protocol, [])
+    assert {name: gm.settings.as_dict()[name] for name in ("steps", "restarts", "lr")} == {
+        "steps": 250,
+        "restarts": 8,
+        "lr": 0.1,
+    }
+    (friends,) = choose("defense", ["friends-b"], protocol, [])
+    published = {"noise": "bernoulli", "mu": 16, "zeta": 16, "start": 5, "steps": 20}
+    assert {name: friends.settings.as_dict()[name] for name in published} == published
+
+
+def test_precedence_is_default_variant_protocol_set(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\nmodel = "convnet"\n[defense.friends-b]\nmu = 5\nsteps = 7\n')
+    protocol, rest = resolve(str(file), ["defense.steps=9", "threat.eps=8"])
+    (chosen,) = choose("defense", ["friends-b"], protocol, rest)
+    values = chosen.settings.as_dict()
+    assert (values["noise"], values["mu"], values["steps"], values["zeta"]) == ("bernoulli", 5, 9, 16)
+    assert protocol.threat.eps == 8
+
+
+def test_a_setting_can_be_meant_for_one_defense() -> None:
+    protocol, rest = resolve("quick", ["defense.friends-b.mu=4"])
+    first, second = choose("defense", ["friends-b", "friends-u"], protocol, rest)
+    assert (first.settings.as_dict()["mu"], second.settings.as_dict()["mu"]) == (4, 16)
+
+
+def test_the_surrogate_recipe_is_the_victims_unless_said() -> None:
+    protocol, _ = resolve("quick", ["train.epochs=7"])
+    assert protocol.surrogate == protocol.train
+    protocol, _ = resolve("quick", ["surrogate.epochs=3"])
+    assert protocol.surrogate.epochs == 3 and protocol.train.epochs != 3
+
+
+def test_another_data_set_keeps_the_settings_that_it_knows() -> None:
+    protocol, _ = resolve("cifar10-mini", [], dataset="folder:/somewhere")
+    assert protocol.dataset == "folder:/somewhere"
+    assert protocol.dataset_settings.as_dict() == {"train_per_class": 500, "test_per_class": 100}
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (["threat.eps=-1"], "bad value for 'threat.eps': -1; allowed: whole number, at least 1, at most 255"),
+        (["threat.eps=1.5"], "'threat.eps'"),
+        (["threat.eps=true"], "'threat.eps'"),
+        (["threat.budget=2"], "bad value for 'threat.budget': 2; allowed: number, more than 0, at most 1"),
+        (["trials=0"], "bad value for 'trials': 0; allowed: whole number, 1 to"),
+        (["train.epoch=3"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
+        (["trian.epochs=3"], "did you mean 'train.'?"),
+        (["threat.eps"], "write key=value"),
+        (["model=resnet"], "unknown model 'resnet'; did you mean 'resnet18'?"),
+        (["train.schedule=steps"], "one of step, one-cycle"),
+        (["train.drops=[5, 3]"], "rising epochs"),
+        (["train.momentum=0"], "nesterov"),
+        (["dataset.sizes=3"], "did you mean 'size'?"),
+        (["threat.surrogate=resnet"], "unknown model"),
+    ],
+)
+def test_bad_settings_stop_with_one_line(sets: list[str], expected: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        resolve("quick", sets)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "sets", "expected"),
+    [
+        ("attack", ["gn"], [], "unknown attack 'gn'; did you mean 'gm'?"),
+        ("defense", ["friends"], [], "unknown defense 'friends'; did you mean 'friends-"),
+        ("attack", ["gm"], ["attack.step=3"], "unknown key 'attack.step'; did you mean 'steps'?"),
+        ("defense", ["friends-b"], ["defense.mu=0"], "bad value for 'defense.mu': 0"),
+        ("defense", ["friends-b"], ["defense.friend-b.mu=3"], "did you mean 'friends-b'?"),
+        ("defense", ["friends-b"], ["defense.source_model=lnet"], "did you mean 'lenet'?"),
+        ("defense", ["none"], ["defense.mu=3"], "unknown key 'defense.mu'"),
+    ],
+)
+def test_bad_plugins_stop_with_one_line(kind: str, names: list[str], sets: list[str], expected: str) -> None:
+    protocol, rest = resolve("quick", sets)
+    with pytest.raises(BadInput) as caught:
+        choose(kind, names, protocol, rest)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["name = ", 'nam = "x"', "[threats]\neps = 3"])
+def test_a_bad_protocol_file_stops_with_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(BadInput, match="protocol"):
+        resolve(str(file), [])
+
+
+def test_an_unknown_protocol_offers_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean 'quick'"):
+        resolve("quik", [])

@@ -1,0 +1,181 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from attacks.sign_adam import SignAdamSettings, craft
+
+STD = torch.tensor([0.25, 0.2, 0.3])
+
+
+def run(scene, gradient, score=lambda pixels: 0.0, **settings):
+    built = SignAdamSettings(**{"steps": 5, "restarts": 1, "decay": False, **settings})
+    return craft(scene, built, STD, gradient, score)
+
+
+class Moving:
+    """A gradient whose signs change from pixel to pixel and from step to step; keeps the pixels that it was shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, pixels, step):
+        self.seen.append(pixels.clone())
+        chance = torch.Generator().manual_seed(step)
+        return float(step), torch.randn(pixels.shape, generator=chance) + 0.5
+
+
+def signed_adam(scene, start, steps, lr):
+    """torch's Adam on the signs of Moving's gradients, in the normalised picture, with projection after each step."""
+    std = STD.view(1, 3, 1, 1).double()
+    base = scene.base_pixels().double()
+    delta = ((start.double() - base) / std).requires_grad_(True)
+    adam = torch.optim.Adam([delta], lr=lr)
+    positions = []
+    for step in range(steps):
+        positions.append(base + delta.detach() * std)
+        delta.grad = Moving()(base, step)[1].sign().double()
+        adam.step()
+        with torch.no_grad():
+            inside = (delta * std).clamp(-scene.eps, scene.eps)
+            delta.copy_(((base + inside).clamp(0, 1) - base) / std)
+    return positions, delta.detach() * std
+
+
+def test_the_rule_is_adam_on_signs_with_projection(make_scene):
+    scene, gradient = make_scene(n=4), Moving()
+    delta, _, _ = run(scene, gradient, steps=50)
+    positions, expected = signed_adam(scene, gradient.seen[0], 50, 0.1)
+    for found, wanted in zip(gradient.seen, positions, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(delta.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_every_step_stays_in_the_ball_and_in_the_range_of_pictures(make_scene):
+    scene, gradient = make_scene(eps=8), Moving()
+    delta, _, _ = run(scene, gradient, steps=20, lr=1.0)
+    base = scene.base_pixels()
+    for pixels in [*gradient.seen, base + delta]:
+        assert (pixels - base).abs().max() <= 8 / 255 + 1e-6
+        assert pixels.min() >= 0
+        assert pixels.max() <= 1
+
+
+@pytest.mark.parametrize("eps", [1, 8, 16])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_saturated_perturbations_are_exactly_eps_after_rounding(make_scene, eps, sign):
+    scene = make_scene(eps=eps)
+    delta, _, _ = run(scene, lambda pixels, step: (0.0, torch.full_like(pixels, -sign)), lr=10.0)
+    poisons = scene.poisons(delta)
+    poisons.check(scene.train, eps, scene.bases.ids)
+    assert torch.equal(poisons.images.long(), (scene.bases.images.long() + sign * eps).clamp(0, 255))
+
+
+def test_the_start_is_clamped_gaussian_noise_of_deviation_eps(make_images, make_scene):
+    train = make_images(60, 16, low=60, high=190)
+    scene, gradient = make_scene(train=train, n=20), Moving()
+    run(scene, gradient, steps=1)
+    noise = (gradient.seen[0] - scene.base_pixels()) / scene.eps
+    on_bound = (noise.abs() > 1 - 1e-4).float().mean().item()
+    assert on_bound == pytest.approx(math.erfc(1 / math.sqrt(2)), abs=0.02)
+    middle = (noise.abs() < 0.5).float().mean().item()
+    assert middle == pytest.approx(math.erf(0.5 / math.sqrt(2)), abs=0.02)
+
+
+def test_a_scene_seed_fixes_the_start_and_each_restart_has_its_own(make_scene):
+    starts = []
+    for seed in (0, 0, 1):
+        gradient = Moving()
+        run(make_scene(seed=seed), gradient, steps=1, restarts=2)
+        starts.append(gradient.seen)
+    assert torch.equal(starts[0][0], starts[1][0])
+    assert not torch.equal(starts[0][0], starts[2][0])
+    assert not torch.equal(starts[0][0], starts[0][1])
+
+
+@pytest.mark.parametrize(("steps", "drops"), [(250, [93, 156, 218]), (80, [29, 49, 70]), (40, [14, 24, 35])])
+def test_the_rate_falls_to_a_tenth_at_the_published_steps(make_images, make_scene, steps, drops):
+    white = make_images(30, low=255, high=255)
+    seen = []
+
+    def downwards(pixels, step):
+        seen.append(pixels[0, 0].max().item())
+        return 0.0, torch.ones_like(pixels)
+
+    run(make_scene(train=white, eps=255), downwards, steps=steps, decay=True, lr=0.02)
+    moved = [before - after for before, after in zip(seen, seen[1:], strict=False)]
+    rates = [0.02 * STD[0].item() * 0.1 ** sum(step >= drop for drop in drops) for step in range(steps - 1)]
+    assert moved == pytest.approx(rates, rel=0.05, abs=2e-7)
+
+
+def test_without_decay_every_step_is_as_long(make_images, make_scene):
+    seen = []
+
+    def downwards(pixels, step):
+        seen.append(pixels[0, 2].max().item())
+        return 0.0, torch.ones_like(pixels)
+
+    run(make_scene(train=make_images(30, low=255, high=255), eps=255), downwards, steps=100, lr=0.02)
+    moved = [before - after for before, after in zip(seen, seen[1:], strict=False)]
+    assert moved == pytest.approx([0.02 * STD[2].item()] * 99, rel=1e-3)
+
+
+def test_pixels_without_gradient_do_not_move(make_scene):
+    scene, gradient = make_scene(), Moving()
+
+    def left_half(pixels, step):
+        loss, slope = gradient(pixels, step)
+        slope[..., 4:] = 0
+        return loss, slope
+
+    delta, _, _ = run(scene, left_half, steps=10)
+    start = gradient.seen[0] - scene.base_pixels()
+    assert torch.equal(delta[..., 4:], start[..., 4:])
+    assert ((delta - start)[..., :4] != 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [3.0, 2.0, -1.0]])
+def test_the_restart_with_the_lowest_score_is_kept(make_scene, values):
+    scene, rounded = make_scene(), []
+
+    def score(pixels):
+        rounded.append(pixels)
+        return values[len(rounded) - 1]
+
+    delta, losses, scores = run(scene, Moving(), score, restarts=3)
+    assert scores == values
+    best = rounded[values.index(min(values))]
+    torch.testing.assert_close(scene.poisons(delta).images / 255, best)
+    assert losses == [[0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0], [10.0, 11.0, 12.0, 13.0, 14.0]]
+
+
+def test_restarts_are_judged_on_the_very_pictures_that_are_stored(make_scene):
+    scene, rounded = make_scene(), []
+    delta, _, _ = run(scene, Moving(), lambda pixels: rounded.append(pixels * 255) or 0.0, steps=9)
+    assert torch.equal(rounded[0].round().to(torch.uint8), scene.poisons(delta).images)
+    torch.testing.assert_close(rounded[0], rounded[0].round(), rtol=0, atol=1e-4)
+
+
+def test_a_score_that_is_not_a_number_is_an_error(make_scene):
+    with pytest.raises(FloatingPointError, match="restart 1"):
+        run(make_scene(), Moving(), nan_at_second(), restarts=3)
+
+
+def nan_at_second():
+    values = iter([0.5, math.nan, 0.4])
+    return lambda pixels: next(values)
+
+
+@pytest.mark.parametrize("broken", [(math.nan, 1.0), (0.5, math.nan), (math.nan, math.nan)])
+def test_a_loss_or_gradient_that_is_not_a_number_is_an_error(make_scene, broken):
+    loss, slope = broken
+    with pytest.raises(FloatingPointError):
+        run(make_scene(), lambda pixels, step: (loss, torch.full_like(pixels, slope)))
+
+
+def test_progress_is_reported_over_all_restarts(make_scene):
+    seen = []
+    scene = dataclasses.replace(make_scene(), report=lambda done, of, figures: seen.append((done, of, figures["loss"])))
+    run(scene, Moving(), steps=3, restarts=2)
+    assert seen == [(i + 1, 6, float(i)) for i in range(6)]
