@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Record = dict[str, Any]
+Numbers = dict[str, float]
 Pictures = Callable[[Record], bytes | None]
 Point = tuple[str, float, int, int]  # a metric: name, value, milliseconds, step
 
@@ -119,7 +120,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
     (asked in trial order until a cell has its picture). BadInput, in one line, when the store fails.
     """
     cells: dict[tuple[str, str], dict[str, Record]] = {}
-    for record in sorted(records, key=lambda record: _Trial.of_record(record).rank):  # of two with one key, the better
+    for record in sorted(records, key=lambda record: _rank(_of_record(record))):  # of two with one key, the better
         cells.setdefault((record["protocol"], record["cell"]), {})[record["key"]] = record
     if not cells:
         return SyncReport(0, 0, 0)
@@ -134,7 +135,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
                         new += book.log_cell(cell, sorted(trials.values(), key=lambda r: r["trial"]), pictures)
                 book.log_drops()
     except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic"):
+        if isinstance(error, (OSError, ImportError)) or type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic"):
             line = f"cannot log to {uri}: {_first_line(error)}; repair: {REPAIR}"
             raise BadInput(re.sub(r"//[^/@\s]+@", "//***@", line)) from error  # a password is not for the log
         raise
@@ -205,30 +206,6 @@ class Tracker:
                     del self._waiting[: len(batch)]
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """What a cell needs to know of a trial, from its record or from its run in the store."""
-
-    index: int
-    done: bool
-    end: int
-    metrics: Mapping[str, float]
-
-    @classmethod
-    def of_record(cls, record: Record) -> _Trial:
-        return cls(record["trial"], record["status"] == "done", _milliseconds(record["finished"]), _scalars(record))
-
-    @classmethod
-    def of_run(cls, run: Run) -> _Trial:
-        metrics = run.data.metrics
-        return cls(int(metrics["trial"]), run.info.status == "FINISHED", run.info.end_time, metrics)
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """Of two results of one trial the greater counts: done before failed, then newer before older."""
-        return self.done, self.end
-
-
 class _Book:
     """One experiment of a store, and how cells and trials are written into it.
 
@@ -259,11 +236,10 @@ class _Book:
         for run in runs:
             if "bench.record" in run.data.tags and kept.setdefault(run.data.tags["bench.record"], run) is not run:
                 spare.append(run)
-        trials = [_Trial.of_record(record) for record in records]
         missing = []
-        for record, trial in zip(records, trials, strict=True):
+        for record in records:
             known = kept.get(record["key"])
-            if known is None or not _whole(known) or _Trial.of_run(known).rank < trial.rank:
+            if known is None or not _whole(known) or _rank(_of_run(known)) < _rank(_of_record(record)):
                 missing.append(record)
                 spare += [kept.pop(record["key"])] if known is not None else []
         for record in missing:
@@ -276,7 +252,8 @@ class _Book:
         for run in kept.values():
             if run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
-        self._log_summary(parent, records, [*trials, *(_Trial.of_run(run) for run in kept.values() if _whole(run))])
+        trials = [_of_record(record) for record in records] + [_of_run(run) for run in kept.values() if _whole(run)]
+        self._log_summary(parent, records, trials)
         if pictures is not None and "bench.picture" not in parent.data.tags:
             png = next(filter(None, map(pictures, records)), None)
             if png:
@@ -302,7 +279,7 @@ class _Book:
         self.client.set_terminated(run.info.run_id, status, _milliseconds(record["finished"]))
         self.client.set_tag(run.info.run_id, "bench.complete", "1")
 
-    def _log_summary(self, parent: Run, records: list[Record], trials: list[_Trial]) -> None:
+    def _log_summary(self, parent: Run, records: list[Record], trials: list[Numbers]) -> None:
         first, tags = records[0], parent.data.tags
         self.scenes.add(tags["bench.scene"])
         if "bench.complete" not in tags:
@@ -310,11 +287,12 @@ class _Book:
             parts = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "data", "code")
             self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
         numbers = summarise(trials) | {name: v for name, v in _scalars(first).items() if name in FILTERS}
-        self._update(parent, numbers, max(t.end for t in trials), "done" if numbers["n_trials"] else "failed")
+        end = int(max(trial["end"] for trial in trials))
+        self._update(parent, numbers, end, "done" if numbers["n_trials"] else "failed")
         if "bench.complete" not in tags:
             self.client.set_tag(parent.info.run_id, "bench.complete", "1")
 
-    def _update(self, run: Run, metrics: Mapping[str, float], end: int = 0, status: str = "") -> None:
+    def _update(self, run: Run, metrics: Numbers, end: int = 0, status: str = "") -> None:
         """Write what has changed on a cell. Its end time only grows and is the clock of its metrics: MLflow shows the
         value with the latest time, while the step stays 0 so that charts show bars."""
         old, before = run.data.metrics, run.data.tags["bench.status"]
@@ -372,20 +350,18 @@ class _Book:
                 return runs
 
 
-def summarise(trials: Iterable[_Trial]) -> dict[str, float]:
-    """The metrics of a cell from its trials; a trial that was recorded twice counts once."""
-    best: dict[int, _Trial] = {}
-    for trial in trials:
-        best[trial.index] = max(trial, best.get(trial.index, trial), key=lambda t: t.rank)
-    done = [trial.metrics for trial in best.values() if trial.done]
-    successes = sum(metrics["success"] for metrics in done)
+def summarise(trials: Iterable[Numbers]) -> Numbers:
+    """The metrics of a cell from the numbers of its trials; a trial that was recorded twice counts once."""
+    best = {trial["trial"]: trial for trial in sorted(trials, key=_rank)}
+    done = [trial for trial in best.values() if "success" in trial]
+    successes = sum(trial["success"] for trial in done)
     low, high = interval(successes, len(done))
     numbers = {"n_trials": len(done), "n_failed": len(best) - len(done), "successes": successes}
     numbers |= {"success_low": low, "success_high": high}
     if done:
         numbers["success_rate"] = successes / len(done)
     for name in MEANS:
-        values = [metrics[name] for metrics in done if name in metrics]
+        values = [trial[name] for trial in done if name in trial]
         if values:
             numbers[name] = statistics.fmean(values)
         if name == "clean_acc" and len(values) > 1:
@@ -393,7 +369,21 @@ def summarise(trials: Iterable[_Trial]) -> dict[str, float]:
     return numbers
 
 
-def _scalars(record: Record) -> dict[str, float]:
+def _of_record(record: Record) -> Numbers:
+    """What a cell needs to know of a trial. The same is made of a run by `_of_run`."""
+    return _scalars(record) | {"end": _milliseconds(record["finished"])}
+
+
+def _of_run(run: Run) -> Numbers:
+    return run.data.metrics | {"end": run.info.end_time}
+
+
+def _rank(trial: Numbers) -> tuple[bool, float]:
+    """Of two results of one trial the greater counts: done before failed (no success), then newer before older."""
+    return "success" in trial, trial["end"]
+
+
+def _scalars(record: Record) -> Numbers:
     """The single numbers of a trial, those that are there and finite."""
     outcome, seconds = record.get("outcome") or {}, record.get("seconds") or {}
     numbers: dict[str, Any] = {"success": record.get("success"), "clean_acc": record.get("clean_accuracy")}

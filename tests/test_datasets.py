@@ -227,5 +227,3 @@ def test_a_missing_photograph_names_the_wheel_to_install(monkeypatch):
     monkeypatch.setitem(PHOTOGRAPHS, "cat", ("skimage", "data/none.png"))
     with pytest.raises(BadInput, match="pip install --force-reinstall scikit-image"):
         photographs.photograph("cat")
-
-

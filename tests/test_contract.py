@@ -1,0 +1,142 @@
+"""Every registered plug-in keeps the contract, and the contract test finds plug-ins that do not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.contract import check
+from bench.registry import names
+
+HEAD = """
+import torch
+from attacks.base import Attack
+from bench.registry import register
+from bench.settings import Settings
+from defenses.base import Defense
+from pydantic import Field
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in names("attack") if not name.startswith("test-")])
+def test_every_attack_keeps_the_contract(name: str) -> None:
+    assert [result for result in check(name) if not result.passed] == []
+
+
+@pytest.mark.parametrize("name", [name for name in names("defense") if not name.startswith("test-")])
+def test_every_defense_keeps_the_contract(name: str) -> None:
+    assert [result for result in check(name) if not result.passed] == []
+
+
+def test_the_worked_example_of_contributing_keeps_the_contract(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    file = tmp_path / "my_mixup.py"
+    file.write_text(example)
+    results = check(str(file))
+    assert len(results) >= 8 and all(result.passed for result in results), results
+
+
+BROKEN = {
+    "other poisons": """
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack whose random numbers are not its own, for the test of the contract.'''
+    uses_surrogates = False
+    def craft(self, scene):
+        return scene.poisons(torch.rand(scene.bases.images.shape) * scene.eps)
+""",
+    "more than eps": """
+from bench.poisons import Poisons
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack that goes beyond eps by a wide margin, for the test of the contract.'''
+    uses_surrogates = False
+    def craft(self, scene):
+        return Poisons(scene.bases.images ^ 64, scene.bases.ids, scene.bases.labels)
+""",
+    "of a borrowed model": """
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack that trains on the surrogates which it was lent, for the test of the contract.'''
+    def craft(self, scene):
+        with torch.no_grad():
+            scene.surrogates()[0].head.weight.mul_(0.5)
+        return scene.poisons(torch.zeros_like(scene.base_pixels()))
+""",
+    "in another mode": """
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack that leaves a surrogate in training mode, for the test of the contract.'''
+    def craft(self, scene):
+        scene.surrogates()[0].train()
+        return scene.poisons(torch.zeros_like(scene.base_pixels()))
+""",
+    "docstring": """
+@register("defense", "{name}")
+class Broken(Defense):
+    pass
+""",
+    "imports bench.store": """
+from bench.store import Store
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that looks into the store, where poisons are, for the test of the contract.'''
+""",
+    "another classifier": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that draws from the global random state, for the test of the contract.'''
+    count = [0]
+    def batch(self, batch, run, stage):
+        self.count[0] += 1
+        batch.pixels = batch.pixels * (1 + 0.5 * (self.count[0] % 7))
+        return batch
+""",
+    "global random state": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that draws from the global random state, for the test of the contract.'''
+    def jobs(self, data, services):
+        torch.rand(1)
+        yield from super().jobs(data, services)
+""",
+    "in place": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that writes into the pictures that it was handed, for the test of the contract.'''
+    def setup(self, run):
+        run.data.images.div_(2, rounding_mode="floor")
+""",
+    "has no description": """
+class S(Settings):
+    size: int = Field(3, ge=1)
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense with a setting that nobody explains, for the test of the contract.'''
+    Settings = S
+""",
+    "unknown needs": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that asks for what no defender has, for the test of the contract.'''
+    needs = ("target",)
+""",
+    "asks for no training": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that never trains anything at all, for the test of the contract.'''
+    def jobs(self, data, services):
+        return []
+""",
+}
+
+
+@pytest.mark.parametrize("finding", BROKEN)
+def test_the_contract_test_finds_what_is_broken(finding: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(HEAD + BROKEN[finding].replace("{name}", "test-" + finding.replace(" ", "-")))
+    broken = [result for result in check(str(file)) if not result.passed]
+    assert any(finding in result.detail for result in broken), broken

@@ -1,0 +1,265 @@
+"""The journey: craft once and share, resume, equal records, failures that cost only themselves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attacks.base import Attack, Scene
+from bench import runner
+from bench.errors import BadInput, TrialFailed
+from bench.poisons import Poisons
+from bench.records import Records, comparable
+from bench.registry import register
+from bench.stages import Bench
+from bench.store import Store
+from defenses.base import Defense
+from tests.tiny import ATTACK_SETS, SETS
+
+
+def prepare(
+    attack: str = "gm", defenses: tuple[str, ...] = ("friends-b",), sets: tuple[str, ...] = (), **options: Any
+) -> runner.Plan:
+    own = ATTACK_SETS if attack == "gm" else []
+    return runner.prepare("quick", [*SETS, *own, *sets], attack=attack, defenses=defenses, **options)
+
+
+def execute(plan: runner.Plan, out: Path, jobs: int = 1) -> tuple[list[dict[str, Any]], list[str]]:
+    said: list[str] = []
+    results = runner.execute(plan, out, runner.Effort(jobs, 1, quiet=True), said.append, lambda record: None)
+    return results, said
+
+
+def bare(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [comparable(record) for record in records]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A finished study: clean control, undefended and friends-b, two trials."""
+    out = tmp_path_factory.mktemp("done")
+    results, _ = execute(prepare(), out)
+    return out, results
+
+
+def test_the_cells_are_control_undefended_and_defended(done: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, results = done
+    names = [(record["attack"], record["defense"], record["trial"]) for record in results]
+    cells = [("none", "none"), ("gm", "none"), ("gm", "friends-b")]
+    assert names == [(*cell, trial) for cell in cells for trial in (0, 1)]
+    assert all(record["status"] == "done" for record in results)
+    assert all(record["success"] in (0.0, 1.0) and 0 <= record["clean_accuracy"] <= 1 for record in results)
+    assert all(record["seconds"]["train"] > 0 for record in results)
+
+
+def test_defenses_face_the_same_poisons_and_trial(done: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, results = done
+    undefended, defended = results[2:4], results[4:6]
+    for one, other in zip(undefended, defended, strict=True):
+        assert one["poisons"] == other["poisons"] and one["draw"] == other["draw"]
+    assert results[2]["poisons"]["key"] != results[3]["poisons"]["key"]
+
+
+def test_a_second_run_does_no_work(done: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, results = done
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("work was done again")
+
+    monkeypatch.setattr("bench.stages.train", never)
+    again, said = execute(prepare(), out)
+    assert bare(again) == bare(results)
+    assert all(record["cached"] for record in again) and said == []
+
+
+def test_another_defense_crafts_and_trains_no_surrogate(
+    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("crafted again")
+
+    monkeypatch.setattr("attacks.gradient_matching.GradientMatching.craft", never)
+    results, _ = execute(prepare(defenses=("noise-u",)), out)
+    assert [record["cached"] for record in results] == [True] * 4 + [False] * 2
+    assert all(record["status"] == "done" and record["reused"]["poisons"] for record in results[4:])
+
+
+@pytest.mark.parametrize("lost", ["records", "store/networks", "store/poisons", "store"])
+def test_what_is_lost_is_made_again_and_comes_out_equal(
+    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path, lost: str
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+    shutil.rmtree(out / lost)
+    shutil.rmtree(out / "records", ignore_errors=True)
+    again, _ = execute(prepare(), out)
+    assert bare(again) == bare(done[1])
+
+
+def test_two_workers_give_the_records_of_one(done: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    results, _ = execute(prepare(), tmp_path, jobs=2)
+    assert bare(results) == bare(done[1])
+
+
+def test_a_trial_does_not_depend_on_how_many_are_run(
+    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    results, _ = execute(prepare(sets=("trials=1",)), tmp_path)
+    assert bare(results) == bare(done[1][::2])
+
+
+def test_a_damaged_poison_file_is_found_and_made_again(
+    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+    shutil.rmtree(out / "records")
+    (first, *_) = sorted((out / "store" / "poisons").rglob("*.safetensors"))
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(bytes(data))
+    again, said = execute(prepare(), out)
+    assert bare(again) == bare(done[1])
+    assert [line for line in said if "damaged" in line and first.name in line]
+
+
+def test_the_stored_poisons_are_what_the_record_says(done: tuple[Path, list[dict[str, Any]]]) -> None:
+    out, results = done
+    study = prepare().study
+    for record in results[2:]:
+        artefact = Store(out / "store").get("poisons", record["poisons"]["key"])
+        assert artefact is not None
+        train = study.dataset.train
+        base = train.images[train.rows_of(artefact.tensors["ids"])]
+        assert artefact.tensors["ids"].tolist() == record["draw"]["base_ids"]
+        change = (artefact.tensors["images"].int() - base.int()).abs().max().item()
+        assert change == record["poisons"]["max_change"] <= record["poisons"]["eps"] == 16
+
+
+def test_settings_that_shape_numbers_change_the_keys() -> None:
+    def keys(*sets: str, seed: int = 0) -> tuple[str, str]:
+        plan = prepare(sets=sets, seed=seed)
+        cell = plan.cells[-1]
+        wanted = plan.study.wanted(cell.attack, cell.defense, 0)
+        from bench.store import key_of
+
+        return wanted["key"], key_of(plan.study.poisons_identity(cell.attack, 0))
+
+    record, poisons = keys()
+    assert keys("trials=9") == (record, poisons)
+    assert keys("defense.mu=8")[0] != record and keys("defense.mu=8")[1] == poisons
+    for change in ("threat.eps=8", "attack.steps=4", "train.epochs=3", "dataset.brightness=0.1", "model=lenet"):
+        other = keys(change)
+        assert other[0] != record and other[1] != poisons, change
+    assert keys(seed=1)[0] != record and keys(seed=1)[1] != poisons
+
+
+@register("attack", "test-crash")
+class CrashingAttack(Attack):
+    """An attack for tests, which fails on trial 1 and makes legal poisons of zero change otherwise."""
+
+    uses_surrogates = False
+
+    def craft(self, scene: Scene) -> Poisons:
+        if scene.trial.index == 1:
+            raise RuntimeError("no luck\nwith trial 1")
+        return scene.poisons(torch.zeros_like(scene.base_pixels()))
+
+
+@register("attack", "test-cheat")
+class CheatingAttack(Attack):
+    """An attack for tests, which goes one level beyond eps."""
+
+    uses_surrogates = False
+
+    def craft(self, scene: Scene) -> Poisons:
+        bases = scene.bases
+        return Poisons(bases.images.cpu() ^ 64, bases.ids.cpu(), bases.labels.cpu())
+
+
+@register("defense", "test-empty")
+class EmptyingDefense(Defense):
+    """A defense for tests, which throws every sample away after the first epoch."""
+
+    def epoch(self, run: Any, epoch: int) -> None:
+        run.active[:] = epoch == 0
+
+
+def test_a_crash_while_crafting_costs_that_trial_only(tmp_path: Path) -> None:
+    plan = prepare("test-crash", ("none",))
+    results, said = execute(plan, tmp_path)
+    assert [record["status"] for record in results] == ["done", "done", "done", "failed"]
+    assert results[3]["error"] == "crafting failed: RuntimeError: no luck with trial 1"
+    assert results[3]["success"] is None
+    assert any("no luck" in line for line in said)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "Traceback" in log.read_text()
+
+
+def test_a_failed_trial_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = prepare("test-crash", ("none",))
+    execute(plan, tmp_path)
+    monkeypatch.setattr(CrashingAttack, "craft", lambda self, scene: scene.poisons(torch.zeros_like(scene.base_pixels())))
+    results, _ = execute(plan, tmp_path)
+    assert [record["status"] for record in results] == ["done"] * 4
+    assert [record["cached"] for record in results] == [True, True, True, False]
+    assert sorted(record["status"] for record in Records(tmp_path / "records").all()) == ["done"] * 4
+
+
+def test_poisons_beyond_eps_fail_the_trial(tmp_path: Path) -> None:
+    results, _ = execute(prepare("test-cheat", ("none",), only=True), tmp_path)
+    assert {record["status"] for record in results} == {"failed"}
+    assert "more than eps = 16/255" in results[0]["error"]
+
+
+def test_a_defense_that_drops_everything_fails_with_its_cause(tmp_path: Path) -> None:
+    results, _ = execute(prepare("random-noise", ("test-empty",)), tmp_path)
+    assert [record["status"] for record in results] == ["done"] * 4 + ["failed"] * 2
+    assert results[-1]["error"] == "epoch 1: the defense left no training sample"
+
+
+def test_only_leaves_the_other_cells_out() -> None:
+    plan = prepare(only=True)
+    assert [(cell.attack.label, cell.defense.label) for cell in plan.cells] == [("gm", "friends-b")]
+
+
+def test_the_clean_control_needs_no_attack_cell() -> None:
+    plan = prepare("none", ("friends-b",))
+    assert [(cell.attack.label, cell.defense.label) for cell in plan.cells] == [("none", "none"), ("none", "friends-b")]
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (("threat.budget=0.5",), "threat.budget 0.5 asks for 50 poisons of one class"),
+        (("threat.targets=9",), "threat.targets 9"),
+        (("train.shift=16",), "train.shift"),
+        (("dataset.size=64",), "dataset.size"),
+        (("model=lenet", "dataset.size=8"), "needs pictures of at least 16 pixels"),
+    ],
+)
+def test_what_cannot_work_stops_before_any_work(sets: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(BadInput, match=expected):
+        prepare(sets=sets)
+
+
+def test_noise_from_another_architecture_is_made_once(tmp_path: Path) -> None:
+    plan = prepare("random-noise", ("friends-b",), ("defense.source_model=lenet", "defense.start=1", "trials=1"), only=True)
+    results, _ = execute(plan, tmp_path)
+    assert results[0]["status"] == "done"
+    (made,) = (tmp_path / "store" / "networks").rglob("*.safetensors")
+    shutil.rmtree(tmp_path / "records")
+    before = made.stat().st_mtime_ns
+    again, _ = execute(plan, tmp_path)
+    assert bare(again) == bare(results) and made.stat().st_mtime_ns == before
+
+
+def test_trial_failed_is_a_clean_message(tmp_path: Path) -> None:
+    plan = prepare("random-noise", ("none",), only=True)
+    bench = Bench.at(plan.study, tmp_path, lambda *_: None, print)
+    record = bench.failure(plan.cells[0].attack, plan.cells[0].defense, 0, str(TrialFailed("because")))
+    assert (record["status"], record["error"], record["success"]) == ("failed", "because", None)
