@@ -172,18 +172,18 @@ def _unchanged(before: dict[str, Any], model: Classifier) -> None:
 def _attack_rules(plugin: Plugin) -> Rules:
     dataset = tiny_dataset()
     trial = draw_trial(dataset, THREAT, 0, 0)
-    networks = [_network(dataset, k) for k in range(2)]
 
-    def craft(seed: int = 1) -> Poisons:
+    def craft(networks: list[Classifier] | None = None) -> Poisons:
+        networks = networks or [_network(dataset, k) for k in range(2)]
         scene = Scene(
-            train=copy.deepcopy(dataset.train),
+            train=dataset.train,
             bases=dataset.train.subset(dataset.train.rows_of(trial.base_ids)),
             targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)],
             trial=trial,
             threat=THREAT,
             augmentation=RECIPE.augmentation(dataset.normalisation[0]),
             surrogates=lambda: networks,
-            seed=seed,
+            seed=1,
             report=lambda step, steps, figures: _must(0 < step <= steps, f"reports step {step} of {steps}"),
         )
         return plugin.make(_settings(plugin)).craft(scene)
@@ -203,13 +203,13 @@ def _attack_rules(plugin: Plugin) -> Rules:
         _must(torch.equal(before, torch.random.get_rng_state()), "draws from the global random state; use scene.stream")
 
     def borrowed() -> None:
+        networks = [_network(dataset, k) for k in range(2)]
         before = [_state(network) for network in networks]
-        digest = dataset.fingerprint
-        craft()
+        pictures = dataset.train.images.clone()
+        craft(networks)
         for state, network in zip(before, networks, strict=True):
             _unchanged(state, network)
-        again = Dataset(dataset.name, dataset.classes, copy.copy(dataset.train), copy.copy(dataset.test))
-        _must(Dataset.fingerprint.func(again) == digest, "changes the pictures that it is handed")  # type: ignore[attr-defined]
+        _must(torch.equal(pictures, dataset.train.images), "changes the pictures that it is handed in place")
 
     def provenance() -> None:
         json.dumps(craft().provenance, allow_nan=False)

@@ -20,33 +20,31 @@ import math
 import os
 import posixpath
 import re
-import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
-from bench.evaluation import interval
+from bench.summary import summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 Record = dict[str, Any]
-Numbers = dict[str, float]
 Pictures = Callable[[Record], bytes | None]
+Texts = Mapping[str, str]
 Point = tuple[str, float, int, int]  # a metric: name, value, milliseconds, step
 
+EMPTY: Texts = {}
 UNDEFENDED = "none"  # the defense against which acc_drop is taken
 STAGES = {"surrogates": "surrogates_s", "craft": "craft_s", "train": "train_s", "evaluate": "evaluate_s"}
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
-MEANS = ("clean_acc", *STAGES.values(), *RATES)  # of the trials, shown on their cell
-FILTERS = ("seed", "eps", "budget")  # of the cell; metrics, because MLflow compares nothing else as numbers
 CURVE_POINTS = 200
 LOCK_PATIENCE = 60.0  # seconds to wait for another process that syncs
 REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
@@ -74,7 +72,7 @@ leaderboard, filter with
 | `clean_acc`, `clean_acc_std` | accuracy on the untouched test set: mean and standard deviation over trials |
 | `acc_drop` | `clean_acc` of the same attack without a defense, less that of this cell |
 | `surrogates_s`, `craft_s`, `train_s` | mean seconds a trial for the surrogates, the poisons and the victim |
-| `asr_*`, `base_rate` | backdoors only: success rates counted in three ways, and the rate without the trigger |
+| `asr_*`, `base_rate` | of a backdoor trial: success counted in three ways, and the rate without the trigger |
 
 Rules: all defenses of a protocol face the same poisons and seeds, so compare them on the same trials. Attack `none` is
 the clean control: nothing is poisoned, and its success rate is the base rate that an attack must beat. The tag
@@ -120,7 +118,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
     (asked in trial order until a cell has its picture). BadInput, in one line, when the store fails.
     """
     cells: dict[tuple[str, str], dict[str, Record]] = {}
-    for record in sorted(records, key=lambda record: _rank(_of_record(record))):  # of two with one key, the better
+    for record in sorted(records, key=_rank):  # of two with one key, the better
         cells.setdefault((record["protocol"], record["cell"]), {})[record["key"]] = record
     if not cells:
         return SyncReport(0, 0, 0)
@@ -135,7 +133,8 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
                         new += book.log_cell(cell, sorted(trials.values(), key=lambda r: r["trial"]), pictures)
                 book.log_drops()
     except Exception as error:
-        if isinstance(error, (OSError, ImportError)) or type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic"):
+        library = type(error).__module__.partition(".")[0]
+        if isinstance(error, (OSError, ImportError)) or library in ("mlflow", "sqlalchemy", "alembic"):
             line = f"cannot log to {uri}: {_first_line(error)}; repair: {REPAIR}"
             raise BadInput(re.sub(r"//[^/@\s]+@", "//***@", line)) from error  # a password is not for the log
         raise
@@ -227,39 +226,40 @@ class _Book:
 
     def log_cell(self, cell: str, records: list[Record], pictures: Pictures | None) -> int:
         """Log the records of a cell that are not in the store yet, bring the cell up to date; how many were logged."""
-        # Whole runs first; ids break ties, so that two clients that repair at the same time keep the same run.
-        runs = sorted(self._search("bench.cell", cell), key=lambda run: (not _whole(run), run.info.run_id))
-        parents = [run for run in runs if "bench.record" not in run.data.tags]
-        parent = parents[0] if parents else self._start(records[0])
-        kept: dict[str, Run] = {}
-        spare = parents[1:]
-        for run in runs:
-            if "bench.record" in run.data.tags and kept.setdefault(run.data.tags["bench.record"], run) is not run:
-                spare.append(run)
+        parent, trials, spare = self._find(cell)
+        parent = parent or self._start(records[0])
         missing = []
         for record in records:
-            known = kept.get(record["key"])
-            if known is None or not _whole(known) or _rank(_of_run(known)) < _rank(_of_record(record)):
+            run = trials.get(record["key"])
+            if run is None or not _whole(run) or _rank(_of_run(run)) < _rank(record):
                 missing.append(record)
-                spare += [kept.pop(record["key"])] if known is not None else []
+                spare += [trials.pop(record["key"])] if run is not None else []
         for record in missing:
             self._log_trial(record, parent)
-        for run in [*spare, *(run for run in kept.values() if not _whole(run))]:
+        for run in [*spare, *(run for run in trials.values() if not _whole(run))]:
             if run.info.status == "RUNNING":  # a killed process left it; a full sync finds its record
                 self.client.set_terminated(run.info.run_id, "KILLED")
         for run in spare:
             self.client.delete_run(run.info.run_id)
-        for run in kept.values():
+        for run in trials.values():
             if run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
-        trials = [_of_record(record) for record in records] + [_of_run(run) for run in kept.values() if _whole(run)]
-        self._log_summary(parent, records, trials)
+        known = [_of_run(run) for run in trials.values() if _whole(run)]
+        self._log_summary(parent, records, list({r["key"]: r for r in sorted(known + records, key=_rank)}.values()))
         if pictures is not None and "bench.picture" not in parent.data.tags:
             png = next(filter(None, map(pictures, records)), None)
             if png:
                 self._attach(parent, "poisons.png", png)
                 self.client.set_tag(parent.info.run_id, "bench.picture", "1")
         return len(missing)
+
+    def _find(self, cell: str) -> tuple[Run | None, dict[str, Run], list[Run]]:
+        """A cell's run, its trials by record key, and the twins that clients without a common lock have left behind."""
+        # Whole runs first; ids break ties, so that two clients that repair at the same time keep the same run.
+        runs = sorted(self._search("bench.cell", cell), key=lambda run: (not _whole(run), run.info.run_id))
+        kept: dict[str, Run] = {}
+        spare = [run for run in runs if kept.setdefault(run.data.tags.get("bench.record", ""), run) is not run]
+        return kept.pop("", None), kept, spare
 
     def log_drops(self) -> None:
         """acc_drop of all cells that share attack, protocol and seed with a touched one, if the reference is known."""
@@ -269,7 +269,8 @@ class _Book:
             if bare:
                 reference = max(bare, key=lambda run: run.info.end_time).data.metrics["clean_acc"]
                 for run in parents:
-                    self._update(run, {"acc_drop": reference - run.data.metrics["clean_acc"]})
+                    if run.data.tags["bench.defense"] != UNDEFENDED:
+                        self._update(run, {"acc_drop": reference - run.data.metrics["clean_acc"]})
 
     def _log_trial(self, record: Record, parent: Run) -> None:
         run = self._start(record, parent)
@@ -279,20 +280,19 @@ class _Book:
         self.client.set_terminated(run.info.run_id, status, _milliseconds(record["finished"]))
         self.client.set_tag(run.info.run_id, "bench.complete", "1")
 
-    def _log_summary(self, parent: Run, records: list[Record], trials: list[Numbers]) -> None:
+    def _log_summary(self, parent: Run, records: list[Record], trials: list[Record]) -> None:
         first, tags = records[0], parent.data.tags
         self.scenes.add(tags["bench.scene"])
         if "bench.complete" not in tags:
             self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
             parts = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "data", "code")
             self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
-        numbers = summarise(trials) | {name: v for name, v in _scalars(first).items() if name in FILTERS}
-        end = int(max(trial["end"] for trial in trials))
+        numbers, end = _cell_metrics(first, trials), max(_milliseconds(trial["finished"]) for trial in trials)
         self._update(parent, numbers, end, "done" if numbers["n_trials"] else "failed")
         if "bench.complete" not in tags:
             self.client.set_tag(parent.info.run_id, "bench.complete", "1")
 
-    def _update(self, run: Run, metrics: Numbers, end: int = 0, status: str = "") -> None:
+    def _update(self, run: Run, metrics: Mapping[str, float], end: int = 0, status: str = "") -> None:
         """Write what has changed on a cell. Its end time only grows and is the clock of its metrics: MLflow shows the
         value with the latest time, while the step stays 0 so that charts show bars."""
         old, before = run.data.metrics, run.data.tags["bench.status"]
@@ -317,22 +317,13 @@ class _Book:
         tags = {name: str(value)[:500] for name, value in tags.items() if value}
         return self.client.create_run(self.experiment, _milliseconds(record["started"]), tags, name)
 
-    def _log(
-        self,
-        run: Run,
-        points: Iterable[Point] = (),
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
+    def _log(self, run: Run, points: Sequence[Point] = (), params: Texts = EMPTY, tags: Texts = EMPTY) -> None:
         """Everything in one request: a metric at a time is 30 times slower."""
         from mlflow.entities import Metric, Param, RunTag
 
-        self.client.log_batch(
-            run.info.run_id,
-            [Metric(*point) for point in points],
-            [Param(*param) for param in (params or {}).items()],
-            [RunTag(*tag) for tag in (tags or {}).items()],
-        )
+        metrics = [Metric(*point) for point in points]
+        told = [Param(*param) for param in params.items()]
+        self.client.log_batch(run.info.run_id, metrics, told, [RunTag(*tag) for tag in tags.items()])
 
     def _attach(self, run: Run, name: str, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -350,49 +341,46 @@ class _Book:
                 return runs
 
 
-def summarise(trials: Iterable[Numbers]) -> Numbers:
-    """The metrics of a cell from the numbers of its trials; a trial that was recorded twice counts once."""
-    best = {trial["trial"]: trial for trial in sorted(trials, key=_rank)}
-    done = [trial for trial in best.values() if "success" in trial]
-    successes = sum(trial["success"] for trial in done)
-    low, high = interval(successes, len(done))
-    numbers = {"n_trials": len(done), "n_failed": len(best) - len(done), "successes": successes}
-    numbers |= {"success_low": low, "success_high": high}
-    if done:
-        numbers["success_rate"] = successes / len(done)
-    for name in MEANS:
-        values = [trial[name] for trial in done if name in trial]
-        if values:
-            numbers[name] = statistics.fmean(values)
-        if name == "clean_acc" and len(values) > 1:
-            numbers["clean_acc_std"] = statistics.stdev(values)
-    return numbers
+def _of_run(run: Run) -> Record:
+    """What the figures of a cell need of a trial, read back from its run."""
+    tags, metrics = run.data.tags, run.data.metrics
+    return {
+        "key": tags["bench.record"],
+        "status": tags["bench.status"],
+        "success": metrics.get("success"),
+        "clean_accuracy": metrics.get("clean_acc"),
+        "seconds": {stage: metrics[name] for stage, name in STAGES.items() if name in metrics},
+        "finished": datetime.fromtimestamp(run.info.end_time / 1000, UTC).isoformat(),
+    } | {name: tags[f"bench.{name}"] for name in ("attack", "defense", "protocol")}
 
 
-def _of_record(record: Record) -> Numbers:
-    """What a cell needs to know of a trial. The same is made of a run by `_of_run`."""
-    return _scalars(record) | {"end": _milliseconds(record["finished"])}
+def _rank(record: Record) -> tuple[bool, int]:
+    """Of two results of one trial the greater counts: done before failed, then newer before older."""
+    return record["status"] == "done", _milliseconds(record["finished"])
 
 
-def _of_run(run: Run) -> Numbers:
-    return run.data.metrics | {"end": run.info.end_time}
+def _cell_metrics(first: Record, trials: Sequence[Record]) -> dict[str, float]:
+    cell = summarise(trials)
+    numbers = {"n_trials": cell.n, "n_failed": cell.failed, "successes": cell.successes}
+    numbers |= {"success_rate": cell.success_rate, "success_low": cell.success_low, "success_high": cell.success_high}
+    numbers |= {"clean_acc": cell.clean_accuracy, "clean_acc_std": cell.clean_accuracy_deviation}
+    numbers |= {name: cell.seconds.get(stage) for stage, name in STAGES.items()} | _filters(first)
+    return {name: float(value) for name, value in numbers.items() if _finite(value)}
 
 
-def _rank(trial: Numbers) -> tuple[bool, float]:
-    """Of two results of one trial the greater counts: done before failed (no success), then newer before older."""
-    return "success" in trial, trial["end"]
+def _filters(record: Record) -> dict[str, Any]:
+    """What one filters cells by and MLflow compares as numbers only when it is a metric."""
+    threat = (record.get("settings") or {}).get("protocol", {}).get("threat", {})
+    return {"seed": record["seed"], "eps": threat.get("eps"), "budget": threat.get("budget")}
 
 
-def _scalars(record: Record) -> Numbers:
+def _trial_numbers(record: Record) -> dict[str, float]:
     """The single numbers of a trial, those that are there and finite."""
     outcome, seconds = record.get("outcome") or {}, record.get("seconds") or {}
-    numbers: dict[str, Any] = {"success": record.get("success"), "clean_acc": record.get("clean_accuracy")}
+    numbers = {"trial": record["trial"], "success": record["success"], "clean_acc": record["clean_accuracy"]}
     numbers |= {"target_margin": outcome.get("target_margin"), "memory_peak_mib": record.get("memory_peak_mib")}
-    numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()}
+    numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()} | _filters(record)
     numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
-    threat = (record.get("settings") or {}).get("protocol", {}).get("threat", {})
-    numbers |= {"trial": record["trial"], "seed": record["seed"], "eps": threat.get("eps")}
-    numbers |= {"budget": threat.get("budget")}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}
 
 
@@ -402,12 +390,13 @@ def _trial_metrics(record: Record) -> list[Point]:
     took = {stage: round(1000 * ((record.get("seconds") or {}).get(stage) or 0)) for stage in STAGES}
     trained = end - took["evaluate"]
     crafted = trained - took["train"]
-    points: list[Point] = [(name, value, end, 0) for name, value in _scalars(record).items()]
+    points: list[Point] = [(name, value, end, 0) for name, value in _trial_numbers(record).items()]
     for name in ("loss", "accuracy"):
         values = [epoch.get(name) for epoch in record.get("history") or []]
         points += _curve(f"train_{name}", values, crafted, trained)
-    restarts = [losses for losses in (record.get("poisons") or {}).get("losses") or [] if losses]
-    best: list[Any] = min(restarts, key=lambda losses: losses[-1] if _finite(losses[-1]) else math.inf, default=[])
+    poisons = record.get("poisons") or {}
+    restarts = zip(poisons.get("final_losses") or [], poisons.get("losses") or [], strict=False)
+    _, best = min(restarts, key=lambda pair: pair[0] if _finite(pair[0]) else math.inf, default=(None, []))
     return points + _curve("craft_loss", best, crafted - took["craft"], crafted)
 
 

@@ -74,6 +74,15 @@ class Broken(Attack):
         scene.surrogates()[0].train()
         return scene.poisons(torch.zeros_like(scene.base_pixels()))
 """,
+    "handed in place": """
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack that writes into the training set which it was handed, for the test of the contract.'''
+    uses_surrogates = False
+    def craft(self, scene):
+        scene.train.images.clamp_(max=100)
+        return scene.poisons(torch.zeros_like(scene.base_pixels()))
+""",
     "docstring": """
 @register("defense", "{name}")
 class Broken(Defense):
