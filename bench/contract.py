@@ -11,7 +11,7 @@ import inspect
 import json
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,11 +170,16 @@ def _unchanged(before: dict[str, Any], model: Classifier) -> None:
 
 
 def _attack_rules(plugin: Plugin) -> Rules:
-    dataset = tiny_dataset()
-    trial = draw_trial(dataset, THREAT, 0, 0)
+    clean = tiny_dataset()
+    trial = draw_trial(clean, THREAT, 0, 0)
 
-    def craft(networks: list[Classifier] | None = None) -> Poisons:
-        networks = networks or [_network(dataset, k) for k in range(2)]
+    def lend() -> tuple[Dataset, list[Classifier]]:
+        """A world of its own for every rule, so that what one rule finds does not hide from the next."""
+        return tiny_dataset(), [_network(clean, k) for k in range(2)]
+
+    def craft(dataset: Dataset | None = None, networks: Sequence[Classifier] = ()) -> Poisons:
+        if dataset is None:
+            dataset, networks = lend()
         scene = Scene(
             train=dataset.train,
             bases=dataset.train.subset(dataset.train.rows_of(trial.base_ids)),
@@ -190,7 +195,7 @@ def _attack_rules(plugin: Plugin) -> Rules:
 
     def legal() -> None:
         poisons = craft()
-        poisons.check(dataset.train, THREAT.eps, trial.base_ids)
+        poisons.check(clean.train, THREAT.eps, trial.base_ids)
         if plugin.make.poisons_data:
             _must(len(poisons.ids) > 0, "poisons nothing; set poisons_data = False if that is meant")
 
@@ -203,13 +208,12 @@ def _attack_rules(plugin: Plugin) -> Rules:
         _must(torch.equal(before, torch.random.get_rng_state()), "draws from the global random state; use scene.stream")
 
     def borrowed() -> None:
-        networks = [_network(dataset, k) for k in range(2)]
+        dataset, networks = lend()
         before = [_state(network) for network in networks]
-        pictures = dataset.train.images.clone()
-        craft(networks)
+        craft(dataset, networks)
         for state, network in zip(before, networks, strict=True):
             _unchanged(state, network)
-        _must(torch.equal(pictures, dataset.train.images), "changes the pictures that it is handed in place")
+        _must(torch.equal(clean.train.images, dataset.train.images), "changes the pictures that it is handed in place")
 
     def provenance() -> None:
         json.dumps(craft().provenance, allow_nan=False)
