@@ -15,6 +15,7 @@ with an exact derivative; gradients and tangents pass through it, and the networ
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
 from bench.models.base import Classifier
+
+# torch's own forward-mode rules are scripted on first use, which torch itself deprecates; not a user's concern.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
 Weights = dict[str, Tensor]
 

@@ -46,7 +46,7 @@ UNDEFENDED = "none"  # the defense against which acc_drop is taken
 STAGES = {"surrogates": "surrogates_s", "craft": "craft_s", "train": "train_s", "evaluate": "evaluate_s"}
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
 CURVE_POINTS = 200
-LOCK_PATIENCE = 60.0  # seconds to wait for another process that syncs
+LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
 REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
 

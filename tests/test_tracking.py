@@ -339,7 +339,7 @@ def test_two_processes_use_a_fresh_store_at_once(tmp_path):
         subprocess.Popen([sys.executable, "-c", FIRST_USE, str(fresh), str(file)], stdout=-1, stderr=-1, text=True)
         for file in files
     ]
-    said = [process.communicate(timeout=120) for process in pair]
+    said = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
     assert sum(json.loads(stdout)[0] for stdout, _ in said) == 3  # stdout holds our line alone
     assert [stderr for _, stderr in said] == ["", ""]
