@@ -7,6 +7,7 @@ Adam fed with the sign of the gradient has a second moment of 1, so the rule is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -48,14 +49,16 @@ def craft(
         losses.append([])
         for step in range(settings.steps):
             loss, slope = gradient(pixels, restart * settings.steps + step)
+            if not math.isfinite(loss) or not torch.isfinite(slope).all():
+                raise FloatingPointError(f"the crafting loss or its gradient is not finite at step {step}")
             losses[-1].append(loss)
             momentum.mul_(0.9).add_(slope.sign(), alpha=0.1)
             rate = settings.lr * 0.1 ** sum(step >= drop for drop in drops) / (1 - 0.9 ** (step + 1))
             pixels = torch.maximum(torch.minimum(pixels - rate * std.view(1, 3, 1, 1) * momentum, high), low)
             scene.report(restart * settings.steps + step + 1, settings.restarts * settings.steps, {"loss": loss})
         scores.append(score(torch.floor(pixels * 255 + 0.5) / 255))
-        if not scores[-1] == scores[-1]:
-            raise FloatingPointError(f"the crafting loss is not a number in restart {restart}")
+        if not math.isfinite(scores[-1]):
+            raise FloatingPointError(f"the final crafting loss is not finite in restart {restart}")
         if scores[-1] == min(scores):
             best = pixels - base
     return best, losses, scores

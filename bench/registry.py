@@ -43,6 +43,7 @@ class Plugin:
 
 _found: dict[str, dict[str, Plugin]] = {kind: {} for kind in KINDS}
 _loaded: set[str] = set()
+_of_file: dict[str, dict[str, list[str]]] = {}  # what a plug-in file registered: module -> kind -> names
 
 
 def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
@@ -50,9 +51,10 @@ def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
 
     def add(make: T) -> T:
         known = _found[kind].get(name)
-        if known is not None and known.make.__module__ != make.__module__:
-            raise BadInput(f"two {kind}s are called '{name}': {known.make.__module__} and {make.__module__}")
-        _found[kind][name] = Plugin(kind, name, make, variant)
+        mine = Plugin(kind, name, make, variant)
+        if known is not None and known != mine:
+            raise BadInput(f"two {kind}s are called '{name}': one in {known.make.__module__}; repair: another name")
+        _found[kind][name] = mine
         return make
 
     return add
@@ -95,19 +97,23 @@ def _load_file(kind: str, path: Path) -> str:
     _load(kind)
     module_name = "plugin_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     if module_name not in sys.modules:
+        before = {each: dict(plugins) for each, plugins in _found.items()}
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except BadInput:
-            del sys.modules[module_name]
-            raise
         except Exception as error:
             del sys.modules[module_name]
+            _found.update(before)
+            if isinstance(error, BadInput):
+                raise
             raise BadInput(f"{kind} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
-    mine = [plugin.name for plugin in _found[kind].values() if plugin.make.__module__ == module_name]
+        _of_file[module_name] = {
+            each: [n for n in plugins if n not in before[each]] for each, plugins in _found.items()
+        }
+    mine = _of_file[module_name][kind]
     if not mine:
         raise BadInput(f'{kind} file \'{path}\' registers no {kind}: add @register("{kind}", "my-name") to its class')
     return mine[0]

@@ -193,7 +193,7 @@ def train(
     run = Run(model, data, recipe, seed, job, make_optimizer(model, recipe), augmentation, active, services)
     if hooks is not None:
         run.owner = hooks.name
-        hooks.setup(run)
+        _set_up(run, hooks)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for epoch in range(run.recipe.epochs):
             run.current_epoch = epoch
@@ -206,6 +206,17 @@ def train(
     run.model.eval()
     run.model.zero_grad(set_to_none=True)
     return Trained(run.model, run.history, time.perf_counter() - started)
+
+
+def _set_up(run: Run, hooks: Hooks) -> None:
+    """Let the defense replace parts of the run; what follows from a part is made again, unless it was replaced too."""
+    model, recipe, optimizer, augmentation = run.model, run.recipe, run.optimizer, run.augmentation
+    hooks.setup(run)
+    if run.model is not model or run.recipe is not recipe:
+        if run.optimizer is optimizer:
+            run.optimizer = make_optimizer(run.model, run.recipe)
+        if run.augmentation is augmentation:
+            run.augmentation = run.recipe.augmentation(augmentation.fill)
 
 
 def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
@@ -222,6 +233,7 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
         batches[-2:] = [torch.cat(batches[-2:])]
     has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in run.model.modules())
     total = torch.zeros(3, device=device)  # loss, hits, samples
+    minimised = torch.zeros((), device=device)
     run.model.train()
     for step, chosen in enumerate(batches):
         batch = Batch(run.pixels(chosen), run.data.labels[chosen], chosen, run.data.ids[chosen])
@@ -242,11 +254,12 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
         loss.backward()
         run.optimizer.step()
         hard = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(1)
+        minimised += loss.detach()
         with torch.no_grad():
             total += torch.stack(
                 (losses.sum(), (logits.argmax(1) == hard).sum(), losses.new_tensor(float(len(losses))))
             )
     loss_sum, hits, samples = total.tolist()
-    if not torch.isfinite(total).all():
+    if not torch.isfinite(total).all() or not torch.isfinite(minimised):
         raise TrialFailed(f"epoch {epoch}: the training loss is not finite; repair: a smaller train.lr")
     return {"loss": loss_sum / samples, "accuracy": hits / samples, "samples": float(len(rows))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from bench.models.base import Classifier, frozen
 from bench.registry import register
 from bench.settings import Settings
 from bench.training import Batch, Run, precision, to_pixels
-from defenses.base import Defense, Job, Services
+from defenses.base import Defense
 from defenses.random_noise import draw_noise
 
 REFERENCE_BATCH = 128  # the batch for which the paper's learning rates are meant
@@ -116,19 +116,15 @@ class Friends(Defense):
     Settings = FriendsSettings
     settings: FriendsSettings
 
-    def jobs(self, data: Images, services: Services) -> Iterable[Job]:
-        self._services = services
-        yield Job(data)
-
     def epoch(self, run: Run, epoch: int) -> None:
         run.side["noise"] = run.stream("noise")
         if epoch == self.settings.start:
             model = run.model
             if self.settings.source_model:
                 epochs = max(self.settings.start, 1)
-                model = self._services.fit(run.data, self.settings.source_model, epochs, "source")
+                model = run.services.fit(run.data, self.settings.source_model, epochs, "source")
             run.side["friendly"] = friendly_noise(
-                model, run.data, self.settings, run.stream("friendly"), self._services.report
+                model, run.data, self.settings, run.stream("friendly"), run.services.report
             )
 
     def batch(self, batch: Batch, run: Run, stage: str) -> Batch:

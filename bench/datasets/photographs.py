@@ -39,11 +39,12 @@ SEED = 20221017  # of the cut, not of a run: the data set is one fixed thing
 
 
 class PhotographsSettings(Settings):
-    size: int = Field(16, ge=8, le=64, description="side of a patch, pixels")
+    size: int = Field(16, ge=8, le=32, description="side of a patch, pixels")
     train_per_class: int = Field(100, ge=2, le=5000, description="training patches a photograph")
     test_per_class: int = Field(100, ge=2, le=5000, description="test patches a photograph")
     side: int = Field(320, ge=64, le=1024, description="shorter side of a photograph after down-scaling, pixels")
     colour: Literal["jitter", "grey", "plain"] = Field("jitter", description="per-patch colour treatment")
+    deviation: float = Field(0.22, gt=0, le=0.5, description="grey: standard deviation of every patch")
     gain: float = Field(0.3, ge=0, le=1, description="jitter: each channel is multiplied by 1 +- gain")
     contrast: float = Field(0.3, ge=0, le=0.9, description="jitter: contrast is multiplied by 1 +- contrast")
     brightness: float = Field(0.2, ge=0, le=1, description="jitter: this much is added or removed at most")
@@ -69,7 +70,7 @@ def _recolour(patch: np.ndarray, settings: PhotographsSettings, chance: np.rando
         return patch
     if settings.colour == "grey":
         grey = patch @ np.array([0.299, 0.587, 0.114])
-        grey = 0.5 + 0.22 * (grey - grey.mean()) / max(float(grey.std()), 0.02)
+        grey = 0.5 + settings.deviation * (grey - grey.mean()) / max(float(grey.std()), 0.02)
         return np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=2)
     gain = 1 + settings.gain * chance.uniform(-1, 1, size=3)
     contrast = 1 + settings.contrast * chance.uniform(-1, 1)
