@@ -22,7 +22,7 @@ from bench.datasets.base import Images
 from bench.models.base import Classifier
 from bench.poisons import Poisons
 from bench.seeds import torch_stream
-from bench.settings import Settings
+from bench.settings import Settings as AnySettings
 from bench.threat import Threat, Trial
 from bench.training import to_pixels
 
@@ -71,11 +71,11 @@ class Scene:
 class Attack(ABC):
     """Base of all attacks. `__init__` only stores the settings; `craft` is the algorithm."""
 
-    Settings: ClassVar[type[Settings]] = Settings
+    Settings: ClassVar[type[AnySettings]] = AnySettings
     uses_surrogates: ClassVar[bool] = True
     poisons_data: ClassVar[bool] = True
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AnySettings) -> None:
         self.settings = settings
 
     @abstractmethod

@@ -48,14 +48,16 @@ class ParameterGradients:
             raise ValueError("the surrogate has no trainable parameter")
         self._fixed: Weights = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
         self._net, self._pairs = _without_batchnorm(model)
-        self._folded, self._pull = vjp(self._fold, self.weights)
+        self._folded: Weights
+        self._folded, self._pull = vjp(self._fold, self.weights)[:2]
 
     def _fold(self, weights: Weights) -> Weights:
         """Weights of the network without BatchNorm, as a function of the original ones."""
         everything = {**self._fixed, **weights}
         folded = dict(everything)
         for convolution, norm, module in self._pairs:
-            gain = everything[f"{norm}.weight"] * torch.rsqrt(module.running_var + module.eps)
+            assert module.running_var is not None and module.running_mean is not None
+            gain = everything[f"{norm}.weight"] * torch.rsqrt(module.running_var + float(module.eps))
             offset = everything.get(f"{convolution}.bias", torch.zeros_like(gain)) - module.running_mean
             folded[f"{convolution}.weight"] = everything[f"{convolution}.weight"] * gain.view(-1, 1, 1, 1)
             folded[f"{convolution}.bias"] = offset * gain + everything[f"{norm}.bias"]
@@ -77,12 +79,12 @@ class ParameterGradients:
 
     def pixel_gradient(self, pixels: Tensor, labels: Tensor, direction: Weights, chunk: int = 256) -> Tensor:
         """d/d pixels of <direction, grad_theta mean cross-entropy>, [n, 3, h, w]."""
-        _, tangent = jvp(self._fold, (self.weights,), (direction,))
+        tangent = jvp(self._fold, (self.weights,), (direction,))[1]
         fixed = {name: value.detach() for name, value in self._folded.items()}
         parts = []
         for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
             leaf = part.requires_grad_(True)
-            _, slope = jvp(lambda w, x=leaf, y=label: self._loss(w, x, y, len(pixels)), (fixed,), (tangent,))
+            slope = jvp(lambda w, x=leaf, y=label: self._loss(w, x, y, len(pixels)), (fixed,), (tangent,))[1]
             parts.append(torch.autograd.grad(slope, leaf)[0])
         return torch.cat(parts)
 

@@ -41,7 +41,9 @@ def craft(
     base = scene.base_pixels()
     low, high = (base - scene.eps).clamp(min=0), (base + scene.eps).clamp(max=1)
     drops = [int(settings.steps // divisor) for divisor in (2.667, 1.6, 1.142)] if settings.decay else []
-    best, losses, scores = torch.zeros_like(base), [], []
+    best = torch.zeros_like(base)
+    losses: list[list[float]] = []
+    scores: list[float] = []
     for restart in range(settings.restarts):
         noise = torch.randn(base.shape, generator=scene.stream("init", restart), device=scene.device)
         pixels = torch.maximum(torch.minimum(base + scene.eps * noise, high), low)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ class Progress:
         self.title, self.total, self.folder = title, total, folder
         self.done = 0
         self._stop = threading.Event()
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._plain_at = time.monotonic()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._quiet = quiet

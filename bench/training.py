@@ -184,7 +184,7 @@ def train(
     """Train `model` in place on `data` (on the model's device) and return it in eval mode.
 
     seed: of order, augmentation, dropout and the defense's streams. report: called as (epochs done, epochs, figures).
-    TrialFailed when a class or the whole set is left without samples, or the loss is not finite.
+    TrialFailed when no sample is left to train on, or the loss is not finite.
     """
     started = time.perf_counter()
     device = data.images.device

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.datasets.base import Images
 from bench.evaluation import ModelPredictor, Predictor
 from bench.models.base import Classifier
-from bench.settings import Settings
+from bench.settings import Settings as AnySettings
 from bench.training import Batch, Recipe, Run, Trained
 
 
@@ -52,11 +52,11 @@ class Job:
 class Defense:
     """Base of all defenses: every hook does nothing, so that this class is the undefended victim."""
 
-    Settings: ClassVar[type[Settings]] = Settings
+    Settings: ClassVar[type[AnySettings]] = AnySettings
     needs: ClassVar[tuple[str, ...]] = ()
     """Knowledge beyond the training set: poison_rate, clean_holdout, external_model, attack_family."""
 
-    def __init__(self, settings: Settings, name: str = "defense") -> None:
+    def __init__(self, settings: AnySettings, name: str = "defense") -> None:
         self.settings = settings
         self.name = name
 

@@ -15,6 +15,9 @@ from bench.registry import find
 class Normalise(nn.Module):
     """(pixels - mean) / std for each channel: the first layer, so that everything outside speaks [0, 1]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
@@ -64,7 +67,8 @@ def build_model(
         body, width = plugin.make(size)
         head = nn.Linear(width, classes)
     model = Classifier(Normalise(*normalisation), body, head)
-    return model.to(device=device, memory_format=torch.channels_last)
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last)
 
 
 @contextlib.contextmanager
