@@ -10,7 +10,10 @@ from typing import Any
 from bench import atomic
 
 SCHEMA = 1
-NEEDED = ("schema", "key", "cell", "attack", "defense", "protocol", "trial", "seed", "status")
+NEEDED = (
+    *("schema", "key", "cell", "attack", "defense", "protocol", "trial", "seed", "status", "error"),
+    *("success", "clean_accuracy", "seconds", "poisons", "history", "settings", "started", "finished"),
+)
 DEPENDS_ON_THE_DAY = (
     "seconds",
     "reused",

@@ -22,8 +22,15 @@ def record(**changes: Any) -> dict[str, Any]:
         "trial": 3,
         "seed": 0,
         "status": "done",
+        "error": None,
         "success": 1.0,
+        "clean_accuracy": 0.5,
         "seconds": {"train": 2.0},
+        "poisons": {},
+        "history": [],
+        "settings": {},
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T00:00:02+00:00",
     }
     return {**base, **changes}
 
