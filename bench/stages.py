@@ -188,7 +188,7 @@ class Bench:
             "success": outcome.success,
             "clean_accuracy": outcome.clean_accuracy,
             "outcome": outcome.as_dict(),
-            "draw": study.trial(index).as_dict(),
+            **self._chance(attack, index),
             "poisons": {
                 "key": key_of(meta["identity"]),
                 "n": len(poisons.ids),
@@ -274,7 +274,7 @@ class Bench:
             "success": None,
             "clean_accuracy": None,
             "outcome": None,
-            "draw": self.study.trial(index).as_dict(),
+            **self._chance(attack, index),
             "poisons": {},
             "surrogates": {},
             "history": [],
@@ -287,6 +287,14 @@ class Bench:
         }
         self.records.write(record)
         return record
+
+    def _chance(self, attack: Chosen, index: int) -> dict[str, Any]:
+        """What was drawn for a trial, and the seeds that the rest is drawn from."""
+        study = self.study
+        seeds: dict[str, Any] = {"attack": study.attack_seed(attack, index), "victim": study.victim_seed(index)}
+        if attack.plugin.make.uses_surrogates:
+            seeds["surrogates"] = [study.surrogate_seed(k) for k in range(study.protocol.threat.surrogates)]
+        return {"draw": study.trial(index).as_dict(), "seeds": seeds}
 
     def description(self, attack: Chosen, defense: Chosen) -> dict[str, Any]:
         """The part of a record that is the same for all trials of a cell."""

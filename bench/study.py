@@ -67,7 +67,7 @@ class Study:
             **self._common(),
             "model": model,
             "recipe": self.protocol.surrogate.as_dict(),
-            "seed": derive(self.seed, "surrogate", k),
+            "seed": self.surrogate_seed(k),
             "code": fingerprint.code(find("model", model).make),
         }
 
@@ -98,6 +98,9 @@ class Study:
             "seed": self.seed,
             "code": code,
         }
+
+    def surrogate_seed(self, k: int) -> int:
+        return derive(self.seed, "surrogate", k)
 
     def attack_seed(self, attack: Chosen, index: int) -> int:
         return derive(self.seed, "attack", attack.label, index)

@@ -1,0 +1,157 @@
+"""Gradient matching: seconds a crafting step of `gm` against ART's and against a plain double backward pass.
+
+One surrogate, one restart, 100 poisons, eps 16. All contenders attack the same network with the same bases and the same
+target, one optimiser step on all 100 poisons at a time. The matching loss at the end is computed by one function, on
+the rounded poisons without augmentation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import alternate, options, show, start
+from torch import Tensor
+
+from attacks.base import Scene
+from attacks.gradient_matching import GradientMatching, GradientMatchingSettings
+from attacks.sign_adam import craft
+from bench.datasets.base import Dataset, Place
+from bench.datasets.photographs import PhotographsSettings
+from bench.models.base import Classifier, build_model
+from bench.poisons import Poisons
+from bench.registry import find
+from bench.threat import Threat, draw_trial
+from bench.training import Recipe, to_pixels, train
+
+POISONS, EPS = 100, 16
+
+
+def main() -> None:
+    parser = options(__doc__, repeats=5)
+    parser.add_argument("--steps", type=int, default=20, help="crafting steps of a timed run")
+    parser.add_argument("--final-steps", type=int, default=250, help="crafting steps of the run whose loss is reported")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the surrogate")
+    args = parser.parse_args()
+    device = start(args)
+    rows = []
+    for size in args.sizes:
+        scene, model = make_scene(size, args.epochs, device)
+        makers: dict[str, Callable[[int], Poisons]] = {
+            "gm": lambda steps, s=scene: gm(s, steps, augment=False),
+            "plain double backward": lambda steps, s=scene, m=model: plain(s, m, steps),
+            "ART": lambda steps, s=scene, m=model: art(s, m, steps),
+            "ART, loader in process": lambda steps, s=scene, m=model: art(s, m, steps, workers=0),
+            "gm through augmentation": lambda steps, s=scene: gm(s, steps, augment=True),
+        }
+        losses = {name: matching_loss(model, scene, make(args.final_steps)) for name, make in makers.items()}
+        times = alternate({n: lambda make=make: make(args.steps) for n, make in makers.items()}, args.repeats, device)
+        for name in makers:
+            rows.append({
+                "size": size, "crafting": name, "ms a step": 1000 * times.median(name) / args.steps,
+                "times gm": times.ratio(name, "gm"), f"loss after {args.final_steps}": losses[name],
+            })  # fmt: skip
+    show(args, rows)
+
+
+def make_scene(size: int, epochs: int, device: torch.device) -> tuple[Scene, Classifier]:
+    """One trial on the photographs and a surrogate that was really trained on them."""
+    dataset: Dataset = find("dataset", "photographs").make(PhotographsSettings(size=size), Place())
+    recipe = Recipe(epochs=epochs, batch=64, lr=0.05, schedule="one-cycle")
+    data = dataset.train.to(device)
+    model = build_model(
+        "convnet", classes=len(dataset.classes), size=size, normalisation=dataset.normalisation, seed=1, device=device
+    )
+    train(model, data, recipe, seed=1)
+    threat = Threat(eps=EPS, budget=POISONS / len(data))
+    trial = draw_trial(dataset, threat, seed=0, index=0)
+    scene = Scene(
+        train=data, bases=data.subset(data.rows_of(trial.base_ids.to(device))),
+        targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)].to(device), trial=trial, threat=threat,
+        augmentation=recipe.augmentation(dataset.normalisation[0]), surrogates=lambda: [model], seed=0,
+        report=lambda done, steps, figures: None,
+    )  # fmt: skip
+    return scene, model
+
+
+def gm(scene: Scene, steps: int, augment: bool) -> Poisons:
+    return GradientMatching(GradientMatchingSettings(steps=steps, restarts=1, augment=augment)).craft(scene)
+
+
+def plain(scene: Scene, model: Classifier, steps: int) -> Poisons:
+    """The same optimiser, its gradient by differentiating the graph of the backward pass."""
+    aim = target_gradient(model, scene)
+
+    def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:
+        leaf = pixels.detach().requires_grad_(True)
+        loss = cosine_distance(weight_gradient(model, leaf, scene.bases.labels, create_graph=True), aim)
+        return loss.item(), torch.autograd.grad(loss, leaf)[0]
+
+    def score(pixels: Tensor) -> float:
+        return cosine_distance(weight_gradient(model, pixels, scene.bases.labels), aim).item()
+
+    settings = GradientMatchingSettings(steps=steps, restarts=1)
+    delta, _, _ = craft(scene, settings, model.normalise.std.flatten(), gradient, score)
+    return scene.poisons(delta)
+
+
+def art(scene: Scene, model: Classifier, steps: int, workers: int | None = None) -> Poisons:
+    """ART's attack, handed exactly the bases, all of which it poisons; its schedule is stretched to `steps`.
+
+    workers: processes of its loader; None is ART as released, which starts one worker at every step.
+    """
+    os.environ["TQDM_DISABLE"] = "1"
+    from art.attacks.poisoning import GradientMatchingAttack
+    from art.estimators.classification import PyTorchClassifier
+
+    size = scene.bases.images.shape[-1]
+    classifier = PyTorchClassifier(
+        model, torch.nn.CrossEntropyLoss(), (3, size, size), model.head.out_features, clip_values=(0.0, 1.0),
+        device_type="gpu" if scene.device.type == "cuda" else "cpu",
+    )  # fmt: skip
+    milestones = [round(epoch * steps / 250) for epoch in (100, 150, 200, 220)]
+    attack = GradientMatchingAttack(
+        classifier, percent_poison=1.0, epsilon=EPS / 255, max_trials=1, max_epochs=steps, batch_size=POISONS,
+        learning_rate_schedule=([1e-1, 1e-2, 1e-3, 1e-4], milestones), verbose=0,
+    )  # fmt: skip
+    # ART shuffles the pictures it is given and then puts them back where they were.
+    bases = scene.base_pixels().contiguous().cpu().numpy()
+    target = to_pixels(scene.targets).contiguous().cpu().numpy()
+    wanted = np.full(len(target), scene.trial.adversarial_class)
+    loader = torch.utils.data.DataLoader
+    if workers is not None:
+        torch.utils.data.DataLoader = lambda *a, **k: loader(*a, **{**k, "num_workers": workers})  # type: ignore
+    try:
+        poisoned, _ = attack.poison(target, wanted, bases, scene.bases.labels.cpu().numpy())
+    finally:
+        torch.utils.data.DataLoader = loader  # type: ignore[misc]
+    return scene.poisons(torch.from_numpy(poisoned - bases))
+
+
+def weight_gradient(model: Classifier, pixels: Tensor, labels: Tensor, create_graph: bool = False) -> list[Tensor]:
+    loss = F.cross_entropy(model(pixels), labels)
+    return list(torch.autograd.grad(loss, list(model.parameters()), create_graph=create_graph))
+
+
+def target_gradient(model: Classifier, scene: Scene) -> list[Tensor]:
+    wanted = torch.full((len(scene.targets),), scene.trial.adversarial_class, device=scene.device)
+    return weight_gradient(model, to_pixels(scene.targets), wanted)
+
+
+def cosine_distance(gradient: list[Tensor], aim: list[Tensor]) -> Tensor:
+    one, other = (torch.cat([part.flatten() for part in parts]) for parts in (gradient, aim))
+    return 1 - F.cosine_similarity(one, other, dim=0)
+
+
+def matching_loss(model: Classifier, scene: Scene, poisons: Poisons) -> float:
+    """1 - cosine of the rounded, un-augmented poisons: the one judge of all contenders."""
+    poisons.check(scene.train, EPS, scene.bases.ids.cpu())
+    gradient = weight_gradient(model, to_pixels(poisons.images.to(scene.device)), poisons.labels.to(scene.device))
+    return cosine_distance(gradient, target_gradient(model, scene)).item()
+
+
+if __name__ == "__main__":
+    main()
