@@ -30,6 +30,9 @@ class RandomNoise(Attack):
 
     def craft(self, scene: Scene) -> Poisons:
         stream = scene.stream("noise")
-        u = torch.rand(scene.bases.images.shape, generator=stream, device=scene.device) * 2 - 1
-        delta = scene.eps * (torch.sign(u) if self.settings.distribution == "bernoulli" else u)
+        delta = torch.empty(scene.bases.images.shape, device=scene.device)
+        if self.settings.distribution == "bernoulli":
+            delta.bernoulli_(0.5, generator=stream).mul_(2 * scene.eps).sub_(scene.eps)
+        else:
+            delta.uniform_(-scene.eps, scene.eps, generator=stream)
         return scene.poisons(delta)

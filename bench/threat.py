@@ -57,9 +57,10 @@ def check_budget(dataset: Dataset, threat: Threat) -> None:
     wanted = threat.poisons(len(dataset.train))
     smallest = int(torch.bincount(dataset.train.labels, minlength=len(dataset.classes)).min())
     if wanted > smallest:
+        most = math.floor(1e4 * smallest / len(dataset.train)) / 1e4
         raise BadInput(
             f"threat.budget {threat.budget:g} asks for {wanted} poisons of one class, but the smallest class of "
-            f"'{dataset.name}' has {smallest} training pictures; allowed: at most {smallest / len(dataset.train):.4g}"
+            f"'{dataset.name}' has {smallest} training pictures; allowed: at most {most:g}"
         )
     fewest = int(torch.bincount(dataset.test.labels, minlength=len(dataset.classes)).min())
     if threat.targets > fewest:

@@ -23,8 +23,9 @@ def draw_noise(like: Tensor, distribution: Distribution, mu: float, stream: torc
     """
     if distribution == "gaussian":
         return torch.empty_like(like).normal_(0, mu, generator=stream)
-    noise = torch.empty_like(like).uniform_(-1, 1, generator=stream)
-    return noise.sign_().mul_(mu) if distribution == "bernoulli" else noise.mul_(mu)
+    if distribution == "bernoulli":
+        return torch.empty_like(like).bernoulli_(0.5, generator=stream).mul_(2 * mu).sub_(mu)
+    return torch.empty_like(like).uniform_(-mu, mu, generator=stream)
 
 
 class RandomNoiseSettings(Settings):
