@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns within one process, the surroundings, a table, and one line of JSON."""
+"""What the benchmarks share: the subject, timing in turns within one process, the surroundings, a table and JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -16,7 +15,10 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout that is not installed
+from bench.datasets.base import Dataset, Place
+from bench.datasets.photographs import PhotographsSettings
+from bench.models.base import Classifier, build_model
+from bench.registry import find
 
 PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy")
 
@@ -27,7 +29,7 @@ def options(description: str, *, repeats: int, sizes: tuple[int, ...] = (16, 32)
     parser.add_argument("--threads", type=int, default=2, help="threads of torch in the main process")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds; each contender runs once in a round")
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds, in which each contender runs once")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(sizes), help="sides of the pictures, pixels")
     return parser
 
@@ -38,6 +40,19 @@ def start(args: argparse.Namespace) -> torch.device:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(args.threads)
     return torch.device(args.device)
+
+
+def photographs(size: int, per_class: int = 100) -> Dataset:
+    """The built-in data set of ten photographs, with `per_class` training pictures of each."""
+    return find("dataset", "photographs").make(PhotographsSettings(size=size, train_per_class=per_class), Place())
+
+
+def network(name: str, dataset: Dataset, device: torch.device) -> Classifier:
+    """A fresh network for the data set; every call gives the same weights."""
+    size = dataset.train.images.shape[-1]
+    return build_model(
+        name, classes=len(dataset.classes), size=size, normalisation=dataset.normalisation, seed=1, device=device
+    )
 
 
 class Times:
@@ -85,9 +100,14 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else _processor()
     versions = {package: metadata.version(package) for package in PACKAGES}
     return {
-        "device": args.device, "hardware": name, "cores": os.cpu_count(), "threads": args.threads,
-        "load": round(os.getloadavg()[0], 1), "python": platform.python_version(), "versions": versions,
-    }  # fmt: skip
+        "device": args.device,
+        "hardware": name,
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def _processor() -> str:

@@ -1,0 +1,115 @@
+"""Training: pictures a second of `bench.training.train` against the usual DataLoader loop on PIL pictures.
+
+The peer's loop is the recipe that the peers of this benchmark use: pictures as PIL objects; RandomCrop with 4 pixels of
+padding, RandomHorizontalFlip, ToTensor, Normalize; a shuffling DataLoader with 0, 1 or 2 workers that live on between
+epochs; SGD with the same settings. Same network, same batch, same number of pictures. The peer is timed twice: with the
+memory format that it would have by default, and with ours (channels last), where only the data path differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from measure import alternate, network, options, photographs, show, start
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import transforms
+
+from bench.datasets.base import Dataset
+from bench.training import Recipe, make_optimizer, precision, train
+
+
+def main() -> None:
+    parser = options(__doc__, repeats=5)
+    parser.add_argument("--model", default="convnet")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--images", type=int, default=2000, help="training pictures, of ten classes")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="workers of the peer's loader to try")
+    args = parser.parse_args()
+    device = start(args)
+    rows = []
+    for size in args.sizes:
+        dataset = photographs(size, args.images // 10)
+        recipe = Recipe(epochs=1, batch=args.batch, augment="crop")
+        work = {"bench": ours(dataset, args.model, recipe, device)}
+        formats = {"usual": torch.contiguous_format, "channels last": torch.channels_last}
+        for (name, layout), workers in itertools.product(formats.items(), args.workers):
+            work[f"DataLoader, {name}, {workers} workers"] = peer(dataset, args.model, recipe, device, layout, workers)
+        times = alternate(work, args.repeats, device)
+        for name in work:
+            rows.append(
+                {
+                    "size": size,
+                    "loop": name,
+                    "pictures/s": len(dataset.train) / times.median(name),
+                    "bench is faster by": times.ratio(name, "bench"),
+                }
+            )
+        for name in formats:
+            best = min((loop for loop in work if f", {name}," in loop), key=times.median)
+            rows.append({"size": size, "loop": f"best: {best}", "bench is faster by": times.ratio(best, "bench")})
+    show(args, rows)
+
+
+def ours(dataset: Dataset, name: str, recipe: Recipe, device: torch.device) -> Callable[[], object]:
+    model, data = network(name, dataset, device), dataset.train.to(device)
+    return lambda: train(model, data, recipe, seed=0)
+
+
+class PilPictures(TorchDataset):
+    """Pictures as PIL objects with a transform, as torchvision's data sets serve them."""
+
+    def __init__(self, dataset: Dataset, transform: Callable) -> None:
+        self.pictures = [transforms.functional.to_pil_image(image) for image in dataset.train.images]
+        self.labels = dataset.train.labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.pictures[row]), self.labels[row]
+
+
+def peer(
+    dataset: Dataset, name: str, recipe: Recipe, device: torch.device, layout: torch.memory_format, workers: int
+) -> Callable[[], None]:
+    """One epoch of the usual loop. Its transform normalises, so its network is ours without the first layer."""
+    whole = network(name, dataset, device).to(memory_format=layout)
+    model = torch.nn.Sequential(whole.body, whole.head)
+    optimizer = make_optimizer(model, recipe)
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(dataset.train.images.shape[-1], padding=recipe.shift),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(*dataset.normalisation),
+        ]
+    )
+    loader = DataLoader(
+        PilPictures(dataset, transform),
+        recipe.batch,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+
+    def epoch() -> None:
+        model.train()
+        for pixels, labels in loader:
+            pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            optimizer.zero_grad()
+            with precision(device):
+                loss = F.cross_entropy(model(pixels), labels)
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+if __name__ == "__main__":
+    main()
