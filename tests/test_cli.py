@@ -128,7 +128,16 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = in_process(capsys, "list")
     assert code == 0
     names = "gm random-noise none friends-u friends-b friends-g friendly noise-u noise-b noise-g quick cifar10-scratch"
-    for name in (*names.split(), "cifar10-mini", "photographs", "folder", "resnet18", "convnet", "vgg11", "mobilenet-v2"):
+    for name in (
+        *names.split(),
+        "cifar10-mini",
+        "photographs",
+        "folder",
+        "resnet18",
+        "convnet",
+        "vgg11",
+        "mobilenet-v2",
+    ):
         assert f"  {name} " in out
 
 

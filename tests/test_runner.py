@@ -106,16 +106,12 @@ def test_two_workers_give_the_records_of_one(done: tuple[Path, list[dict[str, An
     assert bare(results) == bare(done[1])
 
 
-def test_a_trial_does_not_depend_on_how_many_are_run(
-    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_a_trial_does_not_depend_on_how_many_are_run(done: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     results, _ = execute(prepare(sets=("trials=1",)), tmp_path)
     assert bare(results) == bare(done[1][::2])
 
 
-def test_a_damaged_poison_file_is_found_and_made_again(
-    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_a_damaged_poison_file_is_found_and_made_again(done: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     out = shutil.copytree(done[0], tmp_path / "out")
     shutil.rmtree(out / "records")
     (first, *_) = sorted((out / "store" / "poisons").rglob("*.safetensors"))
@@ -203,7 +199,9 @@ def test_a_crash_while_crafting_costs_that_trial_only(tmp_path: Path) -> None:
 def test_a_failed_trial_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = prepare("test-crash", ("none",))
     execute(plan, tmp_path)
-    monkeypatch.setattr(CrashingAttack, "craft", lambda self, scene: scene.poisons(torch.zeros_like(scene.base_pixels())))
+    monkeypatch.setattr(
+        CrashingAttack, "craft", lambda self, scene: scene.poisons(torch.zeros_like(scene.base_pixels()))
+    )
     results, _ = execute(plan, tmp_path)
     assert [record["status"] for record in results] == ["done"] * 4
     assert [record["cached"] for record in results] == [True, True, True, False]
@@ -248,7 +246,9 @@ def test_what_cannot_work_stops_before_any_work(sets: tuple[str, ...], expected:
 
 
 def test_noise_from_another_architecture_is_made_once(tmp_path: Path) -> None:
-    plan = prepare("random-noise", ("friends-b",), ("defense.source_model=lenet", "defense.start=1", "trials=1"), only=True)
+    plan = prepare(
+        "random-noise", ("friends-b",), ("defense.source_model=lenet", "defense.start=1", "trials=1"), only=True
+    )
     results, _ = execute(plan, tmp_path)
     assert results[0]["status"] == "done"
     (made,) = (tmp_path / "store" / "networks").rglob("*.safetensors")
