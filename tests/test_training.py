@@ -7,8 +7,9 @@ from torch import nn
 
 from bench.errors import TrialFailed
 from bench.seeds import torch_stream
+from bench.settings import Settings
 from bench.training import Recipe, make_optimizer, to_pixels, train
-from defenses.base import Defense, Settings
+from defenses.base import Defense
 
 PLAIN = {"augment": "none", "flip": False}
 
