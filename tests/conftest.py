@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Scene
+from bench import registry
 from bench.augmentation import Augmentation
 from bench.datasets.base import Dataset, Images
 from bench.models.base import Classifier, Normalise, build_model
@@ -20,6 +22,20 @@ from defenses.base import Services
 torch.set_num_threads(1)
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.25, 0.22, 0.27)
+
+
+@pytest.fixture(autouse=True)
+def registry_as_it_was() -> Iterator[None]:
+    """Plug-ins that a test loads from files are gone after it."""
+    for kind in registry.KINDS:
+        registry.names(kind)
+    before = {kind: dict(plugins) for kind, plugins in registry._found.items()}
+    modules = set(registry._of_file)
+    yield
+    registry._found.update(before)
+    for module in set(registry._of_file) - modules:
+        del registry._of_file[module]
+        sys.modules.pop(module, None)
 
 
 @pytest.fixture

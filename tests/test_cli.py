@@ -174,7 +174,8 @@ def test_a_run_on_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFix
     code, stdout, _ = in_process(
         capsys, "run", "--attack", "gm", "--dataset", f"folder:{tmp_path / 'data'}", "--json", "--jobs", "1",
         "--out", str(tmp_path / "out"), "--tracking", "none", "--trials", "1", "--set", "train.epochs=2",
-        "--set", "train.batch=8", "--set", "threat.surrogates=1", "--set", "attack.steps=2",
+        "--set", "train.batch=8", "--set", "threat.budget=0.08", "--set", "threat.surrogates=1",
+        "--set", "attack.steps=2",
     )  # fmt: skip
     assert code == 0
     array = json.loads(stdout)

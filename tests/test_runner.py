@@ -148,7 +148,7 @@ def test_settings_that_shape_numbers_change_the_keys() -> None:
     record, poisons = keys()
     assert keys("trials=9") == (record, poisons)
     assert keys("defense.mu=8")[0] != record and keys("defense.mu=8")[1] == poisons
-    for change in ("threat.eps=8", "attack.steps=4", "train.epochs=3", "dataset.brightness=0.1", "model=lenet"):
+    for change in ("threat.eps=8", "attack.steps=4", "train.epochs=3", "dataset.deviation=0.3", "model=lenet"):
         other = keys(change)
         assert other[0] != record and other[1] != poisons, change
     assert keys(seed=1)[0] != record and keys(seed=1)[1] != poisons
