@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -94,19 +95,26 @@ def revision() -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record."""
-    named = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or platform.machine())
-    )
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     versions = {package: _version(package) for package in ("torch", "torchvision", "numpy", "scipy", "pillow")}
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         **versions,
         "device": device.type,
         "device_name": named,
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, else as Python does."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:
