@@ -165,6 +165,9 @@ class Bench:
     def victim(self, attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
         """Train the victim of a trial behind a defense, judge it, and put its record in place."""
         study, wanted = self.study, self.study.wanted(attack, defense, index)
+        there = self.records.find(wanted)
+        if there is not None:  # another run on the same output folder was faster
+            return there
         started = datetime.now(UTC)
         if torch.device(study.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()

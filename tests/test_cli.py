@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,3 +202,25 @@ def test_killed_at_any_moment_it_ends_with_the_same_records(undisturbed: Path, t
     assert records(tmp_path) == records(undisturbed)
     leftovers = [path for path in tmp_path.rglob("*.damaged")]
     assert leftovers == []
+
+
+def test_mlflow_shows_cells_and_trials_live_and_after_sync(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    live = shutil.copytree(undisturbed, tmp_path / "live")
+    assert in_process(capsys, *RUN[:-2], "--out", str(live), "--json")[0] == 0
+    late = shutil.copytree(undisturbed, tmp_path / "late")
+    code, out, _ = in_process(capsys, "sync", "--out", str(late))
+    assert code == 0 and "3 cells, 6 trials logged, 0 already there" in out
+    for folder in (live, late):
+        client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        experiment = client.get_experiment_by_name("quick")
+        cells = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'cell'")
+        trials = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'trial'")
+        assert sorted(run.info.run_name for run in cells) == ["gm x friends-b", "gm x none", "none x none"]
+        assert len(trials) == 6 and {run.info.status for run in (*cells, *trials)} == {"FINISHED"}
+        (poisoned,) = [run for run in cells if run.info.run_name == "gm x none"]
+        assert poisoned.data.metrics["n_trials"] == 2
+        assert {item.path for item in client.list_artifacts(poisoned.info.run_id)} == {"config.json", "poisons.png"}
