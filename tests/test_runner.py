@@ -133,7 +133,7 @@ def test_the_stored_poisons_are_what_the_record_says(done: tuple[Path, list[dict
         base = train.images[train.rows_of(artefact.tensors["ids"])]
         assert artefact.tensors["ids"].tolist() == record["draw"]["base_ids"]
         change = (artefact.tensors["images"].int() - base.int()).abs().max().item()
-        assert change == record["poisons"]["max_change"] <= record["poisons"]["eps"] == 16
+        assert change == record["poisons"]["max_change"] <= record["poisons"]["eps"]
 
 
 def test_settings_that_shape_numbers_change_the_keys() -> None:
@@ -211,7 +211,7 @@ def test_a_failed_trial_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_poisons_beyond_eps_fail_the_trial(tmp_path: Path) -> None:
     results, _ = execute(prepare("test-cheat", ("none",), only=True), tmp_path)
     assert {record["status"] for record in results} == {"failed"}
-    assert "more than eps = 16/255" in results[0]["error"]
+    assert "more than eps = " in results[0]["error"]
 
 
 def test_a_defense_that_drops_everything_fails_with_its_cause(tmp_path: Path) -> None:
