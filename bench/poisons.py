@@ -11,18 +11,38 @@ from torch import Tensor
 from bench.datasets.base import Images
 
 
+NOT_A_TEST_PICTURE = -1
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the attacker shows to the victim instead of the target pictures as they stand: pictures with a trigger, or
+    pictures that came with imported poisons.
+
+    images: uint8 [m, 3, h, w], trigger and all; ids: int64 [m], the test pictures that they were made from, -1 where
+    that is not known; patch: uint8 [3, p, p] and places: int64 [m, 2] (x, y of its upper left corner), or None.
+    """
+
+    images: Tensor
+    ids: Tensor
+    patch: Tensor | None = None
+    places: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Poisons:
     """Changed training pictures.
 
     images: uint8 [n, 3, h, w]; ids: int64 [n], the training ids that they replace; labels: int64 [n], unchanged
-    (clean-label); provenance: how they were made (attack, settings, losses), JSON types only.
+    (clean-label); provenance: how they were made (attack, settings, losses), JSON types only; shown: what the victim is
+    judged on, or None for the trial's targets as they stand.
     """
 
     images: Tensor
     ids: Tensor
     labels: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
+    shown: Shown | None = None
 
     @classmethod
     def from_perturbation(
@@ -41,13 +61,31 @@ class Poisons:
         images = torch.maximum(torch.minimum(levels, high), low).to(torch.uint8)
         return cls(images, bases.ids.cpu(), bases.labels.cpu(), provenance or {})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, as they are stored."""
+        found = {"images": self.images, "ids": self.ids, "labels": self.labels}
+        if self.shown is not None:
+            parts = {name: getattr(self.shown, name) for name in ("images", "ids", "patch", "places")}
+            found |= {f"shown.{name}": value for name, value in parts.items() if value is not None}
+        return found
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Poisons:
+        """The inverse of `tensors`. KeyError when a part is missing."""
+        parts = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("shown.")}
+        shown = Shown(parts["images"], parts["ids"], parts.get("patch"), parts.get("places")) if parts else None
+        return cls(tensors["images"], tensors["ids"], tensors["labels"], provenance, shown)
+
     def distance(self, clean: Images) -> int:
         """Largest change of a pixel against the clean training set, in levels of 255."""
         base = clean.images[clean.rows_of(self.ids)]
         return int((self.images.long() - base.cpu().long()).abs().max()) if len(self.ids) else 0
 
-    def check(self, clean: Images, eps: int, allowed: Tensor) -> None:
-        """ValueError unless these are clean-label poisons of `allowed` ids within eps (checked after rounding)."""
+    def check(self, clean: Images, eps: int, allowed: Tensor, most: int | None = None) -> None:
+        """ValueError unless these are clean-label poisons of `allowed` ids within eps (checked after rounding), no more
+        than `most` of them."""
+        if most is not None and len(self.ids) > most:
+            raise ValueError(f"{len(self.ids)} poisons, more than the {most} of the budget")
         if len(self.ids) != len(torch.unique(self.ids)):
             raise ValueError("a training id is poisoned twice")
         if not torch.isin(self.ids, allowed).all():
