@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from attacks.workshop import Workshop
 from bench.augmentation import Augmentation
 from bench.datasets.base import Images
 from bench.models.base import Classifier
@@ -31,10 +32,10 @@ from bench.training import to_pixels
 class Scene:
     """What the attacker has in one trial.
 
-    train: the clean training set, on the device; bases: the pictures that may be changed, in trial order;
+    train: the victim's clean training set, on the device; bases: the pictures that may be changed, in trial order;
     targets: uint8 pictures [t, 3, h, w] to be misclassified; surrogates: call it for the K networks that the attacker
     trained (frozen, eval mode; trained on the first call or taken from the store); augmentation: the victim's;
-    report: call it as (steps done, steps, figures).
+    report: call it as (steps done, steps, figures); workshop: what else the attacker may have made.
     """
 
     train: Images
@@ -46,6 +47,7 @@ class Scene:
     surrogates: Callable[[], Sequence[Classifier]]
     seed: int
     report: Callable[[int, int, dict[str, float]], None]
+    workshop: Workshop = field(default_factory=Workshop)
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +62,15 @@ class Scene:
         """The attack's own random stream on the device."""
         return torch_stream(self.device, self.seed, *names)
 
+    def choosing(self, rows: Tensor) -> Scene:
+        """The scene with other bases: the pictures of scene.train at `rows`. For attacks with `selects_bases`."""
+        return replace(self, bases=self.train.subset(rows))
+
+    @property
+    def adversarial_rows(self) -> Tensor:
+        """Rows of scene.train that are of the adversarial class."""
+        return torch.nonzero(self.train.labels == self.trial.adversarial_class).flatten()
+
     def base_pixels(self) -> Tensor:
         return to_pixels(self.bases.images)
 
@@ -68,15 +79,35 @@ class Scene:
         return Poisons.from_perturbation(self.bases, delta, self.threat.eps, dict(provenance))
 
 
+CONTROL = {False: "none", True: "none-trigger"}
+"""The clean control of an attack, by whether the attack shows a trigger."""
+
+
 class Attack(ABC):
-    """Base of all attacks. `__init__` only stores the settings; `craft` is the algorithm."""
+    """Base of all attacks. `__init__` only stores the settings; `craft` is the algorithm.
+
+    uses_surrogates: whether `craft` calls scene.surrogates; poisons_data: False for a control that poisons nothing;
+    selects_bases: whether it picks its own bases among all pictures of the adversarial class (Sleeper Agent).
+    """
 
     Settings: ClassVar[type[AnySettings]] = AnySettings
     uses_surrogates: ClassVar[bool] = True
     poisons_data: ClassVar[bool] = True
+    selects_bases: ClassVar[bool] = False
 
     def __init__(self, settings: AnySettings) -> None:
         self.settings = settings
+
+    @property
+    def shows_trigger(self) -> bool:
+        """Whether victims are judged on all test pictures of the true class with the threat model's trigger on them,
+        instead of on the target pictures. May depend on the settings."""
+        return False
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """Epochs of the surrogates' training whose weights `scene.workshop.snapshots` hands out; empty: none."""
+        return ()
 
     @abstractmethod
     def craft(self, scene: Scene) -> Poisons:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 
 from attacks.base import Attack, Scene
 from bench.poisons import Poisons
 from bench.registry import register
+from bench.settings import Settings
+
+
+class CleanControlSettings(Settings):
+    trigger: bool = Field(False, description="judge on pictures with the threat model's trigger, as backdoor attacks do")
 
 
 @register("attack", "none")
+@register("attack", "none-trigger", trigger=True)
 class CleanControl(Attack):
-    """Clean control: nothing is poisoned. Its success rate is how often a target is already taken for the
-    adversarial class, which every attack must beat. Needs: nothing. Cost: nothing."""
+    """Clean control: nothing is poisoned. Its success rate is how often a target (`none-trigger`: a picture with the
+    trigger) is already taken for the adversarial class, which every attack must beat. Needs: nothing. Cost: nothing."""
 
+    Settings = CleanControlSettings
     uses_surrogates = False
     poisons_data = False
+    settings: CleanControlSettings
+
+    @property
+    def shows_trigger(self) -> bool:
+        return self.settings.trigger
 
     def craft(self, scene: Scene) -> Poisons:
         nothing = scene.bases.subset(torch.zeros(0, dtype=torch.long, device=scene.device))

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from attacks.base import Attack, Scene
 from attacks.parameter_gradients import ParameterGradients, cosine_distance
-from attacks.sign_adam import SignAdamSettings, craft
+from attacks.descent import DescentSettings, craft
 from bench.poisons import Poisons
 from bench.registry import register
 from bench.training import to_pixels
 
 
-class GradientMatchingSettings(SignAdamSettings):
+class GradientMatchingSettings(DescentSettings):
     augment: bool = Field(True, description="craft through the victim's random shift and flip, redrawn every step")
     chunk: int = Field(256, ge=1, le=65536, description="poisons that are differentiated at once; bounds the memory")
 

@@ -17,9 +17,11 @@ class RandomNoiseSettings(Settings):
     distribution: Literal["bernoulli", "uniform"] = Field(
         "bernoulli", description="+-eps with equal chance at every pixel and channel, or uniform in [-eps, eps]"
     )
+    trigger: bool = Field(False, description="judge on pictures with the threat model's trigger, as backdoor attacks do")
 
 
 @register("attack", "random-noise")
+@register("attack", "random-noise-trigger", trigger=True)
 class RandomNoise(Attack):
     """Baseline: same budget, bases and eps as an attack, perturbed at random. What it reaches is no merit of
     optimisation. Needs: nothing beyond the bases. Cost: nothing."""
@@ -27,6 +29,10 @@ class RandomNoise(Attack):
     Settings = RandomNoiseSettings
     uses_surrogates = False
     settings: RandomNoiseSettings
+
+    @property
+    def shows_trigger(self) -> bool:
+        return self.settings.trigger
 
     def craft(self, scene: Scene) -> Poisons:
         stream = scene.stream("noise")

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from bench.datasets.base import Dataset
+from bench.poisons import NOT_A_TEST_PICTURE, Shown
 from bench.threat import Trial
 from bench.training import precision, to_pixels
 
@@ -98,22 +99,26 @@ class Outcome:
 
 
 def evaluate(
-    predictor: Predictor, dataset: Dataset, trial: Trial, device: torch.device | str, triggered: Tensor | None = None
+    predictor: Predictor, dataset: Dataset, trial: Trial, device: torch.device | str, shown: Shown | None = None
 ) -> Outcome:
     """Judge a predictor on a trial.
 
-    triggered: uint8 pictures that replace the targets when the attack has a trigger (then three backdoor rates are
-    reported and `success` is asr_all). target_margin: mean of score(adversarial) - best other score.
+    shown: pictures that the attacker shows instead of the trial's targets; `success` is then the share of them that is
+    predicted adversarial. When they are test pictures with a trigger, the three backdoor rates are reported too, and
+    `success` is asr_all. target_margin: mean of score(adversarial) - best other score.
     """
     scores = predict(predictor, dataset.test.images, device)
     predictions = scores.argmax(1)
     clean_accuracy = int((predictions == dataset.test.labels).sum()) / len(predictions)
-    rows = dataset.test.rows_of(trial.target_ids)
-    at_target = scores[rows] if triggered is None else predict(predictor, triggered, device)
+    if shown is None:
+        at_target = scores[dataset.test.rows_of(trial.target_ids)]
+    else:
+        at_target = predict(predictor, shown.images, device)
     hit = at_target.argmax(1)
     rates = None
-    if triggered is not None:
-        rates = backdoor_rates(predictions[rows], hit, trial.true_class, trial.adversarial_class)
+    if shown is not None and shown.patch is not None and bool((shown.ids != NOT_A_TEST_PICTURE).all()):
+        twins = predictions[dataset.test.rows_of(shown.ids)]
+        rates = backdoor_rates(twins, hit, trial.true_class, trial.adversarial_class)
     others = at_target.clone()
     others[:, trial.adversarial_class] = -torch.inf
     margin = (at_target[:, trial.adversarial_class] - others.max(1).values).mean().item()

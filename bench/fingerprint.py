@@ -26,6 +26,8 @@ SHAPES_NUMBERS = (
     "bench.augmentation",
     "bench.seeds",
     "bench.threat",
+    "bench.trigger",
+    "bench.networks",
     "bench.poisons",
     "bench.evaluation",
     "bench.models.base",

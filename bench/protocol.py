@@ -18,7 +18,7 @@ from bench.settings import Settings, build, literal
 from bench.threat import Threat
 from bench.training import Recipe
 
-SECTIONS = ("dataset", "train", "surrogate", "threat", "attack", "defense")
+SECTIONS = ("dataset", "train", "surrogate", "pretrain", "pretrain_dataset", "threat", "attack", "defense")
 PLAIN = ("name", "version", "description", "trials", "model")
 MOST_TRIALS = 100_000
 
@@ -28,6 +28,8 @@ class Protocol:
     """Data, model, threat and training of a study, resolved and checked.
 
     surrogate: how the attacker's networks are trained (the victim's recipe unless a [surrogate] section changes it);
+    pretrain, pretrain_dataset: how and on what the networks are trained that `transfer` and `finetune` start from (the
+    victim's recipe unless a [pretrain] section changes it; the study's own data unless [pretrain_dataset] names others);
     attack_settings, defense_settings: by plug-in name, what the protocol changes for that plug-in.
     """
 
@@ -40,17 +42,28 @@ class Protocol:
     dataset_settings: Settings
     train: Recipe
     surrogate: Recipe
+    pretrain: Recipe
+    pretrain_dataset: str
+    pretrain_dataset_settings: Settings
     threat: Threat
     attack_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     defense_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def surrogate_model(self) -> str:
-        return self.threat.surrogate or self.model
+    def pretrained(self) -> bool:
+        """Whether victims start from a pretrained network."""
+        return self.threat.scenario != "from-scratch"
+
+    def surrogate_model(self, k: int) -> tuple[str, int]:
+        """Architecture of the attacker's k-th network, and which of the networks of that architecture it is."""
+        names = self.threat.architectures or (self.model,)
+        before = [names[i % len(names)] for i in range(k)]
+        name = names[k % len(names)]
+        return name, before.count(name)
 
     def as_dict(self) -> dict[str, Any]:
         """What shapes the numbers of every cell (the number of trials and the plug-ins' own settings do not)."""
-        return {
+        shapes = {
             "name": self.name,
             "version": self.version,
             "model": self.model,
@@ -59,6 +72,10 @@ class Protocol:
             "surrogate": self.surrogate.as_dict(),
             "threat": self.threat.as_dict(),
         }
+        if self.pretrained:
+            source = {"name": self.pretrain_dataset, **self.pretrain_dataset_settings.as_dict()}
+            shapes |= {"pretrain": self.pretrain.as_dict(), "pretrain_dataset": source}
+        return shapes
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,11 @@ class Chosen:
     @property
     def plugin(self) -> Plugin:
         return find(self.kind, self.reference)
+
+    @property
+    def shows_trigger(self) -> bool:
+        """For attacks: whether victims are judged on pictures with the trigger of the threat model."""
+        return bool(self.plugin.make(self.settings).shows_trigger)
 
     def identity(self) -> dict[str, Any]:
         return {"name": self.label, "settings": self.settings.as_dict()}
@@ -139,9 +161,11 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
     if not isinstance(trials, int) or isinstance(trials, bool) or not 1 <= trials <= MOST_TRIALS:
         raise BadInput(f"bad value for 'trials': {trials!r}; allowed: whole number, 1 to {MOST_TRIALS}")
     threat = build(Threat, sections["threat"], "threat")
-    for name in (model, threat.surrogate):
-        if name:
-            find("model", name)
+    for name in (model, *threat.architectures):
+        find("model", name)
+    pretrain_name, pretrain_settings = dataset_name, settings
+    if sections["pretrain_dataset"]:
+        pretrain_name, pretrain_settings = _dataset(sections["pretrain_dataset"], None, sets, "pretrain_dataset")
     protocol = Protocol(
         name=str(values.get("name", preset)),
         version=int(values.get("version", 1)),
@@ -152,6 +176,9 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
         dataset_settings=settings,
         train=train,
         surrogate=build(Recipe, {**sections["train"], **sections["surrogate"]}, "surrogate"),
+        pretrain=build(Recipe, {**sections["train"], **sections["pretrain"]}, "pretrain"),
+        pretrain_dataset=pretrain_name,
+        pretrain_dataset_settings=pretrain_settings,
         threat=threat,
         attack_settings=sections["attack"],
         defense_settings=sections["defense"],
@@ -159,7 +186,9 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
     return protocol, rest
 
 
-def _dataset(section: dict[str, Any], asked: str | None, sets: Sequence[str]) -> tuple[str, Settings]:
+def _dataset(
+    section: dict[str, Any], asked: str | None, sets: Sequence[str], where: str = "dataset"
+) -> tuple[str, Settings]:
     """Name (with argument) and settings of the data set: the protocol's, or the one asked for on the command line."""
     name = str(section.pop("name", "photographs"))
     if asked is not None:
@@ -168,7 +197,7 @@ def _dataset(section: dict[str, Any], asked: str | None, sets: Sequence[str]) ->
         typed = {item.partition("=")[0].partition(".")[2] for item in sets if item.startswith("dataset.")}
         section = {key: value for key, value in section.items() if key in known or key in typed}
         name = asked
-    return name, build(find("dataset", name.partition(":")[0]).make.Settings, section, "dataset")
+    return name, build(find("dataset", name.partition(":")[0]).make.Settings, section, where)
 
 
 def choose(kind: str, references: Sequence[str], protocol: Protocol, rest: Sequence[tuple[str, Any]]) -> list[Chosen]:

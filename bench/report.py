@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from attacks.base import CONTROL
 from bench.summary import Cell, summarise
 
 
@@ -17,7 +18,7 @@ def group(records: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _role(cell: Cell) -> str:
-    if cell.attack == "none":
+    if cell.attack in CONTROL.values():
         return "clean control" if cell.defense == "none" else "clean, defended"
     return "undefended" if cell.defense == "none" else "defended"
 
@@ -52,7 +53,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    controls = [cell for cell in cells if cell.attack == "none" and cell.n]
+    controls = [cell for cell in cells if cell.attack in CONTROL.values() and cell.n]
     if controls:
         rate = 100 * controls[0].success_rate
         lines.append(f"base rate (clean control): {rate:.0f} %, what a trial 'succeeds' by without any poison")

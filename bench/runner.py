@@ -1,6 +1,7 @@
 """One run, step by step: what is wanted, what the store already holds, and the stages that make the rest.
 
 cells = clean control, undefended, defended
+pretrained networks once a study, in the scenarios `transfer` and `finetune`
 surrogates          once a study
 poisons             once a trial, shared by all defenses
 victims             one for every cell and trial, each with its record
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attacks.base import CONTROL
 from bench import atomic
 from bench.progress import Heartbeat, Say
 from bench.protocol import Chosen, choose, resolve
@@ -49,11 +51,11 @@ def plan(study: Study, attack: str, defenses: Sequence[str], rest: Sequence[tupl
     chosen_defenses = choose("defense", defenses, protocol, rest)
     cells = [Cell(chosen_attack, defense) for defense in chosen_defenses]
     if not only:
-        (clean,) = choose("attack", ["none"], protocol, [])
+        (clean,) = choose("attack", [CONTROL[chosen_attack.shows_trigger]], protocol, [])
         (undefended,) = choose("defense", ["none"], protocol, [])
         front = [Cell(clean, undefended), Cell(chosen_attack, undefended)]
         cells = [*front, *(cell for cell in cells if cell.defense.label != "none")]
-        if chosen_attack.label == "none":
+        if chosen_attack.label == clean.label:
             cells = cells[1:]
     return Plan(study, tuple(cells), tuple(range(protocol.trials)))
 
@@ -80,17 +82,22 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Unit:
-    """A piece of work for a worker process: one surrogate, the poisons of a trial, or a victim."""
+    """A piece of work for a worker process: a pretrained network, a surrogate, the poisons of a trial, or a victim.
+
+    model: of a pretrained network; epochs: after which a surrogate's weights are kept too.
+    """
 
     study: Study
     out: Path
     stage: str
     index: int
     cell: Cell | None = None
+    model: str = ""
+    epochs: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         if self.cell is None:
-            return f"{self.stage} {self.index}"
+            return " ".join(part for part in (self.stage, self.model, str(self.index)) if part)
         behind = f" x {self.cell.defense.label}" if self.stage == "victim" else ""
         return f"{self.stage} of {self.cell.attack.label}{behind} trial {self.index}"
 
@@ -99,9 +106,16 @@ def _work(unit: _Unit, heartbeat: Heartbeat) -> tuple[dict[str, Any] | None, lis
     """Do the unit; return the record if it makes one, and what is to be said."""
     said: list[str] = []
     bench = Bench.at(unit.study, unit.out, heartbeat, said.append)
-    if unit.cell is None:
-        bench.surrogate(unit.index)
+    if unit.stage == "pretrained":
+        bench.networks.pretrained(unit.model, unit.index)
         return None, said
+    if unit.stage == "surrogate":
+        if unit.epochs:
+            bench.networks.snapshots(unit.index, unit.epochs)
+        else:
+            bench.networks.surrogate(unit.index)
+        return None, said
+    assert unit.cell is not None
     if unit.stage == "poisons":
         bench.poisons(unit.cell.attack, unit.index)
         return None, said
@@ -164,8 +178,9 @@ def execute(
         for cell, index in ((wanted.cells[c], index) for c, index in missing)
         if cell.attack.plugin.make.poisons_data
     }
-    if any(unit.cell and unit.cell.attack.plugin.make.uses_surrogates for unit in crafting.values()):
-        stage("surrogates", [_Unit(study, out, "surrogate", k) for k in range(study.protocol.threat.surrogates)])
+    if missing:
+        stage("pretrained networks", _pretrained(study, out, bool(crafting)))
+    stage("surrogates", _surrogates(study, out, [unit.cell.attack for unit in crafting.values() if unit.cell]))
     uncrafted = stage("poisons", list(crafting.values()))
     victims = {(c, index): _Unit(study, out, "victim", index, wanted.cells[c]) for c, index in missing}
     causes = {
@@ -184,3 +199,22 @@ def execute(
         found[place] = {**record, "cached": False}
         on_record(record)
     return [found[c, index] for c in range(len(wanted.cells)) for index in wanted.trials]
+
+
+def _pretrained(study: Study, out: Path, attacked: bool) -> list[_Unit]:
+    """The pretrained networks that victims start from, and with `attacked` those of the attacker."""
+    protocol = study.protocol
+    if not protocol.pretrained:
+        return []
+    wanted = {(protocol.model, 0): None}
+    if attacked:
+        wanted |= {protocol.surrogate_model(k): None for k in range(protocol.threat.surrogates)}
+    return [_Unit(study, out, "pretrained", j, model=model) for model, j in wanted]
+
+
+def _surrogates(study: Study, out: Path, attacks: Sequence[Chosen]) -> list[_Unit]:
+    """The attacker's networks, each once, with the snapshots that an attack wants."""
+    using = [attack for attack in attacks if attack.plugin.make.uses_surrogates]
+    kinds = {attack.plugin.make(attack.settings).snapshots: None for attack in using}
+    count = range(study.protocol.threat.surrogates)
+    return [_Unit(study, out, "surrogate", k, epochs=epochs) for epochs in kinds for k in count]

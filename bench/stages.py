@@ -1,42 +1,67 @@
-"""The stages of a trial, each idempotent: surrogates, poisons, a victim behind a defense, its record.
+"""The stages of a trial, each idempotent: poisons, a victim behind a defense, its record (`networks` has the others).
 
 Every stage asks the store first. What it needs from an earlier stage it takes from the store, or makes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import bench
 from attacks.base import Scene
+from attacks.workshop import Transform, Workshop
 from bench import atomic, fingerprint
 from bench.datasets.base import Images
 from bench.errors import TrialFailed
 from bench.evaluation import evaluate
 from bench.grid import poison_grid
-from bench.models.base import Classifier, build_model
-from bench.poisons import Poisons
-from bench.protocol import Chosen
+from bench.models.base import Classifier
+from bench.networks import Networks, Report
+from bench.poisons import Poisons, Shown
+from bench.protocol import Chosen, choose
 from bench.records import SCHEMA, Records
-from bench.registry import find
-from bench.seeds import derive
+from bench.seeds import derive, torch_stream
 from bench.store import Artefact, Store, key_of
 from bench.study import Study
-from bench.training import Recipe, Trained, train
-from defenses.base import Services
+from bench.training import Trained, train
+from defenses.base import Defense, Services
 
-Report = Callable[[str, int, int], None]
-"""Called as (what is done, steps done, steps in all)."""
+
+class Used:
+    """What a crafting used of the attacker's networks and kept work, and where its time went."""
+
+    def __init__(self) -> None:
+        self.networks: list[Artefact] = []
+        self.kept: dict[str, bool] = {}
+        self.parts: dict[str, float] = {}
+
+    def network(self, artefact: Artefact) -> None:
+        self.networks.append(artefact)
+
+    @property
+    def just_now(self) -> float:
+        """Seconds of training that happened during this crafting and are booked as the surrogates'."""
+        return sum(artefact.meta["seconds"] for artefact in self.networks if not artefact.reused)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -52,101 +77,104 @@ class Bench:
     def at(cls, study: Study, out: Path, report: Report, say: Callable[[str], None]) -> Bench:
         return cls(study, Store(out / "store", say), Records(out / "records", say), report)
 
-    # Surrogates
-
-    def surrogate(self, k: int) -> tuple[Classifier, Artefact]:
-        """The attacker's k-th network, trained on clean data with the protocol's surrogate recipe; in eval mode."""
-        study, identity = self.study, self.study.surrogate_identity(k)
-        artefact = self._trained(
-            identity,
-            study.dataset.train,
-            study.protocol.surrogate_model,
-            study.protocol.surrogate,
-            f"surrogate {k + 1}/{study.protocol.threat.surrogates}",
-        )
-        return self._network(study.protocol.surrogate_model, artefact), artefact
-
-    def _trained(self, identity: dict[str, Any], data: Images, model: str, recipe: Recipe, what: str) -> Artefact:
-        def make() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-            network = self._build(model, identity["seed"])
-            done = train(
-                network,
-                data.to(self.study.device),
-                recipe,
-                seed=identity["seed"],
-                report=lambda epoch, epochs, _: self.report(what, epoch, epochs),
-            )
-            return dict(done.model.state_dict()), {
-                "identity": identity,
-                "history": done.history,
-                "seconds": done.seconds,
-            }
-
-        return self.store.get_or_make("networks", key_of(identity), make)
-
-    def _build(self, model: str, seed: int) -> Classifier:
-        dataset = self.study.dataset
-        return build_model(
-            model,
-            classes=len(dataset.classes),
-            size=self.study.size,
-            normalisation=dataset.normalisation,
-            seed=seed,
-            device=self.study.device,
-        )
-
-    def _network(self, model: str, artefact: Artefact) -> Classifier:
-        network = self._build(model, 0)
-        network.load_state_dict(artefact.tensors)
-        return network.eval()
+    @property
+    def networks(self) -> Networks:
+        return Networks(self.study, self.store, self.report)
 
     # Poisons
 
     def poisons(self, attack: Chosen, index: int) -> tuple[Poisons, Artefact]:
         """The poisons of a trial, from the store or crafted; checked against the threat model either way."""
-        study = self.study
+        study, trial = self.study, self.study.trial(index)
         identity = study.poisons_identity(attack, index)
 
         def make() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-            trained: list[Artefact] = []
+            used = Used()
             started = time.perf_counter()
-            poisons = attack.plugin.make(attack.settings).craft(self._scene(attack, index, trained))
+            poisons = attack.plugin.make(attack.settings).craft(self._scene(attack, index, used))
             seconds = time.perf_counter() - started
-            # What the surrogates took is theirs, whether they were trained just now or long ago.
-            just_now = sum(artefact.meta["seconds"] for artefact in trained if not artefact.reused)
+            if attack.shows_trigger:
+                poisons = replace(poisons, shown=self._shown(index))
             meta = {
                 "identity": identity,
                 "provenance": poisons.provenance,
-                "seconds": max(seconds - just_now, 0.0),
-                "surrogate_seconds": sum(artefact.meta["seconds"] for artefact in trained),
-                "surrogates_reused": bool(trained) and all(artefact.reused for artefact in trained),
+                # What the surrogates took is theirs, whether they were trained just now or long ago.
+                "seconds": max(seconds - used.just_now, 0.0),
+                "parts": used.parts,
+                "surrogate_seconds": sum(artefact.meta["seconds"] for artefact in used.networks),
+                "surrogates_reused": bool(used.networks) and all(artefact.reused for artefact in used.networks),
+                "kept_reused": used.kept,
             }
-            return {"images": poisons.images, "ids": poisons.ids, "labels": poisons.labels}, meta
+            return poisons.tensors(), meta
 
         key = key_of(identity)
         artefact = self.store.get_or_make("poisons", key, make)
-        poisons = Poisons(**artefact.tensors, provenance=artefact.meta["provenance"])
-        poisons.check(study.dataset.train, study.protocol.threat.eps, study.trial(index).base_ids)
+        poisons = Poisons.of_tensors(artefact.tensors, artefact.meta["provenance"])
+        data = study.victim_data(index)
+        poisons.check(data, study.protocol.threat.eps, study.may_poison(attack, index), len(trial.base_ids))
         picture = picture_path(self.store.root.parent, key)
         if len(poisons.ids) and not picture.exists():
-            clean = study.dataset.train
-            atomic.write_bytes(picture, poison_grid(clean.images[clean.rows_of(poisons.ids)], poisons.images))
+            atomic.write_bytes(picture, poison_grid(data.images[data.rows_of(poisons.ids)], poisons.images))
         return poisons, artefact
 
-    def _scene(self, attack: Chosen, index: int, trained: list[Artefact]) -> Scene:
+    def _shown(self, index: int) -> Shown:
+        """All test pictures of the true class with the trigger; places depend on study and trial, not on the attack."""
         study, trial = self.study, self.study.trial(index)
-        dataset = study.dataset
-        networks: list[Classifier] = []
+        test = study.dataset.test.subset(study.dataset.test.labels == trial.true_class)
+        trigger = study.protocol.threat.trigger(study.size)
+        places = trigger.places(len(test), study.size, study.seed, "trigger", index)
+        return Shown(trigger.paste(test.images, places), test.ids, trigger.patch, places)
+
+    def _scene(self, attack: Chosen, index: int, used: Used) -> Scene:
+        study, trial = self.study, self.study.trial(index)
+        dataset, networks = study.dataset, self.networks
+        count = study.protocol.threat.surrogates
+        lent: list[Classifier] = []
 
         def surrogates() -> list[Classifier]:
-            if not networks:
-                for k in range(study.protocol.threat.surrogates):
-                    network, artefact = self.surrogate(k)
-                    networks.append(network)
-                    trained.append(artefact)
-            return networks
+            if not lent:
+                for k in range(count):
+                    network, artefact = networks.surrogate(k)
+                    lent.append(network)
+                    used.network(artefact)
+            return lent
 
-        data = dataset.train.to(study.device)
+        def snapshots() -> list[list[Classifier]]:
+            found = [networks.snapshots(k, attack.plugin.make(attack.settings).snapshots) for k in range(count)]
+            for _, artefact in found:
+                used.network(artefact)
+            return [snapshot for snapshot, _ in found]
+
+        def retrain(data: Images, *who: str | int, behind: str = "", **settings: Any) -> list[Classifier]:
+            guard = self._defense(behind, settings) if behind else None
+            seed = study.attack_seed(attack, index)
+            return [networks.retrained(k, data, who, seed, guard) for k in range(count)]
+
+        def keep(name: str, inputs: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
+            identity = {
+                "kind": f"kept {name}",
+                "inputs": inputs,
+                "data": study.attacker_data.digest,
+                "surrogates": [key_of(study.surrogate_identity(k)) for k in range(count)],
+                "code": fingerprint.code(attack.plugin.make),
+            }
+            artefact = self.store.get_or_make("kept", key_of(identity), lambda: ({name: make()}, {}))
+            used.kept[name] = artefact.reused
+            return artefact.tensors[name].to(study.device)
+
+        def transform(defense: str, data: Images, ids: Tensor, **settings: Any) -> Transform:
+            seed = derive(study.attack_seed(attack, index), "transform")
+            guard, recipe = self._defense(defense, settings), study.protocol.surrogate
+            fit, model = networks.fitter(seed, recipe), study.protocol.surrogate_model(0)[0]
+            services = Services(recipe, len(dataset.classes), fit, self.report, model)
+            stream = torch_stream(study.device, seed, guard.name)
+            return guard.published(data, ids, services, stream)
+
+        def poisons_of(name: str) -> Poisons:
+            (other,) = choose("attack", [name], study.protocol, [])
+            return self.poisons(other, index)[0]
+
+        data = study.victim_data(index).to(study.device)
         what = f"{attack.label} trial {index}"
         return Scene(
             train=data,
@@ -154,11 +182,18 @@ class Bench:
             targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)].to(study.device),
             trial=trial,
             threat=study.protocol.threat,
-            augmentation=study.protocol.train.augmentation(dataset.normalisation[0]),
+            augmentation=study.protocol.train.augmentation(study.normalisation[0]),
             surrogates=surrogates,
             seed=study.attack_seed(attack, index),
             report=lambda step, steps, _: self.report(what, step, steps),
+            workshop=Workshop(retrain, snapshots, keep, used.timed, transform, poisons_of),
         )
+
+    def _defense(self, name: str, settings: dict[str, Any]) -> Defense:
+        """A defense that the attacker knows and uses himself."""
+        rest = [(f"defense.{key}", value) for key, value in settings.items()]
+        (chosen,) = choose("defense", [name], self.study.protocol, rest)
+        return chosen.plugin.make(chosen.settings, chosen.label)
 
     # Victims
 
@@ -173,13 +208,14 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         poisons, artefact = self.poisons(attack, index)
         clock = time.perf_counter()
-        data = poisons.applied_to(study.dataset.train).to(study.device)
+        clean = study.victim_data(index)
+        data = poisons.applied_to(clean).to(study.device)
         guard = defense.plugin.make(defense.settings, defense.label)
-        services = self._services(f"{attack.label} x {defense.label} trial {index}", wanted, data, index)
+        services = self._services(f"{attack.label} x {defense.label} trial {index}", index)
         trained = self._train_behind(guard, services, data, attack, defense, index)
         predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
-        outcome = evaluate(predictor, study.dataset, study.trial(index), study.device)
+        outcome = evaluate(predictor, study.dataset, study.trial(index), study.device, poisons.shown)
         finished = time.perf_counter()
         meta = artefact.meta
         provenance = dict(poisons.provenance)
@@ -196,19 +232,24 @@ class Bench:
                 "key": key_of(meta["identity"]),
                 "n": len(poisons.ids),
                 "eps": study.protocol.threat.eps,
-                "max_change": poisons.distance(study.dataset.train),
+                "max_change": poisons.distance(clean),
                 **provenance,
             },
-            "surrogates": {"keys": meta["identity"]["surrogates"], "shared_by": "all trials and attacks of this seed"},
+            "surrogates": self._sharing(meta),
             "history": [figures for job in trained for figures in job.history],
             **self.description(attack, defense),
             "seconds": {
                 "surrogates": meta["surrogate_seconds"],
                 "craft": meta["seconds"],
+                **{f"craft.{name}": value for name, value in meta["parts"].items()},
                 "train": trained_at - clock,
                 "evaluate": finished - trained_at,
             },
-            "reused": {"poisons": artefact.reused, "surrogates": artefact.reused or meta["surrogates_reused"]},
+            "reused": {
+                "poisons": artefact.reused,
+                "surrogates": artefact.reused or meta["surrogates_reused"],
+                **{name: artefact.reused or reused for name, reused in meta["kept_reused"].items()},
+            },
             "memory_peak_mib": peak_memory_mib(torch.device(study.device)),
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -220,14 +261,14 @@ class Bench:
         self, guard: Any, services: Services, data: Images, attack: Chosen, defense: Chosen, index: int
     ) -> list[Trained]:
         study, seed = self.study, self.study.victim_seed(index)
-        what = f"{attack.label} x {defense.label} trial {index}"
+        what, networks = f"{attack.label} x {defense.label} trial {index}", self.networks
         trained = []
         for job, wish in enumerate(guard.jobs(data, services)):
             if len(wish.data) == 0:
                 raise TrialFailed(f"defense '{defense.label}' left no training sample")
             trained.append(
                 train(
-                    self._build(study.protocol.model, derive(seed, "init", job)),
+                    networks.start(study.protocol.model, derive(seed, "init", job)),
                     wish.data,
                     study.protocol.train,
                     seed=seed,
@@ -241,29 +282,15 @@ class Bench:
             raise TrialFailed(f"defense '{defense.label}' asked for no training")
         return trained
 
-    def _services(self, what: str, wanted: dict[str, Any], data: Images, index: int) -> Services:
+    def _services(self, what: str, index: int) -> Services:
         study = self.study
-
-        def fit(part: Images, model: str, epochs: int, *who: str | int) -> Classifier:
-            """Train `model` on `part` for the first `epochs` of the victim's recipe; kept in the store."""
-            recipe = study.protocol.train.model_copy(update={"epochs": epochs})
-            identity = {
-                **study.surrogate_identity(0),
-                "kind": "fit",
-                "data": part.digest,
-                "model": model,
-                "recipe": recipe.as_dict(),
-                "seed": derive(study.victim_seed(index), "fit", model, *who),
-                "code": fingerprint.code(find("model", model).make),
-            }
-            artefact = self._trained(identity, part, model, recipe, f"{what}: {model}")
-            return self._network(model, artefact)
-
+        recipe = study.protocol.train
         return Services(
-            recipe=study.protocol.train,
+            recipe=recipe,
             classes=len(study.dataset.classes),
-            fit=fit,
+            fit=self.networks.fitter(study.victim_seed(index), recipe, f"{what}: "),
             report=lambda part, done, of: self.report(f"{what}: {part}", done, of),
+            model=study.protocol.model,
         )
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
@@ -290,6 +317,13 @@ class Bench:
         }
         self.records.write(record)
         return record
+
+    def _sharing(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """Which networks and other work of the attacker this trial shares with others."""
+        shared = {"keys": meta["identity"]["surrogates"], "shared_by": "all trials and attacks of this seed"}
+        if self.study.protocol.pretrained:
+            shared["start"] = self.study.start_identity(self.study.protocol.model, 0)
+        return shared | ({"kept": sorted(meta["kept_reused"])} if meta["kept_reused"] else {})
 
     def _chance(self, attack: Chosen, index: int) -> dict[str, Any]:
         """What was drawn for a trial, and the seeds that the rest is drawn from."""

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from bench import fingerprint
-from bench.datasets.base import Dataset, Place, check
+from bench.datasets.base import Dataset, Images, Place, check
 from bench.errors import BadInput
 from bench.models.base import build_model
 from bench.protocol import Chosen, Protocol
 from bench.registry import find
 from bench.seeds import derive
 from bench.store import key_of
-from bench.threat import Trial, check_budget, draw_trial
+from bench.threat import Trial, check_budget, draw_trial, victim_data
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,31 @@ class Study:
         return _load(self.protocol.dataset, self.protocol.dataset_settings, self.data)
 
     @property
+    def pretrain_dataset(self) -> Dataset:
+        """What pretrained networks were trained on: the data set itself unless the protocol names another."""
+        return _load(self.protocol.pretrain_dataset, self.protocol.pretrain_dataset_settings, self.data)
+
+    @property
     def size(self) -> int:
         return int(self.dataset.train.images.shape[2])
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of the channels that the networks of this study normalise with."""
+        return (self.pretrain_dataset if self.protocol.pretrained else self.dataset).normalisation
 
     def validate(self) -> None:
         """Everything that can be wrong before long work starts. BadInput in one line."""
         dataset = check(self.dataset)
         check_budget(dataset, self.protocol.threat)
-        for model in {self.protocol.model, self.protocol.surrogate_model}:
+        if self.protocol.pretrained:
+            pretraining = check(self.pretrain_dataset)
+            if pretraining.train.images.shape[2] != self.size:
+                raise BadInput(
+                    f"pretrain_dataset '{pretraining.name}' has pictures of {pretraining.train.images.shape[2]} pixels, "
+                    f"'{dataset.name}' of {self.size}; repair: data sets of one size"
+                )
+        for model in {self.protocol.model, *self.protocol.threat.architectures}:
             build_model(
                 model, classes=len(dataset.classes), size=self.size, normalisation=dataset.normalisation, seed=0
             )
@@ -53,26 +70,70 @@ class Study:
     def trial(self, index: int) -> Trial:
         return draw_trial(self.dataset, self.protocol.threat, self.seed, index)
 
+    def victim_data(self, index: int) -> Images:
+        """The clean training set of a trial's victim."""
+        return victim_data(self.dataset, self.protocol.threat, self.trial(index))
+
+    @property
+    def attacker_data(self) -> Images:
+        """The clean training set of the attacker's networks, which all trials share."""
+        return victim_data(self.dataset, self.protocol.threat, None)
+
+    def may_poison(self, attack: Chosen, index: int) -> torch.Tensor:
+        """Training ids that an attack may change in a trial: the bases that were drawn, or, for an attack that selects
+        its bases itself, all pictures of the adversarial class."""
+        trial = self.trial(index)
+        if not attack.plugin.make.selects_bases:
+            return trial.base_ids
+        data = self.victim_data(index)
+        return data.ids[data.labels == trial.adversarial_class]
+
     # Identities: JSON descriptions of everything that shapes an artefact; their hash is its key in the store.
 
     def _common(self) -> dict[str, Any]:
         numerics = {"torch": torch.__version__, "device": torch.device(self.device).type}
         return {"data": self.dataset.fingerprint, "numerics": numerics}
 
+    def pretrained_identity(self, model: str, j: int) -> dict[str, Any]:
+        """The j-th pretrained network of an architecture; the victim starts from number 0 of its own."""
+        return {
+            "kind": "pretrained",
+            **self._common(),
+            "data": self.pretrain_dataset.fingerprint,
+            "model": model,
+            "recipe": self.protocol.pretrain.as_dict(),
+            "seed": derive(self.seed, "pretrained", model, j),
+            "code": fingerprint.code(find("model", model).make),
+        }
+
+    def start_identity(self, model: str, j: int) -> dict[str, Any]:
+        """From what a training of `model` starts in this scenario, and how."""
+        threat = self.protocol.threat
+        if not self.protocol.pretrained:
+            return {"scenario": threat.scenario, "model": model}
+        return {
+            "scenario": threat.scenario,
+            "model": model,
+            "pretrained": key_of(self.pretrained_identity(model, j)),
+        }
+
     def surrogate_identity(self, k: int) -> dict[str, Any]:
-        """The k-th surrogate depends on data, architecture, recipe and seed: all trials and attacks share it."""
-        model = self.protocol.surrogate_model
+        """The k-th surrogate depends on data, architecture, recipe, scenario and seed: all trials and attacks share
+        it."""
+        model, j = self.protocol.surrogate_model(k)
         return {
             "kind": "surrogate",
             **self._common(),
-            "model": model,
+            "per_class": self.protocol.threat.per_class,
+            "start": self.start_identity(model, j),
             "recipe": self.protocol.surrogate.as_dict(),
             "seed": self.surrogate_seed(k),
             "code": fingerprint.code(find("model", model).make),
         }
 
     def poisons_identity(self, attack: Chosen, index: int) -> dict[str, Any]:
-        make = attack.plugin.make
+        make, threat = attack.plugin.make, self.protocol.threat
+        shapes = ["eps", "per_class", *(("patch", "patch_seed", "placement") if attack.shows_trigger else ())]
         surrogates = range(self.protocol.threat.surrogates) if make.uses_surrogates else ()
         augmentation = {name: getattr(self.protocol.train, name) for name in ("augment", "shift", "flip")}
         return {
@@ -80,8 +141,9 @@ class Study:
             **self._common(),
             "attack": attack.identity(),
             "trial": self.trial(index).as_dict(),
-            "eps": self.protocol.threat.eps,
+            "threat": {name: getattr(threat, name) for name in shapes},
             "surrogates": [key_of(self.surrogate_identity(k)) for k in surrogates],
+            "surrogate_recipe": self.protocol.surrogate.as_dict() if make.uses_surrogates else {},
             "augmentation": augmentation,
             "seed": self.attack_seed(attack, index),
             "code": fingerprint.code(make),

@@ -10,21 +10,48 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.datasets.base import Dataset
+from bench.datasets.base import Dataset, Images
 from bench.errors import BadInput
 from bench.seeds import numpy_stream
 from bench.settings import Settings
+from bench.trigger import Trigger, colour_patch
 
 
 class Threat(Settings):
     """What the attacker may do. Defaults: FRIENDS section 4.2 (gray box: architecture known, weights not)."""
 
-    scenario: Literal["from-scratch"] = Field("from-scratch", description="how the victim is trained")
+    scenario: Literal["from-scratch", "transfer", "finetune"] = Field(
+        "from-scratch",
+        description="how the victim is trained: from scratch; transfer: a new linear head on frozen features of a "
+        "pretrained network; finetune: a pretrained network with a new head, all layers",
+    )
     eps: int = Field(16, ge=1, le=255, description="largest change of a pixel, in levels of 255 (L-infinity)")
-    budget: float = Field(0.01, gt=0, le=1, description="share of the training set that is poisoned")
+    budget: float = Field(0.01, gt=0, le=1, description="share of the victim's training set that is poisoned")
     targets: int = Field(1, ge=1, le=1000, description="test pictures to be misclassified in a trial")
-    surrogate: str = Field("", description="architecture that the attacker trains; empty: the victim's")
-    surrogates: int = Field(1, ge=1, le=100, description="K, how many surrogates the attacker trains")
+    per_class: int = Field(
+        0,
+        ge=0,
+        description="pictures of each class in the victim's training set: the bases of the trial and the first others "
+        "of the data set (0: the whole data set)",
+    )
+    surrogate: str = Field(
+        "",
+        description="architecture that the attacker uses; several with commas are taken in turn; empty: the victim's "
+        "(in transfer and finetune then also the victim's own pretrained weights: white box)",
+    )
+    surrogates: int = Field(1, ge=1, le=100, description="K, how many surrogates the attacker has")
+    patch: int = Field(0, ge=0, le=256, description="side of a backdoor's trigger, pixels (0: a quarter of the picture)")
+    patch_seed: int = Field(0, ge=0, description="which trigger, of random colours")
+    placement: Literal["random", "corner"] = Field("random", description="where a trigger is pasted")
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The architectures of `surrogate`, in turn; empty for the victim's."""
+        return tuple(name.strip() for name in self.surrogate.split(",")) if self.surrogate else ()
+
+    def trigger(self, size: int) -> Trigger:
+        """The trigger of backdoor attacks on pictures of `size` pixels."""
+        return Trigger(colour_patch(self.patch or max(size // 4, 1), self.patch_seed), self.placement)
 
     def poisons(self, n: int) -> int:
         """How many of n training pictures may be poisoned: ceil(budget n), as the Witches' Brew code counts."""
@@ -52,12 +79,23 @@ class Trial:
         }
 
 
+def victim_size(dataset: Dataset, threat: Threat) -> int:
+    """How many pictures the victim trains on."""
+    return threat.per_class * len(dataset.classes) if threat.per_class else len(dataset.train)
+
+
 def check_budget(dataset: Dataset, threat: Threat) -> None:
-    """BadInput unless every class has pictures enough for the budget and for the targets."""
-    wanted = threat.poisons(len(dataset.train))
+    """BadInput unless every class has pictures enough for the budget and for the targets, and the trigger fits."""
+    size = dataset.train.images.shape[2]
+    if threat.patch > size:
+        raise BadInput(f"threat.patch {threat.patch}: the pictures have {size} pixels; allowed: at most {size}")
     smallest = int(torch.bincount(dataset.train.labels, minlength=len(dataset.classes)).min())
+    if threat.per_class > smallest:
+        raise BadInput(f"threat.per_class {threat.per_class}: the smallest class has only {smallest} training pictures")
+    n = victim_size(dataset, threat)
+    wanted, smallest = threat.poisons(n), threat.per_class or smallest
     if wanted > smallest:
-        most = math.floor(1e4 * smallest / len(dataset.train)) / 1e4
+        most = math.floor(1e4 * smallest / n) / 1e4
         raise BadInput(
             f"threat.budget {threat.budget:g} asks for {wanted} poisons of one class, but the smallest class of "
             f"'{dataset.name}' has {smallest} training pictures; allowed: at most {most:g}"
@@ -81,5 +119,22 @@ def draw_trial(dataset: Dataset, threat: Threat, seed: int, index: int) -> Trial
     of_true = dataset.test.ids[dataset.test.labels == true_class].numpy()
     of_adversarial = dataset.train.ids[dataset.train.labels == adversarial_class].numpy()
     targets = chance.choice(of_true, size=threat.targets, replace=False)
-    bases = chance.choice(of_adversarial, size=threat.poisons(len(dataset.train)), replace=False)
+    bases = chance.choice(of_adversarial, size=threat.poisons(victim_size(dataset, threat)), replace=False)
     return Trial(index, torch.from_numpy(targets), true_class, adversarial_class, torch.from_numpy(bases))
+
+
+def victim_data(dataset: Dataset, threat: Threat, trial: Trial | None) -> Images:
+    """The clean training set of a trial's victim, in the order of the data set.
+
+    With threat.per_class it is, as in the poisoning benchmark (Schwarzschild et al. 2021), the trial's bases and the
+    first other pictures of each class, so many of each class in all. trial None: without regard to bases.
+    """
+    train = dataset.train
+    if not threat.per_class:
+        return train
+    bases = torch.zeros(0, dtype=torch.long) if trial is None else trial.base_ids
+    keep = torch.isin(train.ids, bases)
+    for label in range(len(dataset.classes)):
+        others = torch.nonzero((train.labels == label) & ~torch.isin(train.ids, bases)).flatten()
+        keep[others[: max(threat.per_class - int((keep & (train.labels == label)).sum()), 0)]] = True
+    return train.subset(torch.nonzero(keep).flatten())

@@ -160,8 +160,9 @@ def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD over the parameters that are to be trained (those of the head alone when the features are frozen)."""
     return torch.optim.SGD(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attacks.base import Scene
 from attacks.gradient_matching import GradientMatching, GradientMatchingSettings
-from attacks.sign_adam import craft
+from attacks.descent import craft
 from bench.models.base import Classifier
 from bench.poisons import Poisons
 from bench.threat import Threat, draw_trial

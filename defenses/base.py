@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from bench.datasets.base import Images
+from bench.errors import TrialFailed
 from bench.evaluation import ModelPredictor, Predictor
 from bench.models.base import Classifier
 from bench.settings import Settings as AnySettings
@@ -33,13 +34,14 @@ class Services:
     recipe: how the victim will be trained; classes: number of classes;
     fit: train another network on a training set, `fit(data, model name, epochs, *who)`: eval mode, deterministic in
     the defense's seed and `who`, kept in the store;
-    report: show progress, called as (what, done, of).
+    report: show progress, called as (what, done, of); model: the name of the architecture that is trained.
     """
 
     recipe: Recipe
     classes: int
     fit: Callable[..., Classifier]
     report: Callable[[str, int, int], None]
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,13 @@ class Defense:
     def loss(self, losses: Tensor, batch: Batch, run: Run) -> Tensor:
         """The scalar to minimise from per-sample cross-entropies [b]."""
         return losses.mean()
+
+    def published(
+        self, data: Images, ids: Tensor, services: Services, stream: Generator
+    ) -> Callable[[Tensor, Generator], Tensor]:
+        """For adaptive attackers, who know the defense: what it does at a step, before augmentation, to the pictures
+        `ids` of the training set `data`, as a function (pixels [n, 3, h, w], stream) -> pixels. Not a hook."""
+        raise TrialFailed(f"defense '{self.name}' has no transform of the training pictures to adapt to")
 
     def finish(self, trained: Sequence[Trained], services: Services) -> Predictor:
         """The classifier to be judged, from the trained networks in the order of the jobs."""

@@ -15,7 +15,7 @@ from bench.models.base import Classifier, frozen
 from bench.registry import register
 from bench.settings import Settings
 from bench.training import Batch, Run, precision, to_pixels
-from defenses.base import Defense
+from defenses.base import Defense, Services
 from defenses.random_noise import draw_noise
 
 REFERENCE_BATCH = 128  # the batch for which the paper's learning rates are meant
@@ -127,14 +127,29 @@ class Friends(Defense):
                 model, run.data, self.settings, run.stream("friendly"), run.services.report
             )
 
+    def published(
+        self, data: Images, ids: Tensor, services: Services, stream: torch.Generator
+    ) -> Callable[[Tensor, torch.Generator], Tensor]:
+        """Friendly noise made once for `ids`, with a network of the attacker trained for `start` epochs on `data`."""
+        model = services.fit(data, self.settings.source_model or services.model, max(self.settings.start, 1), "source")
+        mine = data.subset(data.rows_of(ids))
+        fixed = friendly_noise(model, mine, self.settings, stream, services.report).float() / 255
+
+        def transform(pixels: Tensor, stream: torch.Generator) -> Tensor:
+            return self._noisy((pixels + fixed).clamp(0, 1), stream)
+
+        return transform
+
+    def _noisy(self, pixels: Tensor, stream: torch.Generator) -> Tensor:
+        if self.settings.noise == "none":
+            return pixels
+        return pixels + draw_noise(pixels, self.settings.noise, self.settings.mu / 255, stream)
+
     def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
         if stage != "pixel":
             return batch
         if "friendly" in run.side:
             fixed = run.side["friendly"][batch.rows].to(batch.pixels.dtype) / 255
             batch.pixels = (batch.pixels + fixed).clamp_(0, 1)
-        if self.settings.noise != "none":
-            batch.pixels = batch.pixels + draw_noise(
-                batch.pixels, self.settings.noise, self.settings.mu / 255, run.side["noise"]
-            )
+        batch.pixels = self._noisy(batch.pixels, run.side["noise"])
         return batch

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.datasets.base import Images
 from bench.registry import register
 from bench.settings import Settings
 from bench.training import Batch, Run
-from defenses.base import Defense
+from defenses.base import Defense, Services
 
 Distribution = Literal["uniform", "bernoulli", "gaussian"]
 
@@ -48,6 +50,11 @@ class RandomNoise(Defense):
             stream = run.side.setdefault("noise", run.stream("noise"))
             batch.pixels = batch.pixels + draw_noise(batch.pixels, self.settings.noise, self.settings.mu / 255, stream)
         return batch
+
+    def published(
+        self, data: Images, ids: Tensor, services: Services, stream: torch.Generator
+    ) -> Callable[[Tensor, torch.Generator], Tensor]:
+        return lambda pixels, fresh: pixels + draw_noise(pixels, self.settings.noise, self.settings.mu / 255, fresh)
 
     def epoch(self, run: Run, epoch: int) -> None:
         run.side["noise"] = run.stream("noise")

@@ -35,10 +35,41 @@ class Classifier(nn.Module):
         self.normalise = normalise
         self.body = body
         self.head = head
+        self.features_frozen = False
+
+    def freeze_features(self) -> Classifier:
+        """From now on only the head is trained: no other parameter has a gradient, and normalisation and body stay in
+        eval mode whatever `train()` is called with, so that BatchNorm keeps its statistics."""
+        self.features_frozen = True
+        self.body.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        if self.features_frozen:
+            self.body.eval()
+        return self
+
+    def take_features(self, other: Classifier) -> None:
+        """Normalisation and body of another network of the same architecture; the head is left as it is."""
+        self.normalise.load_state_dict(other.normalise.state_dict())
+        self.body.load_state_dict(other.body.state_dict())
 
     def features(self, pixels: Tensor) -> Tensor:
         """Penultimate features [n, d] of pixels [n, 3, h, w] in [0, 1]."""
         return self.body(self.normalise(pixels))
+
+    def stages(self, pixels: Tensor) -> list[Tensor]:
+        """What the body gives at the end of each resolution, flat [n, d_i], and last the penultimate features."""
+        if not isinstance(self.body, nn.Sequential):
+            return [self.features(pixels)]
+        ends, x = [], self.normalise(pixels)
+        for i, layer in enumerate(self.body):
+            y = layer(x)
+            if i > 0 and x.ndim == 4 and (y.ndim != 4 or y.shape[2:] != x.shape[2:]) and x.shape[2:] != (1, 1):
+                ends.append(x.flatten(1))
+            x = y
+        return [*ends, x]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [n, classes] of pixels [n, 3, h, w] in [0, 1]."""

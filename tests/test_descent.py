@@ -4,13 +4,13 @@ import math
 import pytest
 import torch
 
-from attacks.sign_adam import SignAdamSettings, craft
+from attacks.descent import DescentSettings, craft
 
 STD = torch.tensor([0.25, 0.2, 0.3])
 
 
 def run(scene, gradient, score=lambda pixels: 0.0, **settings):
-    built = SignAdamSettings(**{"steps": 5, "restarts": 1, "decay": False, **settings})
+    built = DescentSettings(**{"steps": 5, "restarts": 1, "decay": False, **settings})
     return craft(scene, built, STD, gradient, score)
 
 
