@@ -12,7 +12,9 @@ from bench.settings import Settings
 
 
 class CleanControlSettings(Settings):
-    trigger: bool = Field(False, description="judge on pictures with the threat model's trigger, as backdoor attacks do")
+    trigger: bool = Field(
+        False, description="judge on pictures with the threat model's trigger, as backdoor attacks do"
+    )
 
 
 @register("attack", "none")

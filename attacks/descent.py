@@ -1,9 +1,10 @@
 """The crafting engine: descent on the perturbation, within the eps ball and the picture's range.
 
-Steps are given in units of the normalised picture, as the papers do: 0.1 moves a pixel by 0.1 standard deviations of its
-channel. Three rules:
+Steps are given in units of the normalised picture, as the papers do: 0.1 moves a pixel by 0.1 standard deviations of
+its channel. Three rules:
 
-    sign-adam    Adam fed with the sign of the gradient (Witches' Brew). Its second moment is 1, so the step is the bias-
+    sign-adam    Adam fed with the sign of the gradient (Witches' Brew). Its second moment is 1, so the step is the
+    bias-
                  corrected running mean of signs (facts: equal to Adam to 1e-6 over 250 steps)
     adam         Adam (Kingma and Ba 2015)
     signed-adam  the sign of Adam's step (the poisoning benchmark's other optimiser)
@@ -41,8 +42,8 @@ def craft(
 ) -> tuple[Tensor, list[list[float]], list[float]]:
     """Minimise over the perturbation, with restarts.
 
-    std: [3], of the channels in [0, 1]; gradient: (perturbed pixels, step) -> (loss, d loss / d pixels), the step counted
-    over all restarts; score: perturbed, rounded pixels -> final loss, by which restarts are compared.
+    std: [3], of the channels in [0, 1]; gradient: (perturbed pixels, step) -> (loss, d loss / d pixels), the step
+    counted over all restarts; score: perturbed, rounded pixels -> final loss, by which restarts are compared.
     Returns the perturbation [n, 3, h, w] in [0, 1] units with the lowest score, the losses [restart][step], the scores.
     """
     base = scene.base_pixels()

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from attacks.base import Attack, Scene
-from attacks.parameter_gradients import ParameterGradients, cosine_distance
-from attacks.descent import DescentSettings, craft
+from attacks.descent import craft
+from attacks.matching import Matcher, MatchingSettings, through
 from bench.poisons import Poisons
 from bench.registry import register
 from bench.training import to_pixels
-
-
-class GradientMatchingSettings(DescentSettings):
-    augment: bool = Field(True, description="craft through the victim's random shift and flip, redrawn every step")
-    chunk: int = Field(256, ge=1, le=65536, description="poisons that are differentiated at once; bounds the memory")
 
 
 @register("attack", "gm")
@@ -31,39 +25,20 @@ class GradientMatching(Attack):
     last noisy training value.
     """
 
-    Settings = GradientMatchingSettings
-    settings: GradientMatchingSettings
+    Settings = MatchingSettings
+    settings: MatchingSettings
 
     def craft(self, scene: Scene) -> Poisons:
-        surrogates = scene.surrogates()
-        labels = scene.bases.labels
-        target = to_pixels(scene.targets)
+        surrogates, target = scene.surrogates(), to_pixels(scene.targets)
         wanted = torch.full((len(target),), scene.trial.adversarial_class, device=scene.device)
-        sources = [ParameterGradients(model) for model in surrogates]
-        aims = [source.mean(target, wanted) for source in sources]
-        chunk = self.settings.chunk
+        matcher = Matcher(surrogates, target, wanted, scene.bases.labels, self.settings.chunk)
 
         def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:
-            leaf = pixels.detach().requires_grad_(True)
-            view = leaf
-            if self.settings.augment:
-                draw = scene.augmentation.draw(len(pixels), scene.stream("augment", step))
-                view = scene.augmentation(leaf, draw)
-            total, losses = torch.zeros_like(pixels), []
-            for source, aim in zip(sources, aims, strict=True):
-                loss, direction = cosine_distance(source.mean(view, labels, chunk), aim)
-                total += source.pixel_gradient(view, labels, direction, chunk)
-                losses.append(loss)
-            slope = torch.autograd.grad(view, leaf, total)[0] if self.settings.augment else total
-            return torch.stack(losses).mean().item(), slope
-
-        def score(pixels: Tensor) -> float:
-            losses = [
-                cosine_distance(source.mean(pixels, labels, chunk), aim)[0]
-                for source, aim in zip(sources, aims, strict=True)
-            ]
-            return torch.stack(losses).mean().item()
+            if not self.settings.augment:
+                return matcher.slope(pixels)
+            draw = scene.augmentation.draw(len(pixels), scene.stream("augment", step))
+            return through(pixels, lambda leaf: scene.augmentation(leaf, draw), matcher.slope)
 
         std = surrogates[0].normalise.std.flatten()
-        delta, losses, scores = craft(scene, self.settings, std, gradient, score)
+        delta, losses, scores = craft(scene, self.settings, std, gradient, matcher.loss)
         return scene.poisons(delta, losses=losses, final_losses=scores)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import functional_call, grad, jvp, vjp, vmap
 
 from bench.models.base import Classifier
 
@@ -29,6 +29,12 @@ from bench.models.base import Classifier
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
 Weights = dict[str, Tensor]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""(logits [n, classes], labels [n]) -> sum of losses."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def inner(a: Weights, b: Weights) -> Tensor:
@@ -51,6 +57,18 @@ class ParameterGradients:
         self._folded: Weights
         self._folded, self._pull = vjp(self._fold, self.weights)[:2]
 
+    def at(self, weights: Weights) -> ParameterGradients:
+        """The same network with other weights; BatchNorm keeps its statistics."""
+        other = copy.copy(self)
+        other.weights = {name: value.detach() for name, value in weights.items()}
+        other._folded, other._pull = vjp(self._fold, other.weights)[:2]
+        return other
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [n, classes], without a graph."""
+        with torch.no_grad():
+            return functional_call(self._net, self._folded, (pixels,))
+
     def _fold(self, weights: Weights) -> Weights:
         """Weights of the network without BatchNorm, as a function of the original ones."""
         everything = {**self._fixed, **weights}
@@ -64,15 +82,18 @@ class ParameterGradients:
             del folded[f"{norm}.weight"], folded[f"{norm}.bias"]
         return folded
 
-    def _loss(self, folded: Weights, pixels: Tensor, labels: Tensor, n: int) -> Tensor:
-        return F.cross_entropy(functional_call(self._net, folded, (pixels,)), labels, reduction="sum") / n
+    def _loss(
+        self, folded: Weights, pixels: Tensor, labels: Tensor, n: int, criterion: Criterion | None = None
+    ) -> Tensor:
+        return (criterion or cross_entropy)(functional_call(self._net, folded, (pixels,)), labels) / n
 
-    def mean(self, pixels: Tensor, labels: Tensor, chunk: int = 256) -> Weights:
-        """grad_theta of the mean cross-entropy over pictures [n, 3, h, w] in [0, 1] with labels [n]."""
+    def mean(self, pixels: Tensor, labels: Tensor, chunk: int = 256, criterion: Criterion | None = None) -> Weights:
+        """grad_theta of the mean loss over pictures [n, 3, h, w] in [0, 1] with labels [n]. criterion: cross-entropy
+        unless given, (logits, labels) -> sum of losses."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in self._folded.items()}
         total = {name: torch.zeros_like(value) for name, value in leaves.items()}
         for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
-            loss = self._loss(leaves, part, label, len(pixels))
+            loss = self._loss(leaves, part, label, len(pixels), criterion)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 total[name] += gradient
         return {name: value.detach() for name, value in self._pull(total)[0].items()}
@@ -87,6 +108,29 @@ class ParameterGradients:
             slope = jvp(lambda w, x=leaf, y=label: self._loss(w, x, y, len(pixels)), (fixed,), (tangent,))[1]
             parts.append(torch.autograd.grad(slope, leaf)[0])
         return torch.cat(parts)
+
+    def curvature(self, pixels: Tensor, labels: Tensor, direction: Weights) -> Weights:
+        """The Hessian of the mean cross-entropy over the pictures times `direction`."""
+
+        def slope(weights: Weights) -> Weights:
+            return grad(lambda w: self._loss(self._fold(w), pixels, labels, len(pixels)))(weights)
+
+        product = jvp(slope, (self.weights,), (direction,))[1]
+        return {name: value.detach() for name, value in product.items()}
+
+    def norms(self, pixels: Tensor, labels: Tensor, chunk: int = 16) -> Tensor:
+        """Euclidean norm [n] of every picture's own training gradient. Memory: chunk times the number of weights."""
+
+        def one(folded: Weights, pixel: Tensor, label: Tensor) -> Weights:
+            return grad(lambda w: self._loss(w, pixel[None], label[None], 1))(folded)
+
+        folded = {name: value.detach() for name, value in self._folded.items()}
+        parts = []
+        for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
+            each = vmap(one, (None, 0, 0), randomness="same")(folded, part, label)
+            own = vmap(lambda gradient: self._pull(gradient)[0])(each)
+            parts.append(torch.stack([value.flatten(1).square().sum(1) for value in own.values()]).sum(0).sqrt())
+        return torch.cat(parts).detach()
 
 
 def _without_batchnorm(model: Classifier) -> tuple[nn.Module, list[tuple[str, str, nn.BatchNorm2d]]]:
@@ -117,6 +161,3 @@ def cosine_distance(gradient: Weights, target: Weights) -> tuple[Tensor, Weights
     scale = 1 / (own * other)
     loss = 1 - dot * scale
     return loss, {name: (dot * scale / own**2) * gradient[name] - scale * target[name] for name in gradient}
-
-
-Objective = Callable[[Weights], tuple[Tensor, Weights]]

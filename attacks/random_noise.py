@@ -17,7 +17,9 @@ class RandomNoiseSettings(Settings):
     distribution: Literal["bernoulli", "uniform"] = Field(
         "bernoulli", description="+-eps with equal chance at every pixel and channel, or uniform in [-eps, eps]"
     )
-    trigger: bool = Field(False, description="judge on pictures with the threat model's trigger, as backdoor attacks do")
+    trigger: bool = Field(
+        False, description="judge on pictures with the threat model's trigger, as backdoor attacks do"
+    )
 
 
 @register("attack", "random-noise")

@@ -1,7 +1,8 @@
 """What an attacker may have made in a trial beyond its surrogates: more training, snapshots, a defense's transform.
 
-The bench fills it in; each call is kept in the store under all that shaped it, so that a killed crafting goes on where it
-stopped and trials share what does not depend on them. The defaults are for attacks that are called on their own.
+The bench fills it in; each call is kept in the store under all that shaped it, so that a killed crafting goes on
+where it stopped and trials share what does not depend on them. The defaults are for attacks that are called on their
+own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from bench.datasets.base import Images
 from bench.models.base import Classifier
 from bench.poisons import Poisons
 
@@ -31,8 +31,8 @@ def _make(name: str, inputs: dict[str, Any], make: Callable[[], Tensor]) -> Tens
 
 @dataclass(frozen=True)
 class Workshop:
-    """retrain(data, *who, behind="", **settings): K networks trained anew on `data` with the surrogates' recipe, in eval
-    mode; `who` names them apart; behind: a defense, by name, that they are trained with, and its settings.
+    """retrain(data, *who, behind="", **settings): K networks trained anew on `data` with the surrogates' recipe, in
+    eval mode; `who` names them apart; behind: a defense, by name, that they are trained with, and its settings.
     snapshots(): for each surrogate its weights after each epoch of `Attack.snapshots`, as networks in eval mode.
     keep(name, inputs, make): the tensor that `make()` gives, kept for all that share the surrogates, the attack's code
     and `inputs` (JSON types).

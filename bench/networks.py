@@ -115,8 +115,8 @@ class Networks:
         return self._load(fresh(), self._trained(identity, data, fresh, recipe, what, behind, services))
 
     def fitter(self, seed: int, recipe: Recipe, what: str = "") -> Callable[..., Classifier]:
-        """`fit(data, model, epochs, *who)` of Services: trains on `data` for the first epochs of `recipe`. In transfer and
-        finetune a network of the victim's architecture starts as the victim does."""
+        """`fit(data, model, epochs, *who)` of Services: trains on `data` for the first epochs of `recipe`. In
+        transfer and finetune a network of the victim's architecture starts as the victim does."""
         study = self.study
 
         def fit(data: Images, model: str, epochs: int, *who: str | int) -> Classifier:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bench.datasets.base import Images
 
-
 NOT_A_TEST_PICTURE = -1
 
 

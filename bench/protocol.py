@@ -29,8 +29,8 @@ class Protocol:
 
     surrogate: how the attacker's networks are trained (the victim's recipe unless a [surrogate] section changes it);
     pretrain, pretrain_dataset: how and on what the networks are trained that `transfer` and `finetune` start from (the
-    victim's recipe unless a [pretrain] section changes it; the study's own data unless [pretrain_dataset] names others);
-    attack_settings, defense_settings: by plug-in name, what the protocol changes for that plug-in.
+    victim's recipe unless a [pretrain] section changes it; the study's own data unless [pretrain_dataset] names
+    others); attack_settings, defense_settings: by plug-in name, what the protocol changes for that plug-in.
     """
 
     name: str

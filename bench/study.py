@@ -57,8 +57,8 @@ class Study:
             pretraining = check(self.pretrain_dataset)
             if pretraining.train.images.shape[2] != self.size:
                 raise BadInput(
-                    f"pretrain_dataset '{pretraining.name}' has pictures of {pretraining.train.images.shape[2]} pixels, "
-                    f"'{dataset.name}' of {self.size}; repair: data sets of one size"
+                    f"pretrain_dataset '{pretraining.name}' has pictures of {pretraining.train.images.shape[2]} "
+                    f"pixels, '{dataset.name}' of {self.size}; repair: data sets of one size"
                 )
         for model in {self.protocol.model, *self.protocol.threat.architectures}:
             build_model(

@@ -1,4 +1,5 @@
-"""The trigger of a backdoor: a patch that the attacker pastes on pictures at test time, opaque, each at its own place."""
+"""The trigger of a backdoor: a patch that the attacker pastes on pictures at test time, opaque, each at its own
+place."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Trigger:
     placement: Placement
 
     def places(self, n: int, size: int, seed: int, *names: str | int) -> Tensor:
-        """Upper left corners (x, y) of the patch on n pictures of `size` pixels, int64 [n, 2], from the named stream."""
+        """Upper left corners (x, y) of the patch on n pictures of `size` pixels, int64 [n, 2], from the named
+        stream."""
         most = size - self.patch.shape[-1]
         if most < 0:
             raise ValueError(f"a patch of {self.patch.shape[-1]} pixels does not fit on pictures of {size}")

@@ -19,7 +19,8 @@ from measure import alternate, network, options, photographs, show, start
 from torch import Tensor
 
 from attacks.base import Scene
-from attacks.gradient_matching import GradientMatching, GradientMatchingSettings
+from attacks.gradient_matching import GradientMatching
+from attacks.matching import MatchingSettings
 from attacks.descent import craft
 from bench.models.base import Classifier
 from bench.poisons import Poisons
@@ -87,7 +88,7 @@ def make_scene(size: int, epochs: int, device: torch.device) -> tuple[Scene, Cla
 
 
 def gm(scene: Scene, steps: int, augment: bool) -> Poisons:
-    return GradientMatching(GradientMatchingSettings(steps=steps, restarts=1, augment=augment)).craft(scene)
+    return GradientMatching(MatchingSettings(steps=steps, restarts=1, augment=augment)).craft(scene)
 
 
 def plain(scene: Scene, model: Classifier, steps: int) -> Poisons:
@@ -102,7 +103,7 @@ def plain(scene: Scene, model: Classifier, steps: int) -> Poisons:
     def score(pixels: Tensor) -> float:
         return cosine_distance(weight_gradient(model, pixels, scene.bases.labels), aim).item()
 
-    settings = GradientMatchingSettings(steps=steps, restarts=1)
+    settings = MatchingSettings(steps=steps, restarts=1)
     delta, _, _ = craft(scene, settings, model.normalise.std.flatten(), gradient, score)
     return scene.poisons(delta)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attacks.gradient_matching import GradientMatching, GradientMatchingSettings
+from attacks.gradient_matching import GradientMatching
+from attacks.matching import MatchingSettings
 from bench.models.base import build_model
 from bench.registry import find
 from bench.training import Recipe, train
@@ -13,7 +14,7 @@ FAST = {"steps": 30, "restarts": 1}
 
 
 def craft(scene, **settings):
-    return GradientMatching(GradientMatchingSettings(**{**FAST, **settings})).craft(scene)
+    return GradientMatching(MatchingSettings(**{**FAST, **settings})).craft(scene)
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""Sleeper Agent: gradient matching for a backdoor whose trigger never appears in the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attacks.base import Attack, Scene
+from attacks.descent import craft
+from attacks.matching import Matcher, MatchingSettings, through
+from attacks.parameter_gradients import ParameterGradients
+from attacks.workshop import Transform
+from bench.models.base import Classifier
+from bench.poisons import Poisons
+from bench.registry import register
+from bench.training import to_pixels
+
+
+class SleeperSettings(MatchingSettings):
+    """Defaults: the released code on CIFAR-10."""
+
+    retrain: int = Field(
+        4, ge=0, le=100, description="times that the surrogates are retrained on the poisons so far (T)"
+    )
+    sources: int = Field(
+        0, ge=0, le=1_000_000, description="training pictures that get the trigger (0: the whole class)"
+    )
+    selection: Literal["gradient-norm", "random"] = Field(
+        "gradient-norm", description="bases: the pictures with the largest training gradients, or those of the trial"
+    )
+
+
+@register("attack", "sleeper", restarts=1)
+class SleeperAgent(Attack):
+    """Sleeper Agent (Souri et al., NeurIPS 2022); FRIENDS section 4.2.
+
+    Threat model: clean-label backdoor, from scratch, gray box. At test time any picture of the true class that
+    carries the trigger (threat.patch, at a random place) is to be taken for the adversarial class; no training
+    picture carries it. Minimises 1 - cos(mean grad CE(training pictures of the true class with the trigger,
+    adversarial class), mean grad CE(poisons, their labels)), as `gm` does; the places of the trigger are drawn once.
+    Bases are the pictures of the adversarial class with the largest training gradients. T times during crafting,
+    evenly spread, the surrogates are trained anew, from fresh weights, on the training set as poisoned so far, and
+    the aim is taken again. Needs: K clean surrogates and T x K more trainings, all training pictures of both classes.
+    Cost: as `gm` without restarts, and T x K trainings, which dominate. The selection's gradient norms are shared by
+    trials with the same adversarial class, the clean surrogates by all; retrainings are kept, so that a killed
+    crafting goes on.
+    """
+
+    Settings = SleeperSettings
+    settings: SleeperSettings
+    selects_bases = True
+
+    @property
+    def shows_trigger(self) -> bool:
+        return True
+
+    def craft(self, scene: Scene) -> Poisons:
+        settings, clean = self.settings, scene.surrogates()
+        if settings.selection == "gradient-norm":
+            with scene.workshop.timed("selection"):
+                scene = scene.choosing(largest_gradients(scene, clean, len(scene.bases)))
+        sources, wanted = self.sources(scene)
+        seen = self.adaptation(scene)
+        rounds = retraining_steps(settings.steps, settings.retrain)
+        matcher = first = self.matcher(scene, clean, sources, wanted)
+
+        def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:
+            nonlocal matcher
+            restart, within = divmod(step, settings.steps)
+            if within == 0:
+                matcher = first
+            if within in rounds:
+                matcher = self.matcher(scene, self.retrained(scene, pixels, restart, within), sources, wanted)
+
+            def view(leaf: Tensor) -> Tensor:
+                leaf = seen(leaf, scene.stream("noise", step))
+                if not settings.augment:
+                    return leaf
+                return scene.augmentation(leaf, scene.augmentation.draw(len(leaf), scene.stream("augment", step)))
+
+            with scene.workshop.timed("gradients"):
+                return through(pixels, view, matcher.slope)
+
+        std = clean[0].normalise.std.flatten()
+        delta, losses, scores = craft(scene, settings, std, gradient, lambda pixels: matcher.loss(pixels))
+        return scene.poisons(delta, losses=losses, final_losses=scores, retrained_at=rounds)
+
+    def sources(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Training pictures of the true class with the trigger, float [m, 3, h, w], and the class they are to get
+        [m]."""
+        rows = torch.nonzero(scene.train.labels == scene.trial.true_class).flatten()
+        if self.settings.sources:
+            order = torch.randperm(len(rows), generator=scene.stream("sources"), device=scene.device)
+            rows = rows[order[: self.settings.sources]]
+        size = scene.train.images.shape[-1]
+        trigger = scene.threat.trigger(size)
+        places = trigger.places(len(rows), size, scene.seed, "places")
+        patched = to_pixels(trigger.paste(scene.train.images[rows], places))
+        return patched, torch.full((len(rows),), scene.trial.adversarial_class, device=scene.device)
+
+    def matcher(self, scene: Scene, models: Sequence[Classifier], sources: Tensor, wanted: Tensor) -> Matcher:
+        with scene.workshop.timed("gradients"):
+            return Matcher(models, sources, wanted, scene.bases.labels, self.settings.chunk)
+
+    def retrained(self, scene: Scene, pixels: Tensor, restart: int, step: int) -> Sequence[Classifier]:
+        """The surrogates, trained anew on the training set with the poisons as they are now."""
+        poisons = scene.poisons(pixels - scene.base_pixels())
+        with scene.workshop.timed("retraining"):
+            return scene.workshop.retrain(poisons.applied_to(scene.train), restart, step, **self.retrained_behind())
+
+    # What the adaptive variants change.
+
+    def adaptation(self, scene: Scene) -> Transform:
+        """What the poisons are taken through in crafting before the augmentation."""
+        return lambda pixels, stream: pixels
+
+    def retrained_behind(self) -> dict[str, Any]:
+        """The defense that the surrogates are retrained with, as arguments of `retrain`."""
+        return {}
+
+
+def retraining_steps(steps: int, times: int) -> list[int]:
+    """`times` steps, evenly spread and strictly inside: 50, 100, 150, 200 for 250 and 4."""
+    return sorted({round(steps * i / (times + 1)) for i in range(1, times + 1)} - {0})
+
+
+def largest_gradients(scene: Scene, models: Sequence[Classifier], count: int) -> Tensor:
+    """Rows of scene.train of the `count` pictures of the adversarial class with the largest training gradient, as a
+    mean over surrogates; ties to the lower row. Shared by all trials with that class."""
+    rows = scene.adversarial_rows
+    pool = scene.train.subset(rows)
+
+    def norms() -> Tensor:
+        pixels = to_pixels(pool.images)
+        return torch.stack([ParameterGradients(model).norms(pixels, pool.labels) for model in models]).mean(0).cpu()
+
+    scores = scene.workshop.keep("base_selection", {"pool": pool.digest}, norms)
+    return rows[torch.argsort(scores.to(rows.device), descending=True, stable=True)[:count]]
