@@ -87,6 +87,7 @@ class Attack(ABC):
     """Base of all attacks. `__init__` only stores the settings; `craft` is the algorithm.
 
     uses_surrogates: whether `craft` calls scene.surrogates; poisons_data: False for a control that poisons nothing;
+    crafts: False when the poisons come from elsewhere;
     selects_bases: whether it picks its own bases among all pictures of the adversarial class (Sleeper Agent).
     """
 
@@ -94,6 +95,7 @@ class Attack(ABC):
     uses_surrogates: ClassVar[bool] = True
     poisons_data: ClassVar[bool] = True
     selects_bases: ClassVar[bool] = False
+    crafts: ClassVar[bool] = True
 
     def __init__(self, settings: AnySettings) -> None:
         self.settings = settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -109,7 +111,7 @@ class ForwardBackward(Attack):
         return scene.poisons(pixels - base, losses=[losses], final_losses=[losses[-1]])
 
 
-def collisions(models: list[Classifier], pixels: Tensor, aims: list[Tensor]) -> tuple[Tensor, Tensor]:
+def collisions(models: Sequence[Classifier], pixels: Tensor, aims: list[Tensor]) -> tuple[Tensor, Tensor]:
     """sum_k |phi_k(p_i) - aim_k|^2 for each picture [n], and its gradient in the pixels [n, 3, h, w]."""
     leaf = pixels.detach().requires_grad_(True)
     value = torch.stack(

@@ -9,12 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench import __version__
-from bench.errors import BadInput
+from bench.errors import BadInput, TrialFailed, nearest
+
+if TYPE_CHECKING:
+    from bench import runner
 
 OUT = Path("results/runs")
+FORMATS = ("native", "benchmark", "friendly-noise", "packed", "numpy", "metapoison")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    except TrialFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
@@ -46,20 +53,32 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="attack, defend, judge; does only what is missing")
     run.add_argument("--attack", default="gm", metavar="NAME|FILE", help="attack (default: gm)")
+    run.add_argument("--poisons", type=Path, metavar="DIR", help="imported poisons, instead of an attack; see `import`")
     run.add_argument("--defense", action="append", metavar="NAME|FILE", help="defense, repeatable (default: none)")
-    run.add_argument("--protocol", default="quick", metavar="NAME|FILE", help="preset (default: quick)")
-    run.add_argument("--dataset", metavar="NAME", help="another data set, such as folder:PATH")
-    run.add_argument("--data", type=Path, metavar="DIR", help="where data sets look for their files")
-    run.add_argument("--trials", metavar="N", help="trials of each cell (default: the protocol's)")
-    run.add_argument("--seed", type=int, default=0, help="of the whole study (default: 0)")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; see `show`")
     run.add_argument("--only", action="store_true", help="without the undefended cell and the clean control")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    run.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, 1 on a GPU)")
-    run.add_argument("--threads", type=int, default=1, metavar="N", help="arithmetic threads a process (default: 1)")
     run.add_argument("--json", action="store_true", help="stdout holds one JSON array of trial records, nothing else")
+    _what_is_compared(run)
+    _effort(run)
     _places(run)
     run.set_defaults(call=_run)
+
+    export = verbs.add_parser("export", help="write an attack's poisons for other tools; crafts what is missing")
+    export.add_argument("folder", type=Path, metavar="DIR", help="new folder; gets a sub-folder for each trial")
+    export.add_argument("--attack", default="gm", metavar="NAME|FILE", help="attack (default: gm)")
+    export.add_argument("--format", default="native", metavar="NAME", help=f"one of {', '.join(FORMATS)}")
+    _what_is_compared(export)
+    _effort(export)
+    export.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"output folder (default: {OUT})")
+    export.set_defaults(call=_export)
+
+    importing = verbs.add_parser(
+        "import", help="read another tool's poisons, check them, keep them for `run --poisons`"
+    )
+    importing.add_argument("source", type=Path, metavar="SOURCE", help="a trial's folder or file, or folders 0, 1, ...")
+    importing.add_argument("folder", type=Path, metavar="DIR", help="new folder")
+    importing.add_argument("--format", default="auto", metavar="NAME", help=f"auto, or one of {', '.join(FORMATS)}")
+    _what_is_compared(importing)
+    importing.set_defaults(call=_import)
 
     listing = verbs.add_parser("list", help="what can be run")
     listing.add_argument("kind", nargs="?", choices=["attacks", "defenses", "protocols", "datasets", "models"])
@@ -86,16 +105,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _what_is_compared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--protocol", default="quick", metavar="NAME|FILE", help="preset (default: quick)")
+    parser.add_argument("--dataset", metavar="NAME", help="another data set, such as folder:PATH")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where data sets look for their files")
+    parser.add_argument("--trials", metavar="N", help="trials of each cell (default: the protocol's)")
+    parser.add_argument("--setups", type=Path, metavar="FILE", help="take trials from a poison_setups pickle")
+    parser.add_argument("--setup", metavar="N|A..B", help="which of the listed trials (default: the first)")
+    parser.add_argument("--seed", type=int, default=0, help="of the whole study (default: 0)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; see `show`")
+
+
+def _effort(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, 1 on a GPU)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="arithmetic threads a process (default: 1)")
+
+
 def _places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"output folder (default: {OUT})")
     parser.add_argument("--tracking", metavar="URI", help="MLflow tracking URI, or none (default: sqlite under --out)")
 
 
-def _run(options: argparse.Namespace) -> int:
-    from bench import runner, tracking
+def _plan_and_effort(options: argparse.Namespace) -> tuple[runner.Plan, runner.Effort]:
+    """What `run` and `export` are asked for, resolved and checked."""
+    from bench import runner
     from bench.devices import choose_device, default_jobs
-    from bench.progress import say
-    from bench.report import table
 
     sets = list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
     device = choose_device(options.device)
@@ -111,9 +146,23 @@ def _run(options: argparse.Namespace) -> int:
         seed=options.seed,
         device=device,
         attack=options.attack,
-        defenses=options.defense or ["none"],
-        only=options.only,
+        defenses=getattr(options, "defense", None) or ["none"],
+        only=getattr(options, "only", True),
+        setups=options.setups,
+        setup=options.setup,
+        poisons=getattr(options, "poisons", None),
     )
+    return plan, runner.Effort(jobs, options.threads)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from bench import runner, tracking
+    from bench.progress import say
+    from bench.report import table
+
+    if options.poisons is not None and options.setups is not None:
+        raise BadInput("--poisons brings its own trials; repair: leave --setups out")
+    plan, effort = _plan_and_effort(options)
     uri = tracking.resolve_uri(options.tracking, options.out)
     _make_writable(options.out)
     tracker = tracking.Tracker(uri, options.out, say)
@@ -121,7 +170,7 @@ def _run(options: argparse.Namespace) -> int:
         results = runner.execute(
             plan,
             options.out,
-            runner.Effort(jobs, options.threads),
+            effort,
             say,
             lambda record: tracker.add(record, _picture(options.out, record)),
         )
@@ -133,6 +182,54 @@ def _run(options: argparse.Namespace) -> int:
         print(table(results))
         _where_next(options, uri)
     return 1 if any(record["status"] != "done" for record in results) else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from bench import runner
+    from bench.exchange import formats
+    from bench.exchange.files import new_folder
+    from bench.progress import say
+
+    if options.format not in formats.FORMATS:
+        raise BadInput(f"--format {options.format}: not known{nearest(options.format, formats.FORMATS)}")
+    plan, effort = _plan_and_effort(options)
+    with new_folder(options.folder) as folder:
+        _make_writable(options.out)
+        notes: dict[str, None] = {}
+        for poisons, trial in runner.craft(plan, options.out, effort, say):
+            inside = folder / str(trial.index)
+            notes |= dict.fromkeys(formats.write(inside, options.format, poisons, trial, plan.study.dataset))
+    for note in notes:
+        print(note)
+    print(f"{len(plan.trials)} trials of {plan.cells[-1].attack.label} as {options.format}: {options.folder}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from bench import runner
+    from bench.exchange import formats
+    from bench.exchange.files import new_folder
+    from bench.exchange.importing import interpret
+
+    sets = list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
+    study = runner.prepare(
+        options.protocol, sets, dataset=options.dataset, data=options.data, seed=options.seed, attack="none",
+        defenses=["none"], only=True, setups=options.setups, setup=None,
+    ).study  # fmt: skip
+    found = formats.read_any(options.source, options.format, study.dataset)
+    if options.setup is not None:  # a single trial's files do not say which of a list they are
+        if len(found) != 1 or not options.setup.isascii() or not options.setup.isdigit():
+            raise BadInput(f"--setup {options.setup}: one number, for a source that is a single trial")
+        found = {int(options.setup[:9]): next(iter(found.values()))}
+    with new_folder(options.folder) as folder:
+        for index, one in found.items():
+            lacks_target = not formats.FORMATS[one.format].holds_target
+            trial = study.trial(index) if lacks_target or study.listed is not None else None
+            poisons, own, report = interpret(one, study.dataset, index, study.protocol.threat.eps, trial)
+            formats.write(folder / str(index), "native", poisons, own, study.dataset)
+            print(f"trial {index}: {report.line()}" + ("; target drawn as the protocol does" if lacks_target else ""))
+    print(f"{len(found)} trials: {options.folder}; run them with: python -m bench run --poisons {options.folder}")
+    return 0
 
 
 def _picture(out: Path, record: dict[str, Any]) -> Path:

@@ -63,7 +63,8 @@ class Result:
 def check(reference: str) -> list[Result]:
     """All rules for the attack or defense called `reference`, or defined in that file. BadInput if there is none."""
     plugin = _find(reference)
-    rules = _attack_rules if plugin.kind == "attack" else _defense_rules
+    kinds = {"defense": _defense_rules, "attack": _attack_rules}
+    rules = kinds[plugin.kind] if getattr(plugin.make, "crafts", True) else _no_rules
     results = []
     for rule, test in (*_common_rules(plugin), *rules(plugin)):
         try:
@@ -167,6 +168,11 @@ def _unchanged(before: dict[str, Any], model: Classifier) -> None:
         _must(torch.equal(value, after["weights"][name]), f"changes '{name}' of a borrowed model")
     _must(before["modes"] == after["modes"], "leaves a borrowed model in another mode (train or eval)")
     _must(before["grads"] == after["grads"], "leaves a borrowed model with other requires_grad")
+
+
+def _no_rules(plugin: Plugin) -> Rules:
+    """For attacks whose poisons come from elsewhere: there is nothing to craft here."""
+    yield from ()
 
 
 def _attack_rules(plugin: Plugin) -> Rules:

@@ -9,18 +9,25 @@ victims             one for every cell and trial, each with its record
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from attacks.base import CONTROL
 from bench import atomic
+from bench.errors import BadInput, TrialFailed
+from bench.poisons import Poisons
 from bench.progress import Heartbeat, Say
-from bench.protocol import Chosen, choose, resolve
+from bench.protocol import Chosen, Protocol, choose, resolve
 from bench.records import Records
+from bench.registry import find
+from bench.settings import build
 from bench.stages import Bench
 from bench.study import Study
+from bench.threat import Trial
+from bench.trial_lists import TrialList
 from bench.workers import run_units
 
 
@@ -41,13 +48,16 @@ class Plan:
     trials: tuple[int, ...]
 
 
-def plan(study: Study, attack: str, defenses: Sequence[str], rest: Sequence[tuple[str, Any]], only: bool) -> Plan:
+def plan(
+    study: Study, attack: str | Chosen, defenses: Sequence[str], rest: Sequence[tuple[str, Any]], only: bool
+) -> Plan:
     """The cells of `run --attack A --defense D`: also the undefended one and the clean control, unless `only`.
 
     BadInput for unknown plug-ins and settings.
     """
     protocol = study.protocol
-    (chosen_attack,) = choose("attack", [attack], protocol, rest)
+    chosen_attack = attack if isinstance(attack, Chosen) else choose("attack", [attack], protocol, rest)[0]
+    _check_snapshots(chosen_attack, protocol)
     chosen_defenses = choose("defense", defenses, protocol, rest)
     cells = [Cell(chosen_attack, defense) for defense in chosen_defenses]
     if not only:
@@ -71,13 +81,68 @@ def prepare(
     data: Path | None = None,
     seed: int = 0,
     device: str = "cpu",
+    setups: Path | None = None,
+    setup: str | None = None,
+    poisons: Path | None = None,
 ) -> Plan:
-    """Resolve and check everything of a run before anything is made; BadInput in one line."""
+    """Resolve and check everything of a run before anything is made; BadInput in one line.
+
+    setups: a list of trials to take instead of drawing them, setup: which of them (`3`, `0..99`); poisons: a folder of
+    imported poisons, which then are the attack and bring their own trials.
+    """
     protocol, rest = resolve(preset, sets, dataset)
-    study = Study(protocol, seed, data, device)
-    wanted = plan(study, attack, defenses, rest, only)
+    listed = TrialList.at(path) if (path := poisons or setups) is not None else None
+    study = Study(protocol, seed, data, device, listed)
     study.validate()
+    chosen = _imported(poisons, listed) if poisons is not None and listed is not None else None
+    wanted = plan(study, chosen or attack, defenses, rest, only)
+    unlimited = poisons is not None and not any(item.startswith("trials=") for item in sets)
+    wanted = replace(wanted, trials=_indices(study, setup, unlimited))
+    for index in wanted.trials if listed is not None else ():
+        changed = listed.poisons(index, study.dataset) if poisons is not None and listed is not None else None
+        if changed is not None and (found := changed.distance(study.dataset.train)) > protocol.threat.eps:
+            raise BadInput(
+                f"'{poisons}', trial {index}: a poison moves a pixel by {found}/255, more than eps = "
+                f"{protocol.threat.eps}/255; repair: --set threat.eps={found}"
+            )
     return wanted
+
+
+def _check_snapshots(attack: Chosen, protocol: Protocol) -> None:
+    """BadInput when an attack wants surrogates older than they get."""
+    wanted = max(attack.plugin.make(attack.settings).snapshots, default=0)
+    if wanted > protocol.surrogate.epochs:
+        raise BadInput(
+            f"attack '{attack.label}' uses its surrogates after {wanted} epochs, but they are trained for "
+            f"{protocol.surrogate.epochs}; repair: --set attack.ages with smaller epochs"
+        )
+
+
+def _imported(folder: Path, listed: TrialList) -> Chosen:
+    """The poisons of a folder as an attack, called after it."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", folder.resolve().name)[:60]
+    values = {"folder": str(listed.path), "digest": listed.digest}
+    settings = build(find("attack", "imported").make.Settings, values, "attack")
+    return Chosen("attack", "imported", f"imported-{name}", settings)
+
+
+def _indices(study: Study, setup: str | None, unlimited: bool) -> tuple[int, ...]:
+    """The trials that are run: the first of the list (`unlimited`: all) or of all draws, or those that `setup` names."""
+    if study.listed is None:
+        if setup is not None:
+            raise BadInput("--setup chooses from a list of trials; repair: give --setups FILE too")
+        return tuple(range(study.protocol.trials))
+    known = study.listed.indices(study.dataset)
+    if setup is None:
+        return tuple(known if unlimited else known[: study.protocol.trials])
+    first, dots, last = setup.partition("..")
+    if not first.isascii() or not first.isdigit() or (dots and not (last.isascii() and last.isdigit())):
+        raise BadInput(f"--setup {setup}: write one number, or a range such as 0..99")
+    chosen = tuple(range(int(first), int(last or first) + 1)) if len(first + last) < 12 else ()
+    missing = [index for index in chosen if index not in known]
+    if missing or not chosen:
+        raise BadInput(f"--setup {setup}: '{study.listed.path}' has the trials {known[0]} to {known[-1]}")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -153,23 +218,13 @@ def execute(
 
     def stage(title: str, units: list[_Unit]) -> dict[str, str]:
         """Run the units; keep the records that they make; return what failed, by name, with the cause."""
-        failed: dict[str, str] = {}
-        if not units:
-            return failed
-        for done in run_units(title, units, _work, jobs=effort.jobs, threads=effort.threads, quiet=effort.quiet):
-            if done.error is not None:
-                failed[str(done.unit)] = done.error
-                log = out / "logs" / f"{str(done.unit).replace(' ', '_')}.log"
-                atomic.write_bytes(log, (done.trace or done.error).encode())
-                say(f"failed: {done.unit}: {done.error} (see {log})")
-                continue
-            record, said = done.result
-            for line in said:
-                say(line)
-            if record is not None:
-                found[wanted.cells.index(done.unit.cell), done.unit.index] = {**record, "cached": False}
-                on_record(record)
-        return failed
+
+        def keep(unit: _Unit, record: dict[str, Any]) -> None:
+            assert unit.cell is not None
+            found[wanted.cells.index(unit.cell), unit.index] = {**record, "cached": False}
+            on_record(record)
+
+        return _stage(title, units, out, effort, say, keep)
 
     if missing:
         say(f"{len(missing)} of {len(missing) + len(found)} trials to run, {effort.jobs} at a time")
@@ -178,10 +233,9 @@ def execute(
         for cell, index in ((wanted.cells[c], index) for c, index in missing)
         if cell.attack.plugin.make.poisons_data
     }
-    if missing:
-        stage("pretrained networks", _pretrained(study, out, bool(crafting)))
-    stage("surrogates", _surrogates(study, out, [unit.cell.attack for unit in crafting.values() if unit.cell]))
-    uncrafted = stage("poisons", list(crafting.values()))
+    if missing and not crafting:
+        stage("pretrained networks", _pretrained(study, out, attacked=False))
+    uncrafted = _craft(study, out, list(crafting.values()), stage)
     victims = {(c, index): _Unit(study, out, "victim", index, wanted.cells[c]) for c, index in missing}
     causes = {
         place: f"crafting failed: {uncrafted[str(crafting[unit.cell.attack.label, unit.index])]}"
@@ -199,6 +253,57 @@ def execute(
         found[place] = {**record, "cached": False}
         on_record(record)
     return [found[c, index] for c in range(len(wanted.cells)) for index in wanted.trials]
+
+
+def craft(wanted: Plan, out: Path, effort: Effort, say: Say) -> list[tuple[Poisons, Trial]]:
+    """The poisons of the plan's last attack, from the store or crafted, with their trials. TrialFailed when one
+    cannot be made."""
+    attack = wanted.cells[-1].attack
+    units = [_Unit(wanted.study, out, "poisons", index, wanted.cells[-1]) for index in wanted.trials]
+    failed = _craft(wanted.study, out, units, lambda title, some: _stage(title, some, out, effort, say))
+    for unit, cause in failed.items():
+        raise TrialFailed(f"{unit}: {cause}")
+    bench = Bench.at(wanted.study, out, lambda *_: None, say)
+    return [(bench.poisons(attack, index)[0], wanted.study.trial(index)) for index in wanted.trials]
+
+
+def _craft(
+    study: Study, out: Path, units: list[_Unit], stage: Callable[[str, list[_Unit]], dict[str, str]]
+) -> dict[str, str]:
+    """Run units of crafting, after the networks that they share; return what failed, by name, with the cause."""
+    if not units:
+        return {}
+    attacks = [unit.cell.attack for unit in units if unit.cell]
+    stage("pretrained networks", _pretrained(study, out, any(attack.plugin.make.uses_surrogates for attack in attacks)))
+    stage("surrogates", _surrogates(study, out, attacks))
+    return stage("poisons", units)
+
+
+def _stage(
+    title: str,
+    units: list[_Unit],
+    out: Path,
+    effort: Effort,
+    say: Say,
+    on_result: Callable[[_Unit, dict[str, Any]], None] | None = None,
+) -> dict[str, str]:
+    """Run the units in worker processes; return what failed, by name, with the cause."""
+    failed: dict[str, str] = {}
+    if not units:
+        return failed
+    for done in run_units(title, units, _work, jobs=effort.jobs, threads=effort.threads, quiet=effort.quiet):
+        if done.error is not None:
+            failed[str(done.unit)] = done.error
+            log = out / "logs" / f"{str(done.unit).replace(' ', '_')}.log"
+            atomic.write_bytes(log, (done.trace or done.error).encode())
+            say(f"failed: {done.unit}: {done.error} (see {log})")
+            continue
+        record, said = done.result
+        for line in said:
+            say(line)
+        if record is not None and on_result is not None:
+            on_result(done.unit, record)
+    return failed
 
 
 def _pretrained(study: Study, out: Path, attacked: bool) -> list[_Unit]:

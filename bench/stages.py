@@ -215,7 +215,8 @@ class Bench:
         trained = self._train_behind(guard, services, data, attack, defense, index)
         predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
-        outcome = evaluate(predictor, study.dataset, study.trial(index), study.device, poisons.shown)
+        shown = poisons.shown or study.shown(index)
+        outcome = evaluate(predictor, study.dataset, study.trial(index), study.device, shown)
         finished = time.perf_counter()
         meta = artefact.meta
         provenance = dict(poisons.provenance)

@@ -13,22 +13,25 @@ from bench import fingerprint
 from bench.datasets.base import Dataset, Images, Place, check
 from bench.errors import BadInput
 from bench.models.base import build_model
+from bench.poisons import Shown
 from bench.protocol import Chosen, Protocol
 from bench.registry import find
 from bench.seeds import derive
 from bench.store import key_of
 from bench.threat import Trial, check_budget, draw_trial, victim_data
+from bench.trial_lists import TrialList
 
 
 @dataclass(frozen=True)
 class Study:
     """What is run, small enough to be sent to a worker process. data: where data sets look for files; device: cpu or
-    cuda[:i]; seed: of the whole study."""
+    cuda[:i]; seed: of the whole study; listed: where the trials come from, unless they are drawn."""
 
     protocol: Protocol
     seed: int
     data: Path | None
     device: str
+    listed: TrialList | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -68,7 +71,13 @@ class Study:
             raise BadInput(f"train.shift: {self.protocol.train.shift} pixels on pictures of {self.size}")
 
     def trial(self, index: int) -> Trial:
+        if self.listed is not None:
+            return self.listed.trial(index, self.dataset)
         return draw_trial(self.dataset, self.protocol.threat, self.seed, index)
+
+    def shown(self, index: int) -> Shown | None:
+        """What victims of a listed trial are judged on instead of the target pictures, where the list says so."""
+        return self.listed.shown(index, self.dataset) if self.listed is not None else None
 
     def victim_data(self, index: int) -> Images:
         """The clean training set of a trial's victim."""
@@ -158,6 +167,7 @@ class Study:
             "attack": attack.identity(),
             "defense": defense.identity(),
             "seed": self.seed,
+            "trials": self.listed.digest if self.listed is not None else "drawn",
             "code": code,
         }
 

@@ -40,9 +40,7 @@ class Threat(Settings):
         "(in transfer and finetune then also the victim's own pretrained weights: white box)",
     )
     surrogates: int = Field(1, ge=1, le=100, description="K, how many surrogates the attacker has")
-    patch: int = Field(
-        0, ge=0, le=256, description="side of the trigger, pixels (0: a quarter of the picture)"
-    )
+    patch: int = Field(0, ge=0, le=256, description="side of the trigger, pixels (0: a quarter of the picture)")
     patch_seed: int = Field(0, ge=0, description="which trigger, of random colours")
     placement: Literal["random", "corner"] = Field("random", description="where a trigger is pasted")
 

@@ -120,6 +120,25 @@ def make_small(wrap: Callable[..., Classifier]) -> Callable[..., Classifier]:
 
 
 @pytest.fixture
+def make_smooth(wrap: Callable[..., Classifier]) -> Callable[..., Classifier]:
+    """A network that is smooth in pixels and weights, in float64 and eval mode: two resolutions and 24 features."""
+
+    def make(seed: int = 0) -> Classifier:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            body = nn.Sequential(
+                nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Softplus(),
+                nn.Conv2d(5, 24, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(24), nn.Tanh(),
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            )  # fmt: skip
+            model = wrap(body, 24)
+        scramble_batchnorm(model, seed)
+        return model.eval().double()
+
+    return make
+
+
+@pytest.fixture
 def make_run() -> Callable[..., Run]:
     """A run as the training loop would build it, for calling single hooks."""
 

@@ -33,11 +33,12 @@ def first_of_each_class(images: Tensor, labels: Tensor, count: int) -> tuple[Ten
     return images[keep], labels[keep]
 
 
-@register("dataset", "cifar10")
-def load(settings: SubsetSettings, place: Place) -> Dataset:
-    """50,000 training and 10,000 test pictures of 32x32 in ten classes. Looks where --data says, else in the cache."""
-    from torchvision.datasets import CIFAR10
+def through_torchvision(name: str, archive: str, folder: str, settings: SubsetSettings, place: Place) -> Dataset:
+    """CIFAR-10 or CIFAR-100, by the name of torchvision's class in lower case. Looks where --data says, else in the
+    cache, to which it downloads. BadInput with the repair when it is not to be had."""
+    import torchvision.datasets
 
+    load = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "poisoning-bench"
     root = place.data or cache
     splits = []
@@ -45,17 +46,23 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
     for training in (True, False):
         count = settings.train_per_class if training else settings.test_per_class
         try:
-            source = CIFAR10(str(root), train=training, download=place.data is None)
+            source = load(str(root), train=training, download=place.data is None)
         except (RuntimeError, OSError, URLError) as error:
             raise BadInput(
-                f"data set 'cifar10': not found under '{root}' and could not be downloaded ({error}); repair: put "
-                "cifar-10-python.tar.gz, unpacked as cifar-10-batches-py, in a folder and give --data FOLDER"
+                f"data set '{name}': not found under '{root}' and could not be downloaded ({error}); repair: put "
+                f"{archive}, unpacked as {folder}, in a folder and give --data FOLDER"
             ) from None
         classes = tuple(source.classes)
         images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
         images, labels = first_of_each_class(images, torch.tensor(source.targets), count)
         splits.append(Images(images, labels, torch.arange(len(images))))
-    return Dataset("cifar10", classes, *splits)
+    return Dataset(name, classes, *splits)
+
+
+@register("dataset", "cifar10")
+def load(settings: SubsetSettings, place: Place) -> Dataset:
+    """50,000 training and 10,000 test pictures of 32x32 in ten classes. Looks where --data says, else in the cache."""
+    return through_torchvision("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py", settings, place)
 
 
 load.Settings = SubsetSettings  # type: ignore[attr-defined]

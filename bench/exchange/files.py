@@ -1,0 +1,89 @@
+"""Files of strangers, opened with care, and trial folders that are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.errors import BadInput
+
+MOST_BYTES = 8 * 2**30
+
+
+class Refused(ValueError):
+    """A file asks for something that is not data, or says it wrongly."""
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn all that reading a malformed file can raise into one BadInput that names it."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # numpy, torch and pickle raise a dozen kinds, MemoryError and RecursionError included
+        kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
+        # What a file says may hold control characters, which a terminal would obey.
+        said = "".join(letter if letter.isprintable() else " " for letter in str(error)[:240])
+        raise BadInput(f"{what}: refused: {kind}{said}") from None
+
+
+def check_file(path: Path) -> None:
+    """BadInput unless `path` is a plain file (no link, device or pipe) of a size that can be read."""
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
+    if stat.S_ISLNK(found.st_mode):
+        raise BadInput(f"'{path}' is a link, which may lead anywhere; repair: put a copy of the file there")
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+        raise BadInput(f"'{path}' is not a plain file of up to {MOST_BYTES >> 30} GiB")
+
+
+def read_bytes(path: Path) -> bytes:
+    check_file(path)
+    with refusing(f"'{path}'"):
+        return path.read_bytes()
+
+
+def numbered_folders(path: Path) -> dict[int, Path]:
+    """The sub-folders whose names are plain numbers, by number; all other names are left alone."""
+    found = {}
+    for entry in path.iterdir():
+        if entry.name.isascii() and entry.name.isdigit() and str(int(entry.name[:9])) == entry.name:
+            if entry.is_symlink() or not entry.is_dir():
+                raise BadInput(f"'{entry}' is not a folder, or a link to one; repair: put a copy of the folder there")
+            found[int(entry.name)] = entry
+    return dict(sorted(found.items()))
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `path` in one step at the end, and is gone after an error."""
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)):
+        raise BadInput(f"'{path}' is there already; repair: give a new folder, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for part in (*temporary.iterdir(), temporary):
+            _flush(part)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

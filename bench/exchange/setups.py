@@ -1,0 +1,72 @@
+"""Lists of trials as poisoning-benchmark publishes them: pickled dictionaries, one a trial."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import atomic
+from bench.datasets.base import Dataset
+from bench.errors import BadInput
+from bench.exchange import unpickle
+from bench.exchange.files import Refused, read_bytes, refusing
+from bench.exchange.found import known_rows, whole, whole_numbers
+from bench.threat import Trial
+
+KEYS = ("target class", "target index", "base class", "base indices")
+MOST = 10_000
+
+
+def read_setups(path: Path, dataset: Dataset, say: Callable[[str], None] = print) -> list[Trial]:
+    """The trials of a poison_setups pickle, held against the data set. say: tells a person about dropped duplicates."""
+    content = unpickle.load(read_bytes(path.resolve()), f"'{path}'")
+    if not isinstance(content, list | tuple) or not 0 < len(content) <= MOST:
+        raise BadInput(f"'{path}' is not a list of 1 to {MOST} setups")
+    trials = []
+    for index, entry in enumerate(content):
+        with refusing(f"'{path}', setup {index}"):
+            trial, dropped = _trial(index, entry, dataset)
+        if dropped:
+            say(f"'{path}', setup {index}: {dropped} base indices stand there twice; each is taken once")
+        trials.append(trial)
+    return trials
+
+
+def write_setups(path: Path, trials: Sequence[Trial]) -> None:
+    """Write trials with one target each, in one step. Python numbers only, so that any numpy can read it."""
+    for trial in trials:
+        if len(trial.target_ids) != 1:
+            raise BadInput(f"trial {trial.index} has {len(trial.target_ids)} targets; this format holds one each")
+    content = [
+        dict(zip(KEYS, (t.true_class, int(t.target_ids[0]), t.adversarial_class, t.base_ids.tolist()), strict=True))
+        for t in trials
+    ]
+    atomic.write_bytes(path, pickle.dumps(content, 4))
+
+
+def _trial(index: int, entry: Any, dataset: Dataset) -> tuple[Trial, int]:
+    """The trial, and how many duplicated bases were dropped."""
+    missing = [key for key in KEYS if not isinstance(entry, dict) or key not in entry]
+    if missing:
+        raise Refused(f"'{missing[0]}' is missing")
+    true, target, adversarial = (whole(entry[key], f"'{key}'") for key in KEYS[:3])
+    given = whole_numbers(entry["base indices"], "base indices", len(dataset.train))
+    bases = torch.tensor(list(dict.fromkeys(given.tolist())), dtype=torch.int64)
+    train, test = dataset.train, dataset.test
+    row = torch.nonzero(test.ids == target).flatten()
+    if not len(row):
+        raise Refused(f"target index {target}; allowed: the test ids {int(test.ids.min())} to {int(test.ids.max())}")
+    if int(test.labels[row[0]]) != true:
+        raise Refused(f"test picture {target} is of class {int(test.labels[row[0]])}, not of target class {true}")
+    if adversarial == true or not len(bases):
+        raise Refused("base class and target class are one, or there are no base indices")
+    labels = train.labels[known_rows(bases, train, "base index")]
+    for place in torch.nonzero(labels != adversarial).flatten().tolist()[:1]:
+        raise Refused(
+            f"training picture {int(bases[place])} is of class {int(labels[place])}, not of base class {adversarial}"
+        )
+    return Trial(index, torch.tensor([target]), true, adversarial, bases), len(given) - len(bases)

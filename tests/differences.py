@@ -1,0 +1,19 @@
+"""Central finite differences, the oracle of every gradient."""
+
+import pytest
+import torch
+
+
+def assert_slope(function, pixels, slope, rel=1e-6, step=1e-5, seed=0):
+    """`slope` is the gradient of the float `function` at float64 `pixels`: along single pixels and random ways."""
+    chance = torch.Generator().manual_seed(seed)
+    assert slope.abs().max() > 0
+    ways = [torch.randn(pixels.shape, dtype=torch.float64, generator=chance) for _ in range(3)]
+    for place in torch.randint(pixels.numel(), (3,), generator=chance).tolist():
+        ways.append(torch.zeros(pixels.shape, dtype=torch.float64))
+        ways[-1].view(-1)[place] = 1.0
+    ways.append(slope / slope.norm())
+    for way in ways:
+        up, down = function(pixels + step * way), function(pixels - step * way)
+        tolerance = rel * slope.norm().item() * way.norm().item()
+        assert (slope * way).sum().item() == pytest.approx((up - down) / (2 * step), rel=rel, abs=tolerance)
