@@ -3,6 +3,7 @@ gradient."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,6 +33,15 @@ class Matcher:
         self.sources = [ParameterGradients(model) for model in models]
         self.aims = [source.mean(pixels, wanted, chunk) for source in self.sources]
         self.labels, self.chunk = labels, chunk
+
+    def with_models(self, models: dict[int, Classifier], pixels: Tensor, wanted: Tensor) -> Matcher:
+        """The same with other surrogates in the given places, whose aims are taken anew; the others keep theirs."""
+        other = copy.copy(self)
+        other.sources, other.aims = list(self.sources), list(self.aims)
+        for k, model in models.items():
+            other.sources[k] = ParameterGradients(model)
+            other.aims[k] = other.sources[k].mean(pixels, wanted, self.chunk)
+        return other
 
     def slope(self, view: Tensor) -> tuple[float, Tensor]:
         """The loss, and the gradient in the pixels [n, 3, h, w] of its sum over surrogates."""

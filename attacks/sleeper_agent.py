@@ -26,6 +26,9 @@ class SleeperSettings(MatchingSettings):
     retrain: int = Field(
         4, ge=0, le=100, description="times that the surrogates are retrained on the poisons so far (T)"
     )
+    retrained: int = Field(
+        0, ge=0, le=100, description="surrogates that are retrained each time, in turn (0: all K, as the released code)"
+    )
     sources: int = Field(
         0, ge=0, le=1_000_000, description="training pictures that get the trigger (0: the whole class)"
     )
@@ -45,9 +48,9 @@ class SleeperAgent(Attack):
     Bases are the pictures of the adversarial class with the largest training gradients. T times during crafting,
     evenly spread, the surrogates are trained anew, from fresh weights, on the training set as poisoned so far, and
     the aim is taken again. Needs: K clean surrogates and T x K more trainings, all training pictures of both classes.
-    Cost: as `gm` without restarts, and T x K trainings, which dominate. The selection's gradient norms are shared by
-    trials with the same adversarial class, the clean surrogates by all; retrainings are kept, so that a killed
-    crafting goes on.
+    Cost: as `gm` without restarts, and T x K trainings (T x `retrained`, in turn, if that is set), which dominate.
+    The selection's gradient norms are shared by trials with the same adversarial class, the clean surrogates by all;
+    retrainings are kept, so that a killed crafting goes on.
     """
 
     Settings = SleeperSettings
@@ -66,7 +69,8 @@ class SleeperAgent(Attack):
         sources, wanted = self.sources(scene)
         seen = self.adaptation(scene)
         rounds = retraining_steps(settings.steps, settings.retrain)
-        matcher = first = self.matcher(scene, clean, sources, wanted)
+        with scene.workshop.timed("gradients"):
+            matcher = first = Matcher(clean, sources, wanted, scene.bases.labels, settings.chunk)
 
         def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:
             nonlocal matcher
@@ -74,7 +78,10 @@ class SleeperAgent(Attack):
             if within == 0:
                 matcher = first
             if within in rounds:
-                matcher = self.matcher(scene, self.retrained(scene, pixels, restart, within), sources, wanted)
+                which = in_turn(rounds.index(within), settings.retrained, len(clean))
+                models = self.retrain(scene, pixels, restart, within, which)
+                with scene.workshop.timed("gradients"):
+                    matcher = matcher.with_models(dict(zip(which, models, strict=True)), sources, wanted)
 
             def view(leaf: Tensor) -> Tensor:
                 leaf = seen(leaf, scene.stream("noise", step))
@@ -102,15 +109,12 @@ class SleeperAgent(Attack):
         patched = to_pixels(trigger.paste(scene.train.images[rows], places))
         return patched, torch.full((len(rows),), scene.trial.adversarial_class, device=scene.device)
 
-    def matcher(self, scene: Scene, models: Sequence[Classifier], sources: Tensor, wanted: Tensor) -> Matcher:
-        with scene.workshop.timed("gradients"):
-            return Matcher(models, sources, wanted, scene.bases.labels, self.settings.chunk)
-
-    def retrained(self, scene: Scene, pixels: Tensor, restart: int, step: int) -> Sequence[Classifier]:
-        """The surrogates, trained anew on the training set with the poisons as they are now."""
+    def retrain(self, scene: Scene, pixels: Tensor, restart: int, step: int, which: list[int]) -> Sequence[Classifier]:
+        """The surrogates `which`, trained anew on the training set with the poisons as they are now."""
         poisons = scene.poisons(pixels - scene.base_pixels())
         with scene.workshop.timed("retraining"):
-            return scene.workshop.retrain(poisons.applied_to(scene.train), restart, step, **self.retrained_behind())
+            data = poisons.applied_to(scene.train)
+            return scene.workshop.retrain(data, restart, step, which=which, **self.retrained_behind())
 
     # What the adaptive variants change.
 
@@ -126,6 +130,11 @@ class SleeperAgent(Attack):
 def retraining_steps(steps: int, times: int) -> list[int]:
     """`times` steps, evenly spread and strictly inside: 50, 100, 150, 200 for 250 and 4."""
     return sorted({round(steps * i / (times + 1)) for i in range(1, times + 1)} - {0})
+
+
+def in_turn(turn: int, count: int, of: int) -> list[int]:
+    """Which of `of` surrogates are retrained in a turn: the next `count` of them, cyclically; all for 0."""
+    return list(range(of)) if not 0 < count < of else sorted((turn * count + i) % of for i in range(count))
 
 
 def largest_gradients(scene: Scene, models: Sequence[Classifier], count: int) -> Tensor:

@@ -31,11 +31,12 @@ def _make(name: str, inputs: dict[str, Any], make: Callable[[], Tensor]) -> Tens
 
 @dataclass(frozen=True)
 class Workshop:
-    """retrain(data, *who, behind="", **settings): K networks trained anew on `data` with the surrogates' recipe, in
-    eval mode; `who` names them apart; behind: a defense, by name, that they are trained with, and its settings.
+    """retrain(data, *who, which=[...], behind="", **settings): the surrogates of these numbers, trained anew on
+    `data`, in eval mode; `who` names them apart; behind: a defense, by name, that they are trained with, and its
+    settings.
     snapshots(): for each surrogate its weights after each epoch of `Attack.snapshots`, as networks in eval mode.
-    keep(name, inputs, make): the tensor that `make()` gives, kept for all that share the surrogates, the attack's code
-    and `inputs` (JSON types).
+    keep(name, inputs, make): the tensor that `make()` gives, kept for all that share the surrogates, the attack's
+    code and `inputs` (JSON types).
     timed(name): a context; seconds spent inside go to the record as a part of the crafting time.
     transform(defense, data, ids, **settings): what a defense, by name, does to the pictures `ids` of the training set
     `data`.

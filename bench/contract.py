@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import Scene
+from attacks.workshop import Transform, Workshop
 from bench.datasets.base import Dataset, Images
 from bench.errors import BadInput
 from bench.evaluation import Predictor, predict
@@ -170,6 +171,33 @@ def _unchanged(before: dict[str, Any], model: Classifier) -> None:
     _must(before["grads"] == after["grads"], "leaves a borrowed model with other requires_grad")
 
 
+def _workshop(dataset: Dataset, scene: Callable[[], Scene]) -> Workshop:
+    """What an attacker may have made, in the tiny world: networks that are trained for an epoch or not at all."""
+    recipe = RECIPE.model_copy(update={"epochs": 1})
+
+    def fit(data: Images, model: str, epochs: int, *who: str | int) -> Classifier:
+        return train(_network(dataset, derive(4, *who), model), data, recipe, seed=derive(5, *who)).model
+
+    def retrain(data: Images, *who: str | int, which: Sequence[int], **_: Any) -> list[Classifier]:
+        return [fit(data, "lenet", 1, k, *who) for k in which]
+
+    def transform(defense: str, data: Images, ids: Tensor, **settings: Any) -> Transform:
+        known = find("defense", defense)
+        fast = {name: value for name, value in FAST.items() if name in known.make.Settings.model_fields}
+        chosen = build(known.make.Settings, {**known.variant, **fast, **settings}, "defense")
+        services = Services(RECIPE, CLASSES, fit, lambda *_: None, "lenet")
+        return known.make(chosen, defense).published(data, ids, services, torch_stream("cpu", 6, defense))
+
+    def poisons_of(attack: str) -> Poisons:
+        other = find("attack", attack)
+        return other.make(_settings(other)).craft(scene())
+
+    def snapshots() -> list[list[Classifier]]:
+        return [[_network(dataset, 10 * k + age) for age in range(3)] for k in range(THREAT.surrogates)]
+
+    return Workshop(retrain, snapshots, transform=transform, poisons_of=poisons_of)
+
+
 def _no_rules(plugin: Plugin) -> Rules:
     """For attacks whose poisons come from elsewhere: there is nothing to craft here."""
     yield from ()
@@ -196,12 +224,16 @@ def _attack_rules(plugin: Plugin) -> Rules:
             surrogates=lambda: networks,
             seed=1,
             report=lambda step, steps, figures: _must(0 < step <= steps, f"reports step {step} of {steps}"),
+            workshop=_workshop(dataset, lambda: scene),
         )
         return plugin.make(_settings(plugin)).craft(scene)
 
     def legal() -> None:
         poisons = craft()
-        poisons.check(clean.train, THREAT.eps, trial.base_ids)
+        allowed = trial.base_ids
+        if plugin.make.selects_bases:
+            allowed = clean.train.ids[clean.train.labels == trial.adversarial_class]
+        poisons.check(clean.train, THREAT.eps, allowed, most=len(trial.base_ids))
         if plugin.make.poisons_data:
             _must(len(poisons.ids) > 0, "poisons nothing; set poisons_data = False if that is meant")
 

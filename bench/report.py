@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attacks.base import CONTROL
+from bench.evaluation import paired_difference
 from bench.summary import Cell, summarise
 
 
@@ -44,6 +45,28 @@ def _row(cell: Cell, undefended: Cell | None) -> tuple[str, ...]:
     )
 
 
+def _comparisons(cells: list[list[dict[str, Any]]]) -> list[str]:
+    """For every undefended attack its success over the clean control's, for every defense that over the undefended
+    attack's, on the trials that both finished."""
+    lines = []
+    successes = [{r["trial"]: r["success"] for r in own if r["status"] == "done"} for own in cells]
+    for mine, own in zip(successes, cells, strict=True):
+        attack, defense = own[0]["attack"], own[0]["defense"]
+        for theirs, other in zip(successes, cells, strict=True):
+            control = other[0]["attack"] in CONTROL.values() and other[0]["defense"] == "none"
+            fitting = control and defense == "none" and attack not in CONTROL.values()
+            fitting |= other[0]["attack"] == attack and defense != "none" and other[0]["defense"] == "none"
+            common = sorted(mine.keys() & theirs.keys())
+            if fitting and common:
+                gain, low, high = paired_difference([mine[t] for t in common], [theirs[t] for t in common])
+                against = f"{other[0]['attack']} x {other[0]['defense']}"
+                lines.append(
+                    f"{attack} x {defense} against {against}: {100 * gain:+.0f} points of success "
+                    f"[{100 * low:+.0f}, {100 * high:+.0f}], paired, {len(common)} trials"
+                )
+    return lines
+
+
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Success k/n with its 95 % Clopper-Pearson interval, clean accuracy and seconds of each cell, as aligned text."""
     cells = [summarise(own) for own in group(records)]
@@ -53,6 +76,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += _comparisons(group(records))
     controls = [cell for cell in cells if cell.attack in CONTROL.values() and cell.n]
     if controls:
         rate = 100 * controls[0].success_rate

@@ -127,7 +127,7 @@ def _imported(folder: Path, listed: TrialList) -> Chosen:
 
 
 def _indices(study: Study, setup: str | None, unlimited: bool) -> tuple[int, ...]:
-    """The trials that are run: the first of the list (`unlimited`: all) or of all draws, or those that `setup` names."""
+    """The trials that are run: the first of the list (`unlimited`: all) or of all draws, or what `setup` names."""
     if study.listed is None:
         if setup is not None:
             raise BadInput("--setup chooses from a list of trials; repair: give --setups FILE too")

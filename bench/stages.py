@@ -10,7 +10,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -145,10 +145,12 @@ class Bench:
                 used.network(artefact)
             return [snapshot for snapshot, _ in found]
 
-        def retrain(data: Images, *who: str | int, behind: str = "", **settings: Any) -> list[Classifier]:
+        def retrain(
+            data: Images, *who: str | int, which: Sequence[int], behind: str = "", **settings: Any
+        ) -> list[Classifier]:
             guard = self._defense(behind, settings) if behind else None
             seed = study.attack_seed(attack, index)
-            return [networks.retrained(k, data, who, seed, guard) for k in range(count)]
+            return [networks.retrained(k, data, who, seed, guard) for k in which]
 
         def keep(name: str, inputs: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
             identity = {

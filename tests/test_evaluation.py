@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.evaluation import ModelPredictor, backdoor_rates, evaluate, interval, predict
+from bench.evaluation import ModelPredictor, backdoor_rates, evaluate, interval, paired_difference, predict
+from bench.poisons import Shown
 from bench.threat import Trial
 
 
@@ -140,15 +141,44 @@ def test_the_margin_is_the_adversarial_score_over_the_best_other(numbered):
     assert outcome.target_margin == pytest.approx((-0.5 + 3.0) / 2)
 
 
+def shown_of(dataset, looks, twins, patch=True):
+    """Pictures that look like the test pictures in rows `looks` and were made from those in rows `twins` (-1: none)."""
+    ids = torch.tensor([dataset.test.ids[row].item() if row >= 0 else -1 for row in twins])
+    marks = (torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(len(looks), 2, dtype=torch.long)) if patch else ()
+    return Shown(dataset.test.images[torch.tensor(looks)], ids, *marks)
+
+
 def test_with_a_trigger_the_triggered_pictures_are_judged(numbered):
     predictions = list(RIGHT)
     predictions[3] = 1
-    triggered = numbered.test.images[torch.tensor([1, 2, 4])]
-    outcome = evaluate(favour(predictions), numbered, trial_of(numbered, 0, 3, 6), "cpu", triggered)
+    shown = shown_of(numbered, [1, 2, 4], [0, 3, 6])
+    outcome = evaluate(favour(predictions), numbered, trial_of(numbered, 9), "cpu", shown)
     assert outcome.target_predictions == [1, 2, 1]
     assert outcome.success == pytest.approx(2 / 3)
     assert vars(outcome.backdoor) == pytest.approx(rates_by_counting([0, 1, 0], [1, 2, 1], 0, 1))
     assert outcome.clean_accuracy == 11 / 12
+
+
+@pytest.mark.parametrize(
+    ("twins", "patch"), [([0, 3, 6], False), ([-1, -1, -1], True), ([0, -1, 6], True), ([-1, -1, -1], False)]
+)
+def test_pictures_without_a_patch_or_of_unknown_origin_have_no_backdoor_rates(numbered, twins, patch):
+    shown = shown_of(numbered, [1, 2, 4], twins, patch)
+    outcome = evaluate(favour(RIGHT), numbered, trial_of(numbered, 9), "cpu", shown)
+    assert outcome.backdoor is None
+    assert outcome.target_predictions == [1, 2, 1]
+    assert outcome.success == pytest.approx(2 / 3)
+    assert outcome.clean_accuracy == 1.0
+    assert outcome.target_margin == pytest.approx((1 - 1 + 1) / 3)
+
+
+def test_rates_compare_each_picture_with_its_own_twin_wherever_it_stands(numbered):
+    predictions = [2, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2]
+    looks, twins = [4, 0, 1, 3], [9, 6, 3, 0]
+    outcome = evaluate(favour(predictions), numbered, trial_of(numbered, 0), "cpu", shown_of(numbered, looks, twins))
+    clean, hit = [predictions[row] for row in twins], [predictions[row] for row in looks]
+    assert vars(outcome.backdoor) == pytest.approx(rates_by_counting(clean, hit, 0, 1))
+    assert outcome.success == outcome.backdoor.asr_all == 0.5
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -176,6 +206,49 @@ def test_a_model_is_judged_in_eval_mode_and_without_a_graph(make_small, make_ima
 
 
 def test_an_outcome_becomes_plain_values(numbered):
-    plain = evaluate(favour(RIGHT), numbered, trial_of(numbered, 0), "cpu", numbered.test.images[:1]).as_dict()
+    shown = shown_of(numbered, [0], [0])
+    plain = evaluate(favour(RIGHT), numbered, trial_of(numbered, 0), "cpu", shown).as_dict()
     assert plain["success"] == 0.0
     assert plain["backdoor"]["n"] == 1
+
+
+def successes(both, mine, theirs, neither):
+    """Two lists of paired successes with these counts."""
+    return (
+        [1.0] * (both + mine) + [0.0] * (theirs + neither),
+        [1.0] * both + [0.0] * mine + [1.0] * theirs + [0.0] * neither,
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "published"),
+    [((36, 12, 2, 0), (0.0569, 0.3404)), ((54, 0, 0, 0), (-0.0664, 0.0664))],
+)
+def test_the_paired_difference_is_newcombes(counts, published):
+    """Newcombe (1998), Table II, method 10."""
+    gain, low, high = paired_difference(*successes(*counts))
+    assert gain == pytest.approx((counts[1] - counts[2]) / sum(counts))
+    assert (low, high) == pytest.approx(published, abs=1e-4)
+
+
+def test_the_paired_difference_of_rates_is_students():
+    ours, theirs = [0.5, 0.42, 0.31, 0.9], [0.1, 0.12, 0.2, 0.05]
+    gain, low, high = paired_difference(ours, theirs)
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert gain == pytest.approx(sum(ours) / 4 - sum(theirs) / 4)
+
+
+def test_a_paired_difference_turns_round_with_its_sides():
+    for counts in [(3, 10, 1, 6), (0, 20, 0, 0), (5, 0, 5, 5), (0, 0, 0, 7)]:
+        ours, theirs = successes(*counts)
+        gain, low, high = paired_difference(ours, theirs)
+        turned = paired_difference(theirs, ours)
+        assert turned == pytest.approx((-gain, -high, -low))
+        assert -1 <= low <= gain <= high <= 1
+
+
+def test_a_paired_difference_needs_equal_non_empty_lists():
+    for ours, theirs in [([], []), ([1.0], [1.0, 0.0])]:
+        with pytest.raises(ValueError, match="two equal"):
+            paired_difference(ours, theirs)

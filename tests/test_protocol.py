@@ -14,8 +14,10 @@ from bench.protocol import choose, protocol_names, resolve
 def test_every_preset_resolves(name: str) -> None:
     protocol, rest = resolve(name, [])
     assert protocol.name == name and protocol.description and rest == []
-    (attack,) = choose("attack", ["gm"], protocol, rest)
-    assert attack.settings.as_dict()["steps"] == protocol.attack_settings["gm"]["steps"]
+    for kind, sections in (("attack", protocol.attack_settings), ("defense", protocol.defense_settings)):
+        for plugin, values in sections.items():
+            (chosen,) = choose(kind, [plugin], protocol, rest)
+            assert {key: chosen.settings.as_dict()[key] for key in values} == values
 
 
 def test_friends_table_1_is_what_the_paper_says() -> None:
