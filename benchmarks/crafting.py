@@ -19,9 +19,9 @@ from measure import alternate, network, options, photographs, show, start
 from torch import Tensor
 
 from attacks.base import Scene
+from attacks.descent import craft
 from attacks.gradient_matching import GradientMatching
 from attacks.matching import MatchingSettings
-from attacks.descent import craft
 from bench.models.base import Classifier
 from bench.poisons import Poisons
 from bench.threat import Threat, draw_trial
