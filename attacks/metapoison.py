@@ -20,8 +20,8 @@ LEAST = -100.0  # of the CW loss, as in the released code
 class MetaPoisonSettings(DescentSettings):
     augment: bool = Field(True, description="craft through the victim's random shift and flip, redrawn every step")
     unroll: int = Field(2, ge=1, le=20, description="training steps that are unrolled")
-    inner_lr: float = Field(0.1, gt=0, le=10, description="learning rate of the unrolled steps (SGD without momentum)")
-    clean: int = Field(128, ge=0, le=65536, description="clean training pictures in each unrolled batch")
+    inner_lr: float = Field(0.01, gt=0, le=10, description="learning rate of the unrolled steps (SGD without momentum)")
+    clean: int = Field(64, ge=0, le=65536, description="clean training pictures in each unrolled batch")
     ages: tuple[int, ...] = Field(
         (2, 4, 8, 12, 16, 20, 24, 28), description="epochs of the surrogates' training at which they are used, rising"
     )
@@ -47,8 +47,10 @@ class MetaPoison(Attack):
     Cost: K x (9 forward-equivalents x n + 12 x clean pictures) x steps.
     Departs from the released code: the ages are snapshots of one clean training, shared by all trials, instead of
     networks that train along (their trajectories are clean there too); BatchNorm uses running statistics; all poisons
-    share one unrolled batch; the class mask of the CW loss is exact (the released code sets its logit to 0); signed
-    Adam unless `rule` says otherwise. Colours are not perturbed: the threat model here is the L-infinity ball alone.
+    share one unrolled batch; the unrolled steps are a tenth of the released 0.1, which diverges from young networks
+    when BatchNorm does not renormalise; the class mask of the CW loss is exact (the released code sets its logit to
+    0); signed Adam unless `rule` says otherwise. Colours are not perturbed: the threat model here is the L-infinity
+    ball alone.
     """
 
     Settings = MetaPoisonSettings
