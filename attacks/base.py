@@ -111,6 +111,11 @@ class Attack(ABC):
         """Epochs of the surrogates' training whose weights `scene.workshop.snapshots` hands out; empty: none."""
         return ()
 
+    @property
+    def builds_on(self) -> tuple[tuple[str, str], ...]:
+        """Other plug-ins, as (kind, name), that `scene.workshop` may use for it: they shape the poisons too."""
+        return ()
+
     @abstractmethod
     def craft(self, scene: Scene) -> Poisons:
         """Make the poisons of one trial: deterministic in scene.seed, within eps, labels unchanged."""

@@ -38,6 +38,10 @@ class AdaptiveSleeper(SleeperAgent):
     Settings = AdaptiveSettings
     settings: AdaptiveSettings
 
+    @property
+    def builds_on(self) -> tuple[tuple[str, str], ...]:
+        return ("attack", "sleeper"), ("defense", "noise-b"), ("defense", self.settings.defense)
+
     def adaptation(self, scene: Scene) -> Transform:
         if not self.settings.in_crafting:
             return super().adaptation(scene)

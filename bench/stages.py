@@ -39,6 +39,12 @@ from bench.training import Trained, train
 from defenses.base import Defense, Services
 
 
+def must_build_on(attack: Chosen, kind: str, name: str) -> None:
+    """TrialFailed unless the attack declares the plug-in: poisons are kept under the identity of all they build on."""
+    if (kind, name) not in attack.plugin.make(attack.settings).builds_on:
+        raise TrialFailed(f"attack '{attack.label}' uses {kind} '{name}'; repair: declare it in `builds_on`")
+
+
 class Used:
     """What a crafting used of the attacker's networks and kept work, and where its time went."""
 
@@ -148,7 +154,7 @@ class Bench:
         def retrain(
             data: Images, *who: str | int, which: Sequence[int], behind: str = "", **settings: Any
         ) -> list[Classifier]:
-            guard = self._defense(behind, settings) if behind else None
+            guard = self._defense(attack, behind, settings) if behind else None
             seed = study.attack_seed(attack, index)
             return [networks.retrained(k, data, who, seed, guard) for k in which]
 
@@ -166,13 +172,14 @@ class Bench:
 
         def transform(defense: str, data: Images, ids: Tensor, **settings: Any) -> Transform:
             seed = derive(study.attack_seed(attack, index), "transform")
-            guard, recipe = self._defense(defense, settings), study.protocol.surrogate
+            guard, recipe = self._defense(attack, defense, settings), study.protocol.surrogate
             fit, model = networks.fitter(seed, recipe), study.protocol.surrogate_model(0)[0]
             services = Services(recipe, len(dataset.classes), fit, self.report, model)
             stream = torch_stream(study.device, seed, guard.name)
             return guard.published(data, ids, services, stream)
 
         def poisons_of(name: str) -> Poisons:
+            must_build_on(attack, "attack", name)
             (other,) = choose("attack", [name], study.protocol, [])
             return self.poisons(other, index)[0]
 
@@ -191,8 +198,9 @@ class Bench:
             workshop=Workshop(retrain, snapshots, keep, used.timed, transform, poisons_of),
         )
 
-    def _defense(self, name: str, settings: dict[str, Any]) -> Defense:
+    def _defense(self, attack: Chosen, name: str, settings: dict[str, Any]) -> Defense:
         """A defense that the attacker knows and uses himself."""
+        must_build_on(attack, "defense", name)
         rest = [(f"defense.{key}", value) for key, value in settings.items()]
         (chosen,) = choose("defense", [name], self.study.protocol, rest)
         return chosen.plugin.make(chosen.settings, chosen.label)

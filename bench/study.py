@@ -14,7 +14,7 @@ from bench.datasets.base import Dataset, Images, Place, check
 from bench.errors import BadInput
 from bench.models.base import build_model
 from bench.poisons import Shown
-from bench.protocol import Chosen, Protocol
+from bench.protocol import Chosen, Protocol, choose
 from bench.registry import find
 from bench.seeds import derive
 from bench.store import key_of
@@ -152,11 +152,17 @@ class Study:
             "trial": self.trial(index).as_dict(),
             "threat": {name: getattr(threat, name) for name in shapes},
             "surrogates": [key_of(self.surrogate_identity(k)) for k in surrogates],
+            "builds_on": [self._part(kind, name) for kind, name in attack.plugin.make(attack.settings).builds_on],
             "surrogate_recipe": self.protocol.surrogate.as_dict() if make.uses_surrogates else {},
             "augmentation": augmentation,
             "seed": self.attack_seed(attack, index),
             "code": fingerprint.code(make),
         }
+
+    def _part(self, kind: str, name: str) -> dict[str, Any]:
+        """A plug-in that an attack builds on, with the protocol's settings for it."""
+        (chosen,) = choose(kind, [name], self.protocol, [])
+        return {"kind": kind, **chosen.identity(), "code": fingerprint.code(chosen.plugin.make)}
 
     def cell_identity(self, attack: Chosen, defense: Chosen) -> dict[str, Any]:
         code = fingerprint.code(attack.plugin.make, defense.plugin.make, find("model", self.protocol.model).make)
