@@ -124,7 +124,8 @@ class ParameterGradients:
         def one(folded: Weights, pixel: Tensor, label: Tensor) -> Weights:
             return grad(lambda w: self._loss(w, pixel[None], label[None], 1))(folded)
 
-        folded = {name: value.detach() for name, value in self._folded.items()}
+        # Contiguous: torch's float64 convolutions want it for their weights' gradients.
+        folded = {name: value.detach().contiguous() for name, value in self._folded.items()}
         parts = []
         for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
             each = vmap(one, (None, 0, 0), randomness="same")(folded, part, label)

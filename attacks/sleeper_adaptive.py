@@ -48,7 +48,8 @@ class AdaptiveSleeper(SleeperAgent):
         data, ids = scene.train, scene.bases.ids
         if self.settings.defense == "friends-b":
             with scene.workshop.timed("earlier poisons"):
-                data = scene.workshop.poisons_of("sleeper").applied_to(data)
+                same = {name: getattr(self.settings, name) for name in SleeperSettings.model_fields}
+                data = scene.workshop.poisons_of("sleeper", **same).applied_to(data)
         with scene.workshop.timed("friendly noise"):
             return scene.workshop.transform(self.settings.defense, data, ids, mu=self.settings.mu)
 

@@ -129,7 +129,7 @@ class SleeperAgent(Attack):
 
 def retraining_steps(steps: int, times: int) -> list[int]:
     """`times` steps, evenly spread and strictly inside: 50, 100, 150, 200 for 250 and 4."""
-    return sorted({round(steps * i / (times + 1)) for i in range(1, times + 1)} - {0})
+    return sorted({round(steps * i / (times + 1)) for i in range(1, times + 1)} - {0, steps})
 
 
 def in_turn(turn: int, count: int, of: int) -> list[int]:

@@ -35,12 +35,12 @@ class Workshop:
     `data`, in eval mode; `who` names them apart; behind: a defense, by name, that they are trained with, and its
     settings.
     snapshots(): for each surrogate its weights after each epoch of `Attack.snapshots`, as networks in eval mode.
-    keep(name, inputs, make): the tensor that `make()` gives, kept for all that share the surrogates, the attack's
-    code and `inputs` (JSON types).
+    keep(name, inputs, make): the tensor that `make()` gives, kept for all that share the surrogates, the code of
+    `make` and `inputs` (JSON types).
     timed(name): a context; seconds spent inside go to the record as a part of the crafting time.
     transform(defense, data, ids, **settings): what a defense, by name, does to the pictures `ids` of the training set
     `data`.
-    poisons_of(attack): the poisons of another attack, by name, in the same trial.
+    poisons_of(attack, **settings): the poisons of another attack, by name, in the same trial.
     """
 
     retrain: Callable[..., Sequence[Classifier]] = _missing
@@ -48,4 +48,4 @@ class Workshop:
     keep: Callable[[str, dict[str, Any], Callable[[], Tensor]], Tensor] = _make
     timed: Callable[[str], contextlib.AbstractContextManager[Any]] = lambda name: contextlib.nullcontext()
     transform: Callable[..., Transform] = _missing
-    poisons_of: Callable[[str], Poisons] = _missing
+    poisons_of: Callable[..., Poisons] = _missing

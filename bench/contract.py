@@ -188,7 +188,7 @@ def _workshop(dataset: Dataset, scene: Callable[[], Scene]) -> Workshop:
         services = Services(RECIPE, CLASSES, fit, lambda *_: None, "lenet")
         return known.make(chosen, defense).published(data, ids, services, torch_stream("cpu", 6, defense))
 
-    def poisons_of(attack: str) -> Poisons:
+    def poisons_of(attack: str, **_: Any) -> Poisons:
         other = find("attack", attack)
         return other.make(_settings(other)).craft(scene())
 

@@ -59,7 +59,8 @@ class Protocol:
         names = self.threat.architectures or (self.model,)
         before = [names[i % len(names)] for i in range(k)]
         name = names[k % len(names)]
-        return name, before.count(name)
+        victims_own = self.pretrained and name == self.model and not self.threat.white_box
+        return name, before.count(name) + victims_own
 
     def as_dict(self) -> dict[str, Any]:
         """What shapes the numbers of every cell (the number of trials and the plug-ins' own settings do not)."""

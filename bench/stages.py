@@ -164,7 +164,7 @@ class Bench:
                 "inputs": inputs,
                 "data": study.attacker_data.digest,
                 "surrogates": [key_of(study.surrogate_identity(k)) for k in range(count)],
-                "code": fingerprint.code(attack.plugin.make),
+                "code": fingerprint.code(make),
             }
             artefact = self.store.get_or_make("kept", key_of(identity), lambda: ({name: make()}, {}))
             used.kept[name] = artefact.reused
@@ -178,9 +178,10 @@ class Bench:
             stream = torch_stream(study.device, seed, guard.name)
             return guard.published(data, ids, services, stream)
 
-        def poisons_of(name: str) -> Poisons:
+        def poisons_of(name: str, **settings: Any) -> Poisons:
             must_build_on(attack, "attack", name)
-            (other,) = choose("attack", [name], study.protocol, [])
+            rest = [(f"attack.{key}", value) for key, value in settings.items()]
+            (other,) = choose("attack", [name], study.protocol, rest)
             return self.poisons(other, index)[0]
 
         data = study.victim_data(index).to(study.device)
@@ -259,7 +260,7 @@ class Bench:
             "reused": {
                 "poisons": artefact.reused,
                 "surrogates": artefact.reused or meta["surrogates_reused"],
-                **{name: artefact.reused or reused for name, reused in meta["kept_reused"].items()},
+                **meta["kept_reused"],  # by the crafting, whenever it was
             },
             "memory_peak_mib": peak_memory_mib(torch.device(study.device)),
             "started": started.isoformat(timespec="seconds"),

@@ -36,8 +36,10 @@ class Threat(Settings):
     )
     surrogate: str = Field(
         "",
-        description="architecture that the attacker uses; several with commas are taken in turn; empty: the victim's "
-        "(in transfer and finetune then also the victim's own pretrained weights: white box)",
+        description="architecture that the attacker uses; several with commas are taken in turn; empty: the victim's",
+    )
+    white_box: bool = Field(
+        True, description="transfer, finetune: a surrogate of the victim's architecture has the victim's own features"
     )
     surrogates: int = Field(1, ge=1, le=100, description="K, how many surrogates the attacker has")
     patch: int = Field(0, ge=0, le=256, description="side of the trigger, pixels (0: a quarter of the picture)")

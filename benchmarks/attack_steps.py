@@ -5,11 +5,13 @@ Three parts, each with its contenders in turns, on one network that was trained 
 attacks   every crafting attack through `Attack.craft`, with its registered settings, but `--steps` steps, one restart
           and no retraining; `pf-original` also without its stopping rule. A step is timed from one report of the attack
           to the next, the first step left out; `forward passes` is its time in passes of the poisons through the
-          network without a graph. `ms besides` is the rest: aims, the selection of bases, snapshots, the final score.
+          network without a graph. `ms besides steps` is the rest: aims, the selection of bases, the final score.
           A retraining of `sleeper` is timed where it happens, inside a crafting.
 bullseye  `bp-original` against the serial form of its peers and against ART: ms a step of a whole crafting, and the
           objective after `--final-steps` steps, by one judge on the rounded poisons; the bases as they are for scale.
-frogs     `pf-original` on all poisons at once against the same code on one base at a time.
+frogs     `pf-original` on all poisons at once against the same code on one base at a time: seconds of the whole
+          crafting, steps that a poison took, largest difference of a pixel in levels of 255. Once with its stopping
+          rule, where a joint crafting goes on until its last poison stops, and once without, which is equal work.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,7 +181,7 @@ def attacks(scene: Scene, model: Classifier, args: argparse.Namespace, device: t
         return parts["retraining"]
 
     work: dict[str, Callable[[], float]] = {forward: passes}
-    work |= {name: lambda name=name: step(name) for name in ATTACKS}
+    work |= {name: partial(step, name) for name in ATTACKS}
     work[retraining] = one_retraining
     inside, whole = alternate_inside(work, args.repeats, device)
     besides = {
@@ -190,7 +193,7 @@ def attacks(scene: Scene, model: Classifier, args: argparse.Namespace, device: t
             "crafting": name,
             "ms a step": 1000 * inside.median(name),
             "forward passes": inside.ratio(name, forward),
-            "ms besides": 1000 * Times(besides).median(name),
+            "ms besides steps": 1000 * Times(besides).median(name),
         }
         for name in ATTACKS
     ]
@@ -219,7 +222,11 @@ class Clock:
 def alternate_inside(work: dict[str, Callable[[], float]], repeats: int, device: torch.device) -> tuple[Times, Times]:
     """As `alternate`, for work that returns seconds of its own: these, and those of the whole calls."""
     own: dict[str, list[float]] = {name: [] for name in work}
-    calls = {name: lambda name=name, call=call: own[name].append(call()) for name, call in work.items()}
+
+    def call(name: str) -> None:
+        own[name].append(work[name]())
+
+    calls: dict[str, Callable[[], object]] = {name: partial(call, name) for name in work}
     whole = alternate(calls, repeats, device)
     return Times({name: seconds[-repeats:] for name, seconds in own.items()}), whole
 
@@ -240,15 +247,16 @@ def bullseye(scene: Scene, model: Classifier, args: argparse.Namespace, device: 
     except RuntimeError as error:  # it mixes devices
         print(f"ART is left out: {error}", file=sys.stderr)
         del makers["bp, ART"]
-    objectives = {name: judge(scene, model, make(args.final_steps)) for name, make in makers.items()}
-    times = alternate({n: lambda make=make: make(args.steps) for n, make in makers.items()}, args.repeats, device)
+    final = {name: make(args.final_steps) for name, make in makers.items()}
+    times = alternate({name: partial(make, args.steps) for name, make in makers.items()}, args.repeats, device)
     column = f"objective after {args.final_steps}"
     rows: list[Row] = [
         {
             "crafting": f"{name}, whole crafting" if name == ours else name,
             "ms a step": 1000 * times.median(name) / args.steps,
             "times ours": times.ratio(name, ours),
-            column: objectives[name],
+            column: judge(scene, model, final[name]),
+            "poisons lost to NaN": final[name].provenance.get("lost", 0),
         }
         for name in makers
     ]
@@ -290,6 +298,7 @@ def art(scene: Scene, model: Classifier, steps: int) -> Poisons:
     only way: with endtoend=False its loss has no graph and cannot be differentiated, and with one layer by name it
     compares the mean over dimensions of each poison with that poison's own base. A step is still one pass of all
     poisons forward and backward, weight gradients included, and Adam, so that its time can be compared.
+    A feature that is 0 in all bases makes it divide by 0; poisons that became NaN so are left as the bases, counted.
 
     Settings: the penultimate features, one network, Adam, as many steps, no decay within them (`decay_iter` beyond the
     last). Its Adam acts on pictures in [0, 1], so its rate is ours times the mean deviation of the channels.
@@ -323,7 +332,9 @@ def art(scene: Scene, model: Classifier, steps: int) -> Poisons:
     )
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar, in spite of verbose
         poisoned, _ = attack.poison(bases, scene.bases.labels.cpu().numpy())
-    return scene.poisons(torch.from_numpy(poisoned - bases))
+    delta = torch.from_numpy(poisoned - bases)
+    lost = ~torch.isfinite(delta).flatten(1).all(1)
+    return scene.poisons(delta.masked_fill(lost.view(-1, 1, 1, 1), 0.0), lost=int(lost.sum()))
 
 
 def judge(scene: Scene, model: Classifier, poisons: Poisons) -> float:
@@ -342,34 +353,37 @@ def frogs(scene: Scene, model: Classifier, args: argparse.Namespace, device: tor
     images: dict[str, Tensor] = {}
     steps: dict[str, int] = {}
 
-    def work(name: str, scenes: Sequence[Scene]) -> Callable[[], None]:
-        def call() -> None:
-            counted = {"steps": 0}
+    def work(name: str, scenes: Sequence[Scene], rule: dict[str, float]) -> None:
+        counted = {"steps": 0}
 
-            def count(*_: object) -> None:
-                counted["steps"] += 1
+        def count(*_: object) -> None:
+            counted["steps"] += 1
 
-            made = [craft(replace(each, report=count), "pf-original", steps=args.steps) for each in scenes]
-            images[name], steps[name] = torch.cat([poisons.images for poisons in made]), counted["steps"]
+        made = [craft(replace(each, report=count), "pf-original", steps=args.steps, **rule) for each in scenes]
+        images[name], steps[name] = torch.cat([poisons.images for poisons in made]), counted["steps"]
 
-        return call
-
-    together, alone = "pf-original, all at once", "pf-original, one at a time"
-    rows = torch.arange(len(scene.bases), device=device)
-    singles = [replace(scene, bases=scene.bases.subset(row)) for row in rows.split(1)]
-    times = alternate({together: work(together, [scene]), alone: work(alone, singles)}, args.repeats, device)
-    apart = (images[alone].short() - images[together].short()).abs()
-    each = {together: float(steps[together]), alone: steps[alone] / len(singles)}
-    return [
-        {
-            "crafting": name,
-            "ms a step": 1000 * times.median(name) / each[name],  # of all poisons
-            "times ours": times.ratio(name, together),
-            "steps of a poison": each[name],
-            "largest difference": int(apart.max()),
-        }
-        for name in (together, alone)
-    ]
+    order = torch.arange(len(scene.bases), device=device)
+    singles = [replace(scene, bases=scene.bases.subset(row)) for row in order.split(1)]
+    ways = {"all at once": [scene], "one at a time": singles}
+    rules: dict[str, dict[str, float]] = {"pf-original": {}, "pf-original that never stops": {"tolerance": 0.0}}
+    names = {(rule, way): f"{rule}, {way}" for rule in rules for way in ways}
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(work, name, ways[way], rules[rule]) for (rule, way), name in names.items()
+    }
+    times = alternate(calls, args.repeats, device)
+    rows: list[Row] = []
+    for (rule, way), name in names.items():
+        together = names[rule, "all at once"]
+        rows.append(
+            {
+                "crafting": name,
+                "seconds": times.median(name),
+                "times ours": times.ratio(name, together),
+                "steps of a poison": steps[name] / len(ways[way]),
+                "largest difference": int((images[name].short() - images[together].short()).abs().max()),
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":

@@ -52,6 +52,112 @@ def test_the_rule_is_adam_on_signs_with_projection(make_scene):
     torch.testing.assert_close(delta.double(), expected, rtol=0, atol=1e-5)
 
 
+def plain_adam(scene, start, steps, lr):
+    """torch's Adam on Moving's gradients as they are, in the normalised picture, with projection after each step; the
+    positions before each step, and the steps."""
+    std = STD.view(1, 3, 1, 1).double()
+    base = scene.base_pixels().double()
+    delta = ((start.double() - base) / std).requires_grad_(True)
+    adam = torch.optim.Adam([delta], lr=lr)
+    positions, moves = [], []
+    for step in range(steps):
+        before = delta.detach().clone()
+        positions.append(base + before * std)
+        delta.grad = Moving()(base, step)[1].double() * std
+        adam.step()
+        moves.append(delta.detach() - before)
+        with torch.no_grad():
+            inside = (delta * std).clamp(-scene.eps, scene.eps)
+            delta.copy_(((base + inside).clamp(0, 1) - base) / std)
+    return positions, moves, delta.detach() * std
+
+
+@pytest.mark.parametrize("init", ["noise", "base"])
+def test_the_rule_adam_is_that_of_torch_with_projection(make_scene, init):
+    scene, gradient = make_scene(n=4), Moving()
+    delta, _, _ = run(scene, gradient, steps=50, rule="adam", lr=0.04, init=init)
+    positions, _, expected = plain_adam(scene, gradient.seen[0], 50, 0.04)
+    for found, wanted in zip(gradient.seen, positions, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(delta.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_rule_adam_takes_small_gradients_as_seriously_as_large_ones(make_images, make_scene):
+    ends = []
+    for size in (1.0, 0.03):
+        grey = make_images(30, low=100, high=150)
+        moving = Moving()
+        delta, _, _ = run(
+            make_scene(train=grey, eps=100), lambda pixels, step, s=size, m=moving: (0.0, s * m(pixels, step)[1]),
+            rule="adam", init="base", lr=0.02,
+        )  # fmt: skip
+        ends.append(delta)
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-4)
+
+
+def test_the_rule_signed_adam_moves_every_pixel_by_the_rate_in_the_direction_of_adam(make_images, make_scene):
+    scene, gradient = make_scene(train=make_images(30, low=110, high=140), n=4, eps=100), Moving()
+    run(scene, gradient, steps=12, rule="signed-adam", lr=0.05, init="base")
+    _, moves, _ = plain_adam(scene, gradient.seen[0], 12, 1e-6)
+    for step in range(11):
+        moved = (gradient.seen[step + 1] - gradient.seen[step]).double() / STD.view(1, 3, 1, 1)
+        torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.05), rtol=0, atol=1e-5)
+        assert torch.equal(moved.sign(), moves[step].sign())
+
+
+@pytest.mark.parametrize("rule", ["sign-adam", "adam", "signed-adam"])
+def test_from_the_base_every_restart_begins_at_the_clean_pictures(make_scene, rule):
+    scene, gradient = make_scene(), Moving()
+    run(scene, gradient, steps=3, restarts=2, init="base", rule=rule)
+    assert torch.equal(gradient.seen[0], scene.base_pixels())
+    assert torch.equal(gradient.seen[3], scene.base_pixels())
+    assert not torch.equal(gradient.seen[1], scene.base_pixels())
+
+
+@pytest.mark.parametrize("rule", ["adam", "signed-adam"])
+def test_restarts_do_not_inherit_the_state_of_the_optimiser(make_scene, rule):
+    seen = []
+
+    def same_again(pixels, step):
+        seen.append(pixels.clone())
+        return 0.0, Moving()(pixels, step % 4)[1]
+
+    run(make_scene(), same_again, steps=4, restarts=2, init="base", rule=rule)
+    for first, second in zip(seen[:4], seen[4:], strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("rule", ["adam", "signed-adam"])
+def test_the_rate_of_every_rule_falls_with_decay(make_images, make_scene, rule):
+    white, seen = make_images(30, low=255, high=255), []
+
+    def downwards(pixels, step):
+        seen.append(pixels[0, 0].max().item())
+        return 0.0, torch.ones_like(pixels)
+
+    run(make_scene(train=white, eps=255), downwards, steps=80, decay=True, lr=0.02, rule=rule)
+    moved = [before - after for before, after in zip(seen, seen[1:], strict=False)]
+    rates = [0.02 * STD[0].item() * 0.1 ** sum(step >= drop for drop in [29, 49, 70]) for step in range(79)]
+    assert moved == pytest.approx(rates, rel=0.05, abs=2e-7)
+
+
+@pytest.mark.parametrize("rule", ["adam", "signed-adam"])
+def test_every_rule_stays_in_the_ball_and_leaves_pixels_without_gradient_alone(make_scene, rule):
+    scene, gradient = make_scene(eps=8), Moving()
+
+    def left_half(pixels, step):
+        loss, slope = gradient(pixels, step)
+        slope[..., 4:] = 0
+        return loss, slope
+
+    delta, _, _ = run(scene, left_half, steps=20, lr=1.0, rule=rule, init="base")
+    assert not delta[..., 4:].any()
+    assert delta[..., :4].any()
+    for pixels in [*gradient.seen, scene.base_pixels() + delta]:
+        assert (pixels - scene.base_pixels()).abs().max() <= 8 / 255 + 1e-6
+        assert pixels.min() >= 0 and pixels.max() <= 1
+
+
 def test_every_step_stays_in_the_ball_and_in_the_range_of_pictures(make_scene):
     scene, gradient = make_scene(eps=8), Moving()
     delta, _, _ = run(scene, gradient, steps=20, lr=1.0)

@@ -5,6 +5,7 @@ from torch import nn
 from bench.errors import BadInput
 from bench.models.base import Normalise, build_model, frozen
 from bench.registry import find, names
+from bench.training import Recipe, make_optimizer, train
 
 SMALLEST = {"alexnet": 16, "lenet": 16}
 WEIGHTS = {"convnet": 279_466, "resnet18": 11_170_000, "mobilenet-v2": 2_240_000, "vgg11": 9_220_000}
@@ -94,3 +95,93 @@ def test_frozen_does_not_move_batchnorm(make_small, snapshot, assert_untouched):
         model(torch.rand(4, 3, 8, 8))
     assert_untouched(model, before)
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_frozen_features_stay_in_eval_mode_whatever_train_is_called_with(make_small):
+    model = make_small(dropout=0.5)
+    assert model.freeze_features() is model
+    for mode in (True, False, True):
+        model.train(mode)
+        assert model.training is mode and model.head.training is mode
+        assert not any(module.training for module in model.body.modules())
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
+
+
+def test_frozen_features_have_no_gradient_and_are_not_in_the_optimiser(make_small):
+    model = make_small().freeze_features().train()
+    model(torch.rand(4, 3, 8, 8)).sum().backward()
+    assert all(p.grad is None for p in model.body.parameters())
+    assert model.head.weight.grad is not None
+    (group,) = make_optimizer(model, Recipe()).param_groups
+    assert {id(p) for p in group["params"]} == {id(model.head.weight), id(model.head.bias)}
+
+
+def test_training_with_frozen_features_changes_the_head_alone(make_small, make_images):
+    model = make_small(dropout=0.3).freeze_features()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, make_images(12), Recipe(epochs=2, batch=5, drops=(), shift=1), seed=0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (not name.startswith("head.")), name
+    assert model.features_frozen
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_features_of_another_network_are_taken_and_the_head_is_left(name):
+    model, other = build(name, seed=0), build(name, seed=1)
+    with torch.no_grad():
+        other.normalise.mean += 0.1
+        for buffer in other.body.buffers():
+            buffer += 1
+    head, theirs = model.head.weight.clone(), {n: v.clone() for n, v in other.state_dict().items()}
+    model.take_features(other)
+    assert torch.equal(model.head.weight, head)
+    for name, value in model.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, theirs[name]), name
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, theirs[n]) for n, value in other.state_dict().items())
+
+
+def test_features_of_another_architecture_or_width_are_refused():
+    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+        build("convnet").take_features(build("vgg11"))
+
+
+@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("size", [16, 32])
+def test_stages_are_one_for_each_resolution_and_end_in_the_features(name, size):
+    model = build(name, size).eval()
+    pixels = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        stages = model.stages(pixels)
+        assert torch.equal(stages[-1], model.features(pixels))
+    assert len(stages) >= 3
+    assert all(stage.ndim == 2 and len(stage) == 2 for stage in stages)
+    for one, following in zip(stages, stages[1:], strict=False):
+        assert one.shape != following.shape or not torch.equal(one, following), "a stage is given twice"
+
+
+def test_the_stages_of_the_convnet_are_the_ends_of_its_resolutions():
+    model, pixels = build("convnet", 16).eval(), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        stages = model.stages(pixels)
+        ends = [model.body[:stop](model.normalise(pixels)).flatten(1) for stop in (3, 9, 15, 17)]
+    assert [stage.shape[1] for stage in stages] == [32 * 256, 64 * 64, 128 * 16, 128]
+    for stage, end in zip(stages, ends, strict=True):
+        torch.testing.assert_close(stage, end)
+
+
+def test_the_stages_of_resnet18_are_those_of_its_four_resolutions():
+    stages = build("resnet18", 32).eval().stages(torch.rand(1, 3, 32, 32))
+    assert [stage.shape[1] for stage in stages] == [64 * 1024, 128 * 256, 256 * 64, 512 * 16, 512]
+
+
+def test_a_body_that_is_no_sequence_has_its_features_alone(wrap):
+    class Body(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    model, pixels = wrap(Body(), 3), torch.rand(2, 3, 8, 8)
+    (stage,) = model.stages(pixels)
+    assert torch.equal(stage, model.features(pixels))

@@ -159,6 +159,149 @@ def test_single_precision_is_near_double_precision(make_model, name):
     assert relative_error(half.double(), slope) < 1e-4
 
 
+def plain_norms(model, pixels, labels):
+    """Norm of each picture's own gradient, one backward pass a picture."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    norms = []
+    for pixel, label in zip(pixels, labels, strict=True):
+        parts = torch.autograd.grad(F.cross_entropy(model(pixel[None]), label[None]), weights)
+        norms.append(torch.cat([part.flatten() for part in parts]).norm())
+    return torch.stack(norms)
+
+
+def plain_curvature(model, pixels, labels, direction):
+    """The Hessian times `direction`, through the graph of the backward pass."""
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = plain_gradients(model, pixels, labels, graph=True)
+    slope = sum((gradients[name] * direction[name]).sum() for name in gradients)
+    return dict(zip(weights, torch.autograd.grad(slope, list(weights.values())), strict=True))
+
+
+def test_norms_are_those_of_every_picture_on_its_own(network):
+    model, _, pixels, labels = network
+    source = ParameterGradients(model.to(memory_format=torch.contiguous_format))  # as vmap wants it in float64
+    torch.testing.assert_close(source.norms(pixels, labels), plain_norms(model, pixels, labels), rtol=1e-9, atol=0)
+
+
+def test_curvature_is_the_hessian_times_the_direction(network):
+    model, source, pixels, labels = network
+    direction = random_direction(source.weights)
+    assert_equal_weights(
+        source.curvature(pixels, labels, direction), plain_curvature(model, pixels, labels, direction), 1e-9
+    )
+
+
+def test_logits_are_those_of_the_network(network):
+    model, source, pixels, _ = network
+    found = source.logits(pixels)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, model(pixels).detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["convnet", "vgg11", "mobilenet-v2"])
+def test_norms_in_single_precision_take_networks_in_any_memory_order(make_model, name):
+    model = make_model(name, size=SIZES[name])
+    pixels, labels = samples(SIZES[name], dtype=torch.float32)
+    expected = plain_norms(model, pixels, labels)
+    for order in (torch.channels_last, torch.contiguous_format):
+        source = ParameterGradients(model.to(memory_format=order))
+        for view in (pixels, pixels.to(memory_format=torch.channels_last)):
+            torch.testing.assert_close(source.norms(view, labels, 2), expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_norms_and_curvature_are_exact_wherever_batchnorm_stands(smooth, body):
+    model = smooth(body)
+    source, (pixels, labels) = ParameterGradients(model), samples(8)
+    direction = random_direction(source.weights)
+    torch.testing.assert_close(source.norms(pixels, labels), plain_norms(model, pixels, labels), rtol=1e-10, atol=0)
+    expected = plain_curvature(model, pixels, labels, direction)
+    assert_equal_weights(source.curvature(pixels, labels, direction), expected)
+    torch.testing.assert_close(source.logits(pixels), model(pixels).detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_curvature_is_that_of_finite_differences(smooth):
+    source, (pixels, labels) = ParameterGradients(smooth("other eps")), samples(8)
+    direction = random_direction(source.weights)
+
+    def moved(step):
+        return source.at({n: w + step * direction[n] for n, w in source.weights.items()}).mean(pixels, labels)
+
+    up, down = moved(1e-5), moved(-1e-5)
+    expected = {name: (up[name] - down[name]) / 2e-5 for name in up}
+    assert_equal_weights(source.curvature(pixels, labels, direction), expected, 1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
+def test_norms_do_not_depend_on_the_chunk(smooth, chunk):
+    source, (pixels, labels) = ParameterGradients(smooth()), samples(8, 7)
+    torch.testing.assert_close(source.norms(pixels, labels, chunk), source.norms(pixels, labels), rtol=1e-12, atol=0)
+
+
+def other_weights(source, seed=5):
+    noise = random_direction(source.weights, seed)
+    return {name: value + 0.1 * noise[name] for name, value in source.weights.items()}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_at_other_weights_it_is_a_network_with_these_weights_and_the_same_statistics(smooth, body):
+    model = smooth(body)
+    source, (pixels, labels) = ParameterGradients(model), samples(8)
+    before, weights = source.mean(pixels, labels), other_weights(source)
+    moved = source.at(weights)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    direction, loaded = random_direction(weights), ParameterGradients(model)
+    assert_equal_weights(moved.mean(pixels, labels), plain_gradients(model, pixels, labels))
+    assert_equal_weights(moved.curvature(pixels, labels, direction), plain_curvature(model, pixels, labels, direction))
+    slope = plain_pixel_gradient(model, pixels, labels, direction)
+    assert relative_error(moved.pixel_gradient(pixels, labels, direction), slope) < 1e-10
+    torch.testing.assert_close(moved.norms(pixels, labels), loaded.norms(pixels, labels), rtol=1e-10, atol=0)
+    torch.testing.assert_close(moved.logits(pixels), model(pixels).detach(), rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(moved.weights[name], weights[name]) for name in weights)
+    assert not any(value.requires_grad for value in moved.weights.values())
+    with pytest.raises(AssertionError):
+        assert_equal_weights(before, moved.mean(pixels, labels))
+
+
+def test_at_other_weights_the_source_itself_stays_where_it_was(make_model):
+    model = make_model().double()
+    source, (pixels, labels) = ParameterGradients(model), samples(8)
+    before = source.mean(pixels, labels), source.logits(pixels)
+    moved = source.at(other_weights(source))
+    back = moved.at(source.weights)
+    assert_equal_weights(source.mean(pixels, labels), before[0], 0.0)
+    assert torch.equal(source.logits(pixels), before[1])
+    assert_equal_weights(back.mean(pixels, labels), before[0], 0.0)
+
+
+def test_at_other_weights_frozen_ones_keep_theirs(smooth):
+    model = smooth("plain")
+    model.body[0].requires_grad_(False)
+    source, (pixels, labels) = ParameterGradients(model), samples(8)
+    weights = other_weights(source)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
+    assert_equal_weights(source.at(weights).mean(pixels, labels), plain_gradients(model, pixels, labels))
+
+
+def test_another_criterion_is_differentiated_in_its_place(smooth):
+    model = smooth()
+    source, (pixels, labels) = ParameterGradients(model), samples(8)
+    weights = dict(model.named_parameters())
+
+    def hinge(logits, labels):
+        return (1 - logits.gather(1, labels[:, None])).square().sum()
+
+    slopes = torch.autograd.grad(hinge(model(pixels), labels) / len(pixels), list(weights.values()))
+    found = source.mean(pixels, labels, criterion=hinge)
+    assert_equal_weights(found, dict(zip(weights, slopes, strict=True)))
+    assert_equal_weights(source.mean(pixels, labels, 2, criterion=hinge), found, 1e-12)
+
+
 def freeze_body(model):
     model.body.requires_grad_(False)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.datasets.base import Images
-from bench.poisons import Poisons
+from bench.poisons import Poisons, Shown
 
 
 def grey(levels):
@@ -162,3 +162,51 @@ def test_no_poisons_change_nothing(make_images):
     none.check(train, 1, train.ids)
     assert none.distance(train) == 0
     assert torch.equal(none.applied_to(train).images, train.images)
+
+
+def test_check_refuses_more_poisons_than_the_budget(scene):
+    train, poisons, allowed = scene
+    poisons.check(train, 8, allowed, 3)
+    poisons.check(train, 8, allowed, 4)
+    with pytest.raises(ValueError, match="3 poisons, more than the 2 of the budget"):
+        poisons.check(train, 8, allowed, 2)
+
+
+def shown(parts):
+    chance = torch.Generator().manual_seed(0)
+    everything = {
+        "images": torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=chance),
+        "ids": torch.tensor([5, -1, 7, 2]),
+        "patch": torch.randint(0, 256, (3, 2, 2), dtype=torch.uint8, generator=chance),
+        "places": torch.tensor([[0, 1], [2, 3], [4, 5], [6, 0]]),
+    }
+    return Shown(**{name: everything[name] for name in parts})
+
+
+@pytest.mark.parametrize("parts", [("images", "ids"), ("images", "ids", "patch", "places"), ("images", "ids", "patch")])
+def test_what_is_shown_survives_the_way_through_tensors(scene, parts):
+    poisons = dataclasses.replace(scene[1], shown=shown(parts), provenance={"losses": [1.0]})
+    tensors = poisons.tensors()
+    assert set(tensors) == {"images", "ids", "labels", *(f"shown.{name}" for name in parts)}
+    again = Poisons.of_tensors(tensors, poisons.provenance)
+    assert again.provenance == {"losses": [1.0]}
+    for name in ("images", "ids", "labels"):
+        assert torch.equal(getattr(again, name), getattr(poisons, name))
+    for name in ("images", "ids", "patch", "places"):
+        one, other = getattr(again.shown, name), getattr(poisons.shown, name)
+        assert (one is None and other is None) or torch.equal(one, other)
+        assert (one is not None) == (name in parts)
+
+
+def test_poisons_that_show_nothing_come_back_showing_nothing(scene):
+    tensors = scene[1].tensors()
+    assert set(tensors) == {"images", "ids", "labels"}
+    assert Poisons.of_tensors(tensors, {}).shown is None
+
+
+@pytest.mark.parametrize("missing", ["images", "ids", "labels", "shown.images", "shown.ids"])
+def test_a_missing_part_is_an_error(scene, missing):
+    tensors = dataclasses.replace(scene[1], shown=shown(("images", "ids", "patch", "places"))).tensors()
+    del tensors[missing]
+    with pytest.raises(KeyError, match=missing.rpartition(".")[2]):
+        Poisons.of_tensors(tensors, {})

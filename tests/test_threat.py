@@ -7,7 +7,7 @@ import torch
 from bench.datasets.base import Dataset, Images
 from bench.errors import BadInput
 from bench.settings import build
-from bench.threat import Threat, check_budget, draw_trial
+from bench.threat import Threat, check_budget, draw_trial, victim_data, victim_size
 
 
 def trials(dataset, n, seed=0, **threat):
@@ -102,8 +102,93 @@ def test_more_targets_than_the_smallest_test_class_are_refused():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("eps", 0), ("eps", 256), ("eps", 8 / 255), ("budget", 0.0), ("budget", 1.1), ("targets", 0), ("surrogates", 0)],
-)
+    [("eps", 0), ("eps", 256), ("eps", 8 / 255), ("budget", 0.0), ("budget", 1.1), ("targets", 0), ("surrogates", 0),
+     ("scenario", "transfers"), ("per_class", -1), ("patch", -1), ("patch", 257), ("patch_seed", -1),
+     ("placement", "middle"), ("surrogate", 3)],
+)  # fmt: skip
 def test_threats_out_of_bounds_are_refused(key, value):
     with pytest.raises(BadInput, match=f"threat.{key}"):
         build(Threat, {key: value}, "threat")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("", ()),
+        ("lenet", ("lenet",)),
+        ("convnet,lenet", ("convnet", "lenet")),
+        (" convnet , lenet ", ("convnet", "lenet")),
+    ],
+)
+def test_architectures_are_the_names_between_commas(text, names):
+    assert Threat(surrogate=text).architectures == names
+
+
+@pytest.mark.parametrize("budget", [0.1, 1 / 3])
+def test_a_subset_holds_the_bases_and_exactly_so_many_of_each_class(make_dataset, budget):
+    dataset, threat = make_dataset(60), Threat(per_class=6, budget=budget)
+    assert victim_size(dataset, threat) == 18
+    for index in range(10):
+        trial = draw_trial(dataset, threat, 0, index)
+        data = victim_data(dataset, threat, trial)
+        assert len(trial.base_ids) == threat.poisons(18)
+        assert torch.bincount(data.labels).tolist() == [6, 6, 6]
+        assert torch.isin(trial.base_ids, data.ids).all()
+        assert len(torch.unique(data.ids)) == 18
+        rows = dataset.train.rows_of(data.ids)
+        assert torch.equal(rows, rows.sort().values)
+        assert torch.equal(data.images, dataset.train.images[rows])
+        assert torch.equal(data.labels, dataset.train.labels[rows])
+
+
+def test_the_others_of_a_subset_are_the_first_of_each_class(make_dataset):
+    dataset, threat = make_dataset(60), Threat(per_class=5, budget=0.2)
+    trial = draw_trial(dataset, threat, 0, 0)
+    rows = dataset.train.rows_of(victim_data(dataset, threat, trial).ids).tolist()
+    bases = dataset.train.rows_of(trial.base_ids).tolist()
+    for label in range(3):
+        of_class = [row for row in range(60) if row % 3 == label]
+        others = [row for row in of_class if row not in bases][: 5 - len([row for row in bases if row in of_class])]
+        assert sorted(row for row in rows if row in of_class) == sorted(
+            others + [row for row in bases if row in of_class]
+        )
+
+
+def test_without_a_trial_a_subset_is_the_first_of_each_class(make_dataset):
+    dataset = make_dataset(60)
+    data = victim_data(dataset, Threat(per_class=4), None)
+    assert torch.equal(data.ids, dataset.train.ids[:12])
+
+
+def test_without_per_class_victims_get_the_whole_data_set(make_dataset):
+    dataset, threat = make_dataset(60), Threat(budget=0.1)
+    assert victim_data(dataset, threat, draw_trial(dataset, threat, 0, 0)) is dataset.train
+    assert victim_size(dataset, threat) == 60
+
+
+def test_bases_of_a_subset_are_drawn_from_the_whole_class(make_dataset):
+    dataset = make_dataset(30)
+    drawn = trials(dataset, 100, per_class=3, budget=0.2)
+    assert all(len(trial.base_ids) == 2 for trial in drawn)
+    assert {int(i) for trial in drawn for i in trial.base_ids} == set(dataset.train.ids.tolist())
+
+
+def test_a_subset_larger_than_the_smallest_class_is_refused():
+    check_budget(unbalanced(6, 4), Threat(per_class=4, budget=0.1))
+    with pytest.raises(BadInput, match="threat.per_class 5: the smallest class has only 4 training pictures"):
+        check_budget(unbalanced(6, 4), Threat(per_class=5, budget=0.1))
+
+
+def test_the_budget_of_a_subset_is_a_share_of_the_subset():
+    dataset = unbalanced(60, 40)
+    check_budget(dataset, Threat(per_class=10, budget=0.5))
+    with pytest.raises(BadInput, match="asks for 11 poisons of one class") as caught:
+        check_budget(dataset, Threat(per_class=10, budget=0.55))
+    named = float(re.search(r"at most ([0-9.e-]+)", str(caught.value)).group(1))
+    check_budget(dataset, Threat(per_class=10, budget=named))
+
+
+def test_a_patch_larger_than_the_pictures_is_refused(make_dataset):
+    check_budget(make_dataset(), Threat(patch=8))
+    with pytest.raises(BadInput, match="threat.patch 9: the pictures have 8 pixels; allowed: at most 8"):
+        check_budget(make_dataset(), Threat(patch=9))

@@ -38,8 +38,8 @@ class Classifier(nn.Module):
         self.features_frozen = False
 
     def freeze_features(self) -> Classifier:
-        """From now on only the head is trained: no other parameter has a gradient, and normalisation and body stay in
-        eval mode whatever `train()` is called with, so that BatchNorm keeps its statistics."""
+        """From now on only the head is trained: no other parameter has a gradient, and the body stays in eval mode
+        whatever `train()` is called with, so that BatchNorm keeps its statistics."""
         self.features_frozen = True
         self.body.requires_grad_(False)
         return self.train(self.training)

@@ -1,0 +1,112 @@
+"""What defenses tell an adaptive attacker: their transform of the training pictures."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench.errors import TrialFailed
+from bench.registry import find
+from bench.seeds import torch_stream
+from bench.training import Batch, to_pixels
+from defenses.base import Defense
+from defenses.friends import friendly_noise
+
+
+def make(name, **settings):
+    plugin = find("defense", name)
+    return plugin.make(plugin.make.Settings(**{**plugin.variant, **settings}), name)
+
+
+@pytest.fixture
+def case(make_images, make_small, services):
+    """Pictures, some of their ids in another order, services whose `fit` lends a network, what it was asked, it."""
+    data, asked, model = make_images(20, low=70, high=180), [], make_small().eval()
+
+    def fit(*what):
+        asked.append(what)
+        return model
+
+    return data, data.ids[[7, 2, 11]], dataclasses.replace(services, fit=fit, model="convnet"), asked, model
+
+
+def stream(seed):
+    return torch_stream("cpu", seed)
+
+
+@pytest.mark.parametrize("name", ["noise-u", "noise-b", "noise-g"])
+def test_random_noise_is_fresh_at_every_call_and_of_its_stream(case, name):
+    data, ids, services, asked, _ = case
+    transform = make(name, mu=16).published(data, ids, services, stream(0))
+    pixels = to_pixels(data.images[data.rows_of(ids)])
+    first, again, other = (transform(pixels, stream(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert asked == []
+    if name == "noise-b":
+        torch.testing.assert_close((first - pixels).abs(), torch.full_like(pixels, 16 / 255))
+
+
+def test_random_noise_is_what_the_victim_sees(case, make_run, make_small):
+    data, ids, services, _, _ = case
+    guard, run = make("noise-b", mu=16), make_run(make_small(), data)
+    rows = data.rows_of(ids)
+    batch = Batch(to_pixels(data.images[rows]), data.labels[rows], rows, ids)
+    guard.epoch(run, 0)
+    seen = guard.batch(batch, run, "pixel").pixels
+    transform = guard.published(data, ids, services, stream(0))
+    assert torch.equal(transform(to_pixels(data.images[rows]), run.stream("noise")), seen)
+
+
+@pytest.mark.parametrize("noise", ["friends-b", "friends-u", "friendly"])
+def test_friendly_noise_is_fixed_and_made_for_the_asked_pictures_in_their_order(case, noise):
+    data, ids, services, asked, model = case
+    guard = make(noise, mu=16, zeta=16, steps=3, start=4)
+    transform = guard.published(data, ids, services, stream(5))
+    assert [(what[0] is data, *what[1:3]) for what in asked] == [(True, "convnet", 4)]
+    mine = data.subset(data.rows_of(ids))
+    fixed = friendly_noise(model, mine, guard.settings, stream(5)).float() / 255
+    assert fixed.abs().max() > 0
+    pixels = to_pixels(mine.images)
+    quiet = (pixels + fixed).clamp(0, 1)
+    for seed in (1, 2):
+        torch.testing.assert_close(transform(pixels, stream(seed)), guard._noisy(quiet, stream(seed)))
+    assert (noise == "friendly") == torch.equal(transform(pixels, stream(1)), transform(pixels, stream(2)))
+
+
+def test_friendly_noise_can_come_from_another_architecture_and_needs_an_epoch(case):
+    data, ids, services, asked, _ = case
+    make("friends-b", source_model="lenet", start=0, steps=1).published(data, ids, services, stream(0))
+    assert asked[0][1:3] == ("lenet", 1)
+
+
+def test_friendly_noise_is_clipped_before_the_random_noise(case):
+    data, ids, services, _, _ = case
+    guard = make("friends-b", mu=16, zeta=100, steps=2)
+    transform = guard.published(data, ids, services, stream(0))
+    white = torch.ones(3, 3, 8, 8)
+    found = transform(white, stream(1))
+    assert found.max().item() == pytest.approx(1 + 16 / 255, abs=1e-6)
+    assert found.max() > 1
+
+
+def test_the_transform_is_differentiable(case):
+    data, ids, services, _, _ = case
+    transform = make("friends-b", steps=1).published(data, ids, services, stream(0))
+    leaf = torch.full((3, 3, 8, 8), 0.5, requires_grad=True)
+    slope = torch.autograd.grad(transform(leaf, stream(1)).sum(), leaf)[0]
+    assert torch.equal(slope, torch.ones_like(leaf))
+
+
+def test_the_lent_network_and_the_data_are_left_as_they_were(case, snapshot, assert_untouched):
+    data, ids, services, _, model = case
+    before, images = snapshot(model), data.images.clone()
+    make("friends-b", steps=1).published(data, ids, services, stream(0))
+    assert_untouched(model, before)
+    assert torch.equal(data.images, images)
+
+
+def test_a_defense_without_a_transform_says_so_in_one_line(case):
+    data, ids, services, _, _ = case
+    with pytest.raises(TrialFailed, match="defense 'mine' has no transform of the training pictures to adapt to"):
+        Defense(Defense.Settings(), "mine").published(data, ids, services, stream(0))
