@@ -61,8 +61,8 @@ class Recorder:
 
         return noise
 
-    def poisons_of(self, attack):
-        self.asked.append(attack)
+    def poisons_of(self, attack, **settings):
+        self.asked.append((attack, settings))
         rows = torch.nonzero(self.scene.train.labels == 1).flatten()[-3:]
         bases = self.scene.train.subset(rows)
         return Poisons.from_perturbation(bases, torch.full(bases.images.shape, 5 / 255), 16)
@@ -475,7 +475,9 @@ def test_friendly_noise_is_made_for_the_poisons_of_plain_sleeper(world):
     scene, recorder = world()
     make("sleeper-adaptive-friends", steps=2).craft(scene)
     (call,) = recorder.transforms
-    assert recorder.asked == ["sleeper"]
+    ((asked, settings),) = recorder.asked
+    assert asked == "sleeper"
+    assert settings == make(steps=2).settings.model_dump()  # crafted as it is crafted itself
     assert (call["defense"], call["settings"]) == ("friends-b", {"mu": 16})
     poisoned = recorder.poisons_of("sleeper").applied_to(scene.train)
     assert torch.equal(call["data"].images, poisoned.images)
