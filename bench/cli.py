@@ -193,6 +193,8 @@ def _export(options: argparse.Namespace) -> int:
     if options.format not in formats.FORMATS:
         raise BadInput(f"--format {options.format}: not known{nearest(options.format, formats.FORMATS)}")
     plan, effort = _plan_and_effort(options)
+    if not plan.cells[-1].attack.plugin.make.poisons_data:
+        raise BadInput(f"attack '{options.attack}' poisons nothing, so there is nothing to export")
     with new_folder(options.folder) as folder:
         _make_writable(options.out)
         notes: dict[str, None] = {}
@@ -262,13 +264,15 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{kind}:")
         if kind == "protocols":
             for name in protocol.protocol_names():
-                print(f"  {name:20} {protocol.read_preset(name)[0].get('description', '')}")
+                print(f"  {name:24} {protocol.read_preset(name)[0].get('description', '')}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
             needs = getattr(plugin.make, "needs", ())
             knows = f" [needs {', '.join(needs)}]" if needs else ""
-            print(f"  {name:20} {' '.join(plugin.card.split()).partition('. ')[0].rstrip('.')}{knows}")
+            variant = ", ".join(f"{key} = {value}" for key, value in plugin.variant.items())
+            card = " ".join(plugin.card.split()).partition(". ")[0].rstrip(".")
+            print(f"  {name:24} {card}{f' ({variant})' if variant else ''}{knows}")
     return 0
 
 

@@ -57,6 +57,10 @@ def plan(
     """
     protocol = study.protocol
     chosen_attack = attack if isinstance(attack, Chosen) else choose("attack", [attack], protocol, rest)[0]
+    if isinstance(attack, str) and not chosen_attack.plugin.make.crafts:
+        raise BadInput(
+            f"attack '{attack}' brings poisons that were made elsewhere; repair: --poisons DIR, see `import`"
+        )
     _check_snapshots(chosen_attack, protocol)
     chosen_defenses = choose("defense", defenses, protocol, rest)
     cells = [Cell(chosen_attack, defense) for defense in chosen_defenses]

@@ -101,6 +101,7 @@ def test_listed_trials_are_run_as_listed(out, tmp_path, capsys):
     ("arguments", "says"),
     [
         (["--setup", "3"], "give --setups"),
+        (["--attack", "imported"], "--poisons DIR"),
         (["--setups", "missing.pickle"], "is not there"),
         (["--setups", "SETUPS", "--setup", "0..7"], "has the trials 0 to 0"),
         (["--setups", "SETUPS", "--setup", "x"], "write one number"),
@@ -146,4 +147,6 @@ def test_export_refuses_a_folder_that_is_there_and_an_unknown_format(out, tmp_pa
     assert "is there already" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "new"), "--format", "benchmrk", *common]) == 2
     assert "benchmark" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "new"), *STUDY, "--attack", "none"]) == 2
+    assert "nothing to export" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
