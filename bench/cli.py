@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 import os
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("source", type=Path, metavar="SOURCE", help="a trial's folder or file, or folders 0, 1, ...")
     importing.add_argument("folder", type=Path, metavar="DIR", help="new folder")
     importing.add_argument("--format", default="auto", metavar="NAME", help=f"auto, or one of {', '.join(FORMATS)}")
+    importing.add_argument(
+        "--trigger", action="store_true", help="for formats that hold none: judge with the threat model's trigger"
+    )
     _what_is_compared(importing)
     importing.set_defaults(call=_import)
 
@@ -228,6 +232,10 @@ def _import(options: argparse.Namespace) -> int:
             lacks_target = not formats.FORMATS[one.format].holds_target
             trial = study.trial(index) if lacks_target or study.listed is not None else None
             poisons, own, report = interpret(one, study.dataset, index, study.protocol.threat.eps, trial)
+            if options.trigger:
+                if poisons.shown is not None:
+                    raise BadInput(f"--trigger: trial {index} of '{options.source}' brings its own pictures")
+                poisons = dataclasses.replace(poisons, shown=study.triggered(own))
             formats.write(folder / str(index), "native", poisons, own, study.dataset)
             print(f"trial {index}: {report.line()}" + ("; target drawn as the protocol does" if lacks_target else ""))
     print(f"{len(found)} trials: {options.folder}; run them with: python -m bench run --poisons {options.folder}")

@@ -29,7 +29,7 @@ from bench.evaluation import evaluate
 from bench.grid import poison_grid
 from bench.models.base import Classifier
 from bench.networks import Networks, Report
-from bench.poisons import Poisons, Shown
+from bench.poisons import Poisons
 from bench.protocol import Chosen, choose
 from bench.records import SCHEMA, Records
 from bench.seeds import derive, torch_stream
@@ -100,7 +100,7 @@ class Bench:
             poisons = attack.plugin.make(attack.settings).craft(self._scene(attack, index, used))
             seconds = time.perf_counter() - started
             if attack.shows_trigger:
-                poisons = replace(poisons, shown=self._shown(index))
+                poisons = replace(poisons, shown=study.triggered(trial))
             meta = {
                 "identity": identity,
                 "provenance": poisons.provenance,
@@ -122,14 +122,6 @@ class Bench:
         if len(poisons.ids) and not picture.exists():
             atomic.write_bytes(picture, poison_grid(data.images[data.rows_of(poisons.ids)], poisons.images))
         return poisons, artefact
-
-    def _shown(self, index: int) -> Shown:
-        """All test pictures of the true class with the trigger; places depend on study and trial, not on the attack."""
-        study, trial = self.study, self.study.trial(index)
-        test = study.dataset.test.subset(study.dataset.test.labels == trial.true_class)
-        trigger = study.protocol.threat.trigger(study.size)
-        places = trigger.places(len(test), study.size, study.seed, "trigger", index)
-        return Shown(trigger.paste(test.images, places), test.ids, trigger.patch, places)
 
     def _scene(self, attack: Chosen, index: int, used: Used) -> Scene:
         study, trial = self.study, self.study.trial(index)

@@ -79,6 +79,13 @@ class Study:
         """What victims of a listed trial are judged on instead of the target pictures, where the list says so."""
         return self.listed.shown(index, self.dataset) if self.listed is not None else None
 
+    def triggered(self, trial: Trial) -> Shown:
+        """All test pictures of the true class with the trigger; places depend on study and trial, not on the attack."""
+        index, trigger = trial.index, self.protocol.threat.trigger(self.size)
+        test = self.dataset.test.subset(self.dataset.test.labels == trial.true_class)
+        places = trigger.places(len(test), self.size, self.seed, "trigger", index)
+        return Shown(trigger.paste(test.images, places), test.ids, trigger.patch, places)
+
     def victim_data(self, index: int) -> Images:
         """The clean training set of a trial's victim."""
         return victim_data(self.dataset, self.protocol.threat, self.trial(index))

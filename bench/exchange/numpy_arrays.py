@@ -23,7 +23,10 @@ def write(folder: Path, poisons: Poisons, trial: Trial, dataset: Dataset) -> lis
     train = poisons.applied_to(dataset.train)
     np.save(folder / DATA, channels_last(train.images).astype(np.float64))
     np.save(folder / LABELS, train.labels.cpu().numpy().astype(np.float64))
-    return ["this format holds no target: keep the list of trials beside it"]
+    notes = ["this format holds no target: keep the list of trials beside it"]
+    if poisons.shown is not None:
+        notes.append("this format holds no trigger: `import --trigger` puts it on again, as the protocol has it")
+    return notes
 
 
 def read(path: Path, dataset: Dataset) -> Found:

@@ -24,7 +24,10 @@ def write(folder: Path, poisons: Poisons, trial: Trial, dataset: Dataset) -> lis
     base = dataset.train.images[dataset.train.rows_of(poisons.ids)]
     delta = (poisons.images.float() - base.float()) / (255 * _deviations(dataset))
     torch.save([delta.float(), poisons.ids], folder / FILE)
-    return ["this format holds no target: keep the list of trials beside it"]
+    notes = ["this format holds no target: keep the list of trials beside it"]
+    if poisons.shown is not None:
+        notes.append("this format holds no trigger: `import --trigger` puts it on again, as the protocol has it")
+    return notes
 
 
 def read(path: Path, dataset: Dataset) -> Found:
