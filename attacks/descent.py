@@ -64,7 +64,8 @@ def craft(
             if not math.isfinite(loss) or not torch.isfinite(slope).all():
                 raise FloatingPointError(f"the crafting loss or its gradient is not finite at step {step}")
             losses[-1].append(loss)
-            pixels = torch.maximum(torch.minimum(pixels - unit * step_of(slope, unit), high), low)
+            rate, direction = step_of(slope, unit)
+            pixels = torch.maximum(torch.minimum(pixels - rate * unit * direction, high), low)
             scene.report(restart * settings.steps + step + 1, settings.restarts * settings.steps, {"loss": loss})
         scores.append(score(torch.floor(pixels * 255 + 0.5) / 255))
         if not math.isfinite(scores[-1]):
@@ -75,7 +76,8 @@ def craft(
 
 
 class _Rule:
-    """The state of one restart's optimiser; called with d loss / d pixels it gives the step in normalised units."""
+    """The state of one restart's optimiser; called with d loss / d pixels it gives a step in normalised units, as its
+    length and its direction [n, 3, h, w]."""
 
     def __init__(self, settings: DescentSettings, like: Tensor) -> None:
         self.settings = settings
@@ -84,15 +86,15 @@ class _Rule:
         self.done = 0
         self.drops = [int(settings.steps // divisor) for divisor in (2.667, 1.6, 1.142)] if settings.decay else []
 
-    def __call__(self, slope: Tensor, unit: Tensor) -> Tensor:
+    def __call__(self, slope: Tensor, unit: Tensor) -> tuple[float, Tensor]:
         rate = self.settings.lr * 0.1 ** sum(self.done >= drop for drop in self.drops)
         self.done += 1
         if self.second is None:
             self.first.mul_(0.9).add_(slope.sign(), alpha=0.1)
-            return rate / (1 - 0.9**self.done) * self.first
+            return rate / (1 - 0.9**self.done), self.first
         slope = slope * unit
         self.first.mul_(0.9).add_(slope, alpha=0.1)
         self.second.mul_(0.999).addcmul_(slope, slope, value=0.001)
         mean, size = self.first / (1 - 0.9**self.done), (self.second / (1 - 0.999**self.done)).sqrt()
         step = mean / (size + 1e-8)
-        return rate * (step.sign() if self.settings.rule == "signed-adam" else step)
+        return rate, step.sign() if self.settings.rule == "signed-adam" else step

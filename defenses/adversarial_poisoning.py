@@ -1,0 +1,70 @@
+"""Adversarial poisoning: the victim poisons a part of each of its own batches and learns to resist."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attacks.matching import Matcher
+from bench.registry import register
+from bench.settings import Settings
+from bench.training import Batch, Run
+from defenses.base import Defense
+
+
+class AdversarialPoisoningSettings(Settings):
+    share: float = Field(0.75, gt=0, lt=1, description="share of every batch that is poisoned")
+    eps: float = Field(16.0, gt=0, le=255, description="largest change of a pixel, levels of 255")
+    steps: int = Field(5, ge=1, le=1000, description="steps of the poisoning of a batch")
+    step: float = Field(0.1, gt=0, le=100, description="step in standard deviations of a channel")
+
+
+@register("defense", "ap-0.25", share=0.25)
+@register("defense", "ap-0.5", share=0.5)
+@register("defense", "ap-0.75", share=0.75)
+class AdversarialPoisoning(Defense):
+    """Adversarial poisoning (Geiping et al. 2021, "What Doesn't Kill You Makes You Robust(er)"), gradient-matching
+    form.
+
+    The first part of every augmented batch is changed within eps, by 5 steps of signed Adam, so that its training
+    gradient points where that of the other part would if it all belonged to the first part's commonest class; then
+    the batch is learned with true labels. The network of the moment crafts in eval mode.
+    Threat model: gradient matching. Needs: the attack family and its eps. Cost: per step of crafting about three passes
+    over the changed part for its gradient and six for its derivative; the other part's gradient is taken once a batch.
+    """
+
+    Settings = AdversarialPoisoningSettings
+    settings: AdversarialPoisoningSettings
+    needs = ("attack_family",)
+
+    def epoch(self, run: Run, epoch: int) -> None:
+        run.side["poisoning"] = run.stream("start")
+
+    def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
+        if stage != "view":
+            return batch
+        if batch.labels.ndim == 2:
+            raise ValueError("adversarial poisoning needs hard labels; repair: leave out the defense that mixes them")
+        count = round(self.settings.share * len(batch.pixels))
+        if 0 < count < len(batch.pixels):
+            changed = self.poisoned(run, batch.pixels[:count], batch.labels[:count], batch.pixels[count:])
+            batch.pixels = torch.cat([changed, batch.pixels[count:]])
+        return batch
+
+    def poisoned(self, run: Run, pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        """`pixels` within eps and [0, 1], matched to the gradient of `targets` with the commonest of `labels`."""
+        eps, model = self.settings.eps / 255, run.model
+        wanted = torch.bincount(labels).argmax().expand(len(targets))
+        training = model.training
+        matcher = Matcher([model.eval()], targets, wanted, labels, chunk=len(pixels) + len(targets))
+        low, high = (pixels - eps).clamp(min=0), (pixels + eps).clamp(max=1)
+        noise = torch.empty_like(pixels).normal_(0, eps, generator=run.side["poisoning"])
+        moved, momentum = torch.maximum(torch.minimum(pixels + noise, high), low), torch.zeros_like(pixels)
+        for step in range(1, self.settings.steps + 1):
+            down = matcher.slope(moved)[1].sign()
+            momentum = 0.9 * momentum + 0.1 * down
+            rate = self.settings.step * model.normalise.std / (1 - 0.9**step)
+            moved = torch.maximum(torch.minimum(moved - rate * momentum, high), low)
+        model.train(training)
+        return moved

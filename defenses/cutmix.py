@@ -1,0 +1,41 @@
+"""CutMix: boxes of other pictures, labels by area."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Generator
+
+from bench.registry import register
+from bench.settings import Settings
+from bench.training import Batch, Run
+from defenses.mixing import OnView, box, permutations, soft_labels
+
+
+class CutmixSettings(Settings):
+    share: float = Field(0.5, gt=0, le=1, description="share of the batches that are mixed")
+
+
+@register("defense", "cutmix")
+class Cutmix(OnView):
+    """CutMix (Yun et al., ICCV 2019): a box of every picture is replaced by that of another, labels by area.
+
+    One box and one pairing a batch, the box's area uniform (Beta(1, 1)), half of the batches. Threat model: any.
+    Needs: nothing beyond the training set. Cost: none.
+    """
+
+    Settings = CutmixSettings
+    settings: CutmixSettings
+
+    def mixed(self, batch: Batch, run: Run, stream: Generator) -> Batch:
+        take, area = torch.rand(2, generator=stream, device=stream.device).tolist()
+        if take >= self.settings.share:
+            return batch
+        height, width = batch.pixels.shape[2:]
+        inside = box(round(height * area**0.5), round(width * area**0.5), height, width, stream, 1)
+        pair = permutations(2, len(batch.pixels), stream)[1]
+        kept = 1 - inside.float().mean()  # the box may be cut at the border
+        soft = soft_labels(batch.labels, run.model.head.out_features)
+        batch.labels = kept * soft + (1 - kept) * soft[pair]
+        batch.pixels = torch.where(inside, batch.pixels[pair], batch.pixels)
+        return batch

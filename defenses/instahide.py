@@ -1,0 +1,38 @@
+"""InstaHide: mixup of many pictures, and Laplace noise."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Generator
+
+from bench.registry import register
+from bench.settings import Settings
+from bench.training import Batch, Run
+from defenses.mixing import OnView
+from defenses.mixup import Mixup, MixupSettings
+
+
+class InstaHideSettings(Settings):
+    ways: int = Field(4, ge=2, le=16, description="pictures that are mixed")
+    scale: float = Field(0.03, gt=0, le=1, description="scale of the Laplace noise, pixels in [0, 1]")
+
+
+@register("defense", "instahide")
+class InstaHide(OnView):
+    """DP-InstaHide (Borgnia et al. 2021): mixup of k pictures and Laplace noise, clipped to the picture's range.
+
+    Threat model: any. Needs: nothing beyond the training set. Cost: none. The paper's privacy claim ties the noise to
+    1/k; nothing is claimed here.
+    """
+
+    Settings = InstaHideSettings
+    settings: InstaHideSettings
+
+    def mixed(self, batch: Batch, run: Run, stream: Generator) -> Batch:
+        batch = Mixup(MixupSettings(ways=self.settings.ways), self.name).mixed(batch, run, stream)
+        uniform = torch.rand(batch.pixels.shape, generator=stream, device=stream.device) - 0.5
+        # The inverse of Laplace's distribution function; 1 - 2|u| is never 0, since u is never -1/2 exactly twice.
+        noise = -self.settings.scale * uniform.sign() * torch.log1p(-2 * uniform.abs().clamp(max=0.5 - 1e-7))
+        batch.pixels = (batch.pixels + noise).clamp(0, 1)
+        return batch

@@ -1,0 +1,49 @@
+"""MaxUp: of several augmented copies only the worst is learned."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from bench.registry import register
+from bench.settings import Settings
+from bench.training import Batch, Run
+from defenses.base import Defense
+from defenses.mixing import cut_out
+
+
+class MaxupSettings(Settings):
+    trials: int = Field(4, ge=2, le=64, description="augmented copies of every picture")
+    start: int = Field(5, ge=0, le=10000, description="epoch from which on it works")
+    cutout: float = Field(0.5, ge=0, le=1, description="side of a box cut out of every copy, as a share (0: none)")
+
+
+@register("defense", "maxup")
+class Maxup(Defense):
+    """MaxUp (Gong et al., CVPR 2021): of several augmented copies of a picture only the worst is learned.
+
+    Every copy has its own shift, flip and cut-out box; the loss of a picture is the largest of its copies'. Threat
+    model: any. Needs: nothing beyond the training set. Cost: as many forward and backward passes as copies.
+    """
+
+    Settings = MaxupSettings
+    settings: MaxupSettings
+
+    def epoch(self, run: Run, epoch: int) -> None:
+        run.side["maxup"] = run.stream("maxup")
+
+    def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
+        if run.current_epoch < self.settings.start:
+            return batch
+        if stage == "pixel":  # before augmentation, so that every copy gets its own
+            copies = self.settings.trials
+            parts = (batch.pixels, batch.labels, batch.rows, batch.ids)
+            return Batch(*(part.repeat(copies, *[1] * (part.ndim - 1)) for part in parts))
+        if self.settings.cutout:
+            batch.pixels = cut_out(batch.pixels, run.augmentation.fill, self.settings.cutout, run.side["maxup"])
+        return batch
+
+    def loss(self, losses: Tensor, batch: Batch, run: Run) -> Tensor:
+        if run.current_epoch < self.settings.start:
+            return losses.mean()
+        return losses.view(self.settings.trials, -1).max(0).values.mean()

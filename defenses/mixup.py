@@ -1,0 +1,34 @@
+"""mixup: train on convex combinations of pictures and labels."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Generator
+
+from bench.registry import register
+from bench.settings import Settings
+from bench.training import Batch, Run
+from defenses.mixing import OnView, blend, permutations, simplex_weights, soft_labels
+
+
+class MixupSettings(Settings):
+    ways: int = Field(2, ge=2, le=16, description="pictures that are mixed")
+
+
+@register("defense", "mixup")
+class Mixup(OnView):
+    """mixup (Zhang et al., ICLR 2018), n-way as in Borgnia et al. (ICASSP 2021): the "strong augmentation" of FRIENDS.
+
+    Trains on convex combinations of pictures and of their labels; weights uniform on the simplex, one draw a batch.
+    Threat model: any. Needs: nothing beyond the training set. Cost: none.
+    """
+
+    Settings = MixupSettings
+    settings: MixupSettings
+
+    def mixed(self, batch: Batch, run: Run, stream: Generator) -> Batch:
+        weights = simplex_weights(self.settings.ways, stream)
+        orders = permutations(self.settings.ways, len(batch.pixels), stream)
+        soft = soft_labels(batch.labels, run.model.head.out_features)
+        batch.pixels, batch.labels = blend(batch.pixels, weights, orders), blend(soft, weights, orders)
+        return batch
