@@ -276,9 +276,12 @@ def _defense_rules(plugin: Plugin) -> Rules:
 
     def defend(seed: int = 1, guard: Any = None, data: Images | None = None) -> Predictor:
         guard = guard or plugin.make(_settings(plugin), plugin.name)
-        services = Services(
-            RECIPE, CLASSES, fit, lambda what, done, of: _must(0 < done <= of, f"reports {done} of {of}")
-        )
+        known = THREAT.budget if "poison_rate" in plugin.make.needs else None
+
+        def report(what: str, done: int, of: int) -> None:
+            _must(0 < done <= of, f"reports {done} of {of}")
+
+        services = Services(RECIPE, CLASSES, fit, report, "lenet", seed, known)
         trained = [
             train(_network(dataset, 7), job.data, RECIPE, seed=seed, hooks=guard, job=number, services=services)
             for number, job in enumerate(guard.jobs(data or copy.deepcopy(dataset.train), services))

@@ -129,6 +129,33 @@ def evaluate(
     return Outcome(success, clean_accuracy, hit.tolist(), margin, rates)
 
 
+@dataclass(frozen=True)
+class FilterQuality:
+    """What a defense left out of every training, held against the true poisons.
+
+    dropped: samples left out; poisons_dropped: poisons among them; precision: their share of the dropped; recall: their
+    share of all poisons. A rate is None where it has no denominator.
+    """
+
+    dropped: int
+    poisons_dropped: int
+    precision: float | None
+    recall: float | None
+
+
+def filter_quality(all_ids: Tensor, used_ids: Tensor, poison_ids: Tensor) -> FilterQuality:
+    """all_ids: of the training set; used_ids: of the samples that some training saw; poison_ids: of the true
+    poisons."""
+    dropped = all_ids[~torch.isin(all_ids, used_ids)]
+    caught = int(torch.isin(dropped, poison_ids).sum())
+    return FilterQuality(
+        dropped=len(dropped),
+        poisons_dropped=caught,
+        precision=caught / len(dropped) if len(dropped) else None,
+        recall=caught / len(poison_ids) if len(poison_ids) else None,
+    )
+
+
 def interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Clopper-Pearson interval of a rate of `successes` in n trials; (0, 1) for n = 0.
 

@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from attacks.workshop import Transform, Workshop
 from bench import atomic, fingerprint
 from bench.datasets.base import Images
 from bench.errors import TrialFailed
-from bench.evaluation import evaluate
+from bench.evaluation import evaluate, filter_quality
 from bench.grid import poison_grid
 from bench.models.base import Classifier
 from bench.networks import Networks, Report
@@ -214,8 +214,8 @@ class Bench:
         clean = study.victim_data(index)
         data = poisons.applied_to(clean).to(study.device)
         guard = defense.plugin.make(defense.settings, defense.label)
-        services = self._services(f"{attack.label} x {defense.label} trial {index}", index)
-        trained = self._train_behind(guard, services, data, attack, defense, index)
+        services = self._services(f"{attack.label} x {defense.label} trial {index}", index, guard)
+        trained, used = self._train_behind(guard, services, data, attack, defense, index)
         predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
         shown = poisons.shown or study.shown(index)
@@ -231,6 +231,7 @@ class Bench:
             "success": outcome.success,
             "clean_accuracy": outcome.clean_accuracy,
             "outcome": outcome.as_dict(),
+            "filter": asdict(filter_quality(clean.ids, used, poisons.ids)),
             **self._chance(attack, index),
             "poisons": {
                 "key": key_of(meta["identity"]),
@@ -263,11 +264,13 @@ class Bench:
 
     def _train_behind(
         self, guard: Any, services: Services, data: Images, attack: Chosen, defense: Chosen, index: int
-    ) -> list[Trained]:
+    ) -> tuple[list[Trained], Tensor]:
+        """The trainings that the defense asks for, and the ids of all samples that it hands to them."""
         study, seed = self.study, self.study.victim_seed(index)
         what, networks = f"{attack.label} x {defense.label} trial {index}", self.networks
-        trained = []
+        trained, used = [], []
         for job, wish in enumerate(guard.jobs(data, services)):
+            used.append(wish.data.ids.cpu())
             if len(wish.data) == 0:
                 raise TrialFailed(f"defense '{defense.label}' left no training sample")
             trained.append(
@@ -284,10 +287,12 @@ class Bench:
             )
         if not trained:
             raise TrialFailed(f"defense '{defense.label}' asked for no training")
-        return trained
+        return trained, torch.cat(used).unique()
 
-    def _services(self, what: str, index: int) -> Services:
+    def _services(self, what: str, index: int, guard: Defense) -> Services:
+        """What a defense may ask for: of the knowledge beyond the training set only what it declares."""
         study = self.study
+        rate = len(study.trial(index).base_ids) / len(study.victim_data(index))
         recipe = study.protocol.train
         return Services(
             recipe=recipe,
@@ -295,6 +300,8 @@ class Bench:
             fit=self.networks.fitter(study.victim_seed(index), recipe, f"{what}: "),
             report=lambda part, done, of: self.report(f"{what}: {part}", done, of),
             model=study.protocol.model,
+            seed=derive(study.victim_seed(index), "defense", guard.name),
+            poison_rate=rate if "poison_rate" in guard.needs else None,
         )
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:

@@ -34,7 +34,10 @@ class Services:
     recipe: how the victim will be trained; classes: number of classes;
     fit: train another network on a training set, `fit(data, model name, epochs, *who)`: eval mode, deterministic in
     the defense's seed and `who`, kept in the store;
-    report: show progress, called as (what, done, of); model: the name of the architecture that is trained.
+    report: show progress, called as (what, done, of); model: the name of the architecture that is trained;
+    seed: the defense's own in this trial;
+    poison_rate: share of the training set that the attacker may poison, for defenses that declare `poison_rate` in
+    `needs`, else None.
     """
 
     recipe: Recipe
@@ -42,6 +45,8 @@ class Services:
     fit: Callable[..., Classifier]
     report: Callable[[str, int, int], None]
     model: str = ""
+    seed: int = 0
+    poison_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""EPIC: samples that stand alone in gradient space are dropped during training, for good."""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from bench.datasets.base import Images
+from bench.errors import TrialFailed
+from bench.models.base import Classifier, frozen
+from bench.registry import register
+from bench.settings import Settings
+from bench.training import Run, precision, to_pixels
+from defenses.base import Defense
+
+
+class EpicSettings(Settings):
+    """Defaults: FRIENDS section 4.1 for Gradient Matching (T = 1, K = 5)."""
+
+    fraction: float = Field(0.1, gt=0, lt=1, description="medoids, as a share of the training set")
+    every: int = Field(1, ge=1, le=10000, description="epochs between selections (T)")
+    start: int = Field(5, ge=0, le=10000, description="first epoch that may drop (K)")
+    stop: int = Field(
+        0, ge=0, le=10000, description="epoch from which on nothing is dropped (0: after the last drop of the rate)"
+    )
+
+
+@register("defense", "epic-0.1", fraction=0.1)
+@register("defense", "epic-0.2", fraction=0.2)
+@register("defense", "epic-0.3", fraction=0.3)
+class Epic(Defense):
+    """EPIC (Yang et al., ICML 2022): effective poisons are isolated in gradient space.
+
+    Every T epochs from epoch K on, each sample is described by the gradient of its loss in the logits, softmax(z) -
+    onehot(y); in every class medoids are chosen by greedy facility location, each sample joins its most similar
+    medoid, and samples that are alone with themselves are dropped. Drops are permanent. More medoids mean more
+    samples alone, so that a larger fraction drops more. Threat model: targeted clean-label poisons. Needs: nothing
+    beyond the training set. Cost: one forward pass over the training set and the selection, each time.
+    """
+
+    Settings = EpicSettings
+    settings: EpicSettings
+
+    def epoch(self, run: Run, epoch: int) -> None:
+        settings, recipe = self.settings, run.recipe
+        last_drop = recipe.drops[-1] + 1 if recipe.schedule == "step" and recipe.drops else recipe.epochs
+        if settings.start <= epoch < (settings.stop or last_drop) and epoch % settings.every == 0:
+            alone = self.isolated(run)
+            run.active = run.active & ~alone
+            left = torch.bincount(run.data.labels[run.active], minlength=run.model.head.out_features)
+            present = torch.bincount(run.data.labels, minlength=run.model.head.out_features)
+            for label in torch.nonzero((left == 0) & (present > 0)).flatten().tolist():
+                raise TrialFailed(f"epoch {epoch}: defense '{self.name}' left no training sample of class {label}")
+
+    def isolated(self, run: Run) -> Tensor:
+        """Which samples are the only member of their medoid's cluster, bool [n]."""
+        gradients = logit_gradients(run.model, run.data)
+        labels, alone = run.data.labels, torch.zeros(len(run.data), dtype=torch.bool, device=run.device)
+        counts = medoids_per_class(labels, self.settings.fraction, run.model.head.out_features, run.stream("surplus"))
+        for label, count in enumerate(counts):
+            rows = torch.nonzero(labels == label).flatten()
+            if count:
+                chosen = similarity(gradients[rows]).cpu().numpy()
+                medoids = facility_location(chosen, count)
+                alone[rows] = torch.from_numpy(cluster_sizes(chosen, medoids) == 1).to(run.device)
+        return alone
+
+
+def logit_gradients(model: Classifier, data: Images, chunk: int = 1024) -> Tensor:
+    """softmax(z) - onehot(y), [n, classes], in eval mode on un-augmented pictures."""
+    with frozen(model), torch.no_grad(), precision(data.images.device):
+        logits = torch.cat([model(to_pixels(part)).float() for part in data.images.split(chunk)])
+    return logits.softmax(1) - F.one_hot(data.labels, logits.shape[1])
+
+
+def medoids_per_class(labels: Tensor, fraction: float, classes: int, stream: torch.Generator) -> list[int]:
+    """How many medoids each class gets: its share of fraction x n, rounded up; what that is too many is taken back from
+    classes at random."""
+    total = int(fraction * len(labels) + 1e-9)
+    sizes = torch.bincount(labels, minlength=classes).tolist()
+    counts = [math.ceil(size / len(labels) * total - 1e-9) for size in sizes]
+    order = torch.randperm(classes, generator=stream, device=stream.device).tolist()
+    while sum(counts) > total:
+        for label in order:
+            if sum(counts) > total and counts[label] > 0:
+                counts[label] -= 1
+    return counts
+
+
+def similarity(gradients: Tensor) -> Tensor:
+    """exp(-|g_i - g_j| / C) for gradients [n, C], float32 [n, n]."""
+    return torch.exp(-torch.cdist(gradients, gradients) / gradients.shape[1])
+
+
+def facility_location(similar: np.ndarray, count: int) -> np.ndarray:
+    """Greedy choice of `count` columns j that maximise sum_i max_j similar[i, j]; ties to the lower index.
+
+    Lazy (Minoux 1978): gains only shrink, so that an old gain which still leads after being taken anew is the best.
+    """
+    covered = np.zeros(len(similar), dtype=np.float64)
+    bounds = [(-gain, j) for j, gain in enumerate(similar.sum(0, dtype=np.float64).tolist())]
+    heapq.heapify(bounds)
+    chosen: list[int] = []
+    while len(chosen) < count and bounds:
+        _, j = heapq.heappop(bounds)
+        gain = float(np.maximum(similar[:, j] - covered, 0).sum(dtype=np.float64))
+        if bounds and (-gain, j) > bounds[0]:
+            heapq.heappush(bounds, (-gain, j))
+            continue
+        chosen.append(j)
+        np.maximum(covered, similar[:, j], out=covered)
+    return np.array(chosen, dtype=np.int64)
+
+
+def cluster_sizes(similar: np.ndarray, medoids: np.ndarray) -> np.ndarray:
+    """For every sample the size of the cluster that it is in, [n]; each joins its most similar medoid."""
+    member = similar[:, medoids].argmax(1)
+    return np.bincount(member, minlength=len(medoids))[member]

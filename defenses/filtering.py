@@ -1,0 +1,55 @@
+"""What the filters share: a warm-up network on the poisoned set, its features, and a training on what is kept.
+
+The warm-up network is the same for all filters of a trial and is kept in the store, so that only the first one pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from bench.datasets.base import Images
+from bench.errors import TrialFailed
+from bench.models.base import Classifier, frozen
+from bench.training import precision, to_pixels
+from defenses.base import Defense, Job, Services
+
+
+class Filter(Defense):
+    """Trains a network on all samples, drops those that look poisoned, and has the victim trained on the rest."""
+
+    def kept(self, features: Tensor, labels: Tensor, services: Services) -> Tensor:
+        """Which samples stay, bool [n]. features: float [n, d]; labels: int64 [n]; samples in the order of their
+        ids."""
+        raise NotImplementedError
+
+    def jobs(self, data: Images, services: Services) -> Iterable[Job]:
+        # By id, so that no order of the training set can change what is kept.
+        ordered = data.subset(torch.argsort(data.ids))
+        model = services.fit(ordered, services.model, services.recipe.epochs, "warm-up")
+        keep = self.kept(features_of(model, ordered.images), ordered.labels, services)
+        left = torch.bincount(ordered.labels[keep], minlength=services.classes)
+        for label in torch.nonzero(left == 0).flatten().tolist():
+            raise TrialFailed(f"defense '{self.name}' left no training sample of class {label}")
+        chosen = ordered.ids[keep]
+        yield Job(data.subset(torch.isin(data.ids, chosen)))
+
+
+def features_of(model: Classifier, images: Tensor, chunk: int = 1024) -> Tensor:
+    """Penultimate features, float32 [n, d], of uint8 pictures: eval mode, un-augmented. TrialFailed if not finite."""
+    with frozen(model), torch.no_grad(), precision(images.device):
+        found = torch.cat([model.features(to_pixels(part)).float() for part in images.split(chunk)])
+    if not torch.isfinite(found).all():
+        raise TrialFailed("the warm-up network's features are not finite")
+    return found
+
+
+def declared_rate(services: Services, setting: float) -> float:
+    """The poison rate that is set, or else what the threat model declares."""
+    if setting:
+        return setting
+    if services.poison_rate is None:
+        raise TrialFailed("the poison rate is neither set nor declared; repair: --set defense.rate=...")
+    return services.poison_rate

@@ -1,0 +1,72 @@
+"""Spectral signatures: samples that stick out along the first principal direction of their class are dropped."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.registry import register
+from bench.settings import Settings
+from defenses.base import Services
+from defenses.filtering import Filter, declared_rate
+
+
+class SpectralSettings(Settings):
+    rule: Literal["count", "percentile"] = Field(
+        "count", description="count: factor x rate x training set from every class; percentile: a share of every class"
+    )
+    factor: float = Field(1.5, gt=0, le=10, description="count: how many times the expected poisons are dropped")
+    rate: float = Field(
+        0.0, ge=0, lt=1, description="poison rate of the training set (0: as the threat model declares)"
+    )
+    percentile: float = Field(85.0, gt=0, lt=100, description="percentile: scores above it are dropped")
+    centred: bool = Field(True, description="score centred features (the first release scored raw ones)")
+
+
+@register("defense", "spectral")
+@register("defense", "spectral-percentile", rule="percentile")
+class Spectral(Filter):
+    """Spectral signatures (Tran et al., NeurIPS 2018), with the rules of two releases.
+
+    A network is trained on all samples; in every class the features are centred and scored by their squared
+    projection on the first right singular vector. `spectral` drops 1.5 x poison rate x training set of them from
+    every class, at most all but one (data-poisoning and Sleeper Agent: 15 % of all data at 1 %);
+    `spectral-percentile` those above the 85th percentile. Threat model: poisons of one class that share a direction.
+    Needs: the poison rate (`spectral`). Cost: one more training (shared by all filters), then milliseconds.
+    """
+
+    Settings = SpectralSettings
+    settings: SpectralSettings
+    needs = ("poison_rate",)
+
+    def kept(self, features: Tensor, labels: Tensor, services: Services) -> Tensor:
+        keep = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        for label in range(services.classes):
+            rows = torch.nonzero(labels == label).flatten()
+            if not len(rows):
+                continue
+            drop = self.drops(len(rows), len(labels), services)
+            scores = spectral_scores(features[rows], self.settings.centred)
+            keep[rows[torch.argsort(scores, descending=True, stable=True)[:drop]]] = False
+        return keep
+
+    def drops(self, of_class: int, of_all: int, services: Services) -> int:
+        """How many samples of a class are dropped."""
+        if self.settings.rule == "percentile":
+            return math.floor(of_class * (1 - self.settings.percentile / 100) + 1e-9)
+        wanted = int(self.settings.factor * declared_rate(services, self.settings.rate) * of_all + 1e-9)
+        return min(wanted, of_class - 1)
+
+
+def spectral_scores(features: Tensor, centred: bool = True) -> Tensor:
+    """Squared projections [n] of features [n, d] on the first right singular vector of the centred features,
+    float64."""
+    values = features.double()
+    middle = values - values.mean(0)
+    # The covariance is d x d however many samples there are; its last eigenvector is that singular vector.
+    direction = torch.linalg.eigh(middle.T @ middle).eigenvectors[:, -1]
+    return ((middle if centred else values) @ direction).square()

@@ -1,0 +1,220 @@
+"""The filters: rules against scikit-learn, brute force and planted poisons; invariance to order and batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import TruncatedSVD
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+from bench.datasets.base import Images
+from bench.errors import TrialFailed
+from bench.evaluation import filter_quality
+from bench.registry import find
+from bench.settings import build
+from defenses.base import Services
+from defenses.deep_knn import neighbour_votes
+from defenses.filtering import features_of
+from defenses.spectral import spectral_scores
+
+NAMES = [
+    "spectral", "spectral-percentile", "activation-clustering", "activation-clustering-size", "deepknn",
+    "deepknn-plurality",
+]  # fmt: skip
+
+
+def make(name, **settings):
+    plugin = find("defense", name)
+    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "defense"), name)
+
+
+@pytest.fixture
+def lend(services, make_model):
+    """Services that hand out one fixed network."""
+    model = make_model()
+
+    def make(rate=0.1, **changes):
+        fit = lambda data, name, epochs, *who: model  # noqa: E731
+        return dataclasses.replace(services, fit=fit, model="convnet", poison_rate=rate, seed=3, **changes)
+
+    return make
+
+
+def planted(n=100, poisons=6, d=8, seed=0):
+    """Features of two classes; `poisons` of class 1 lie where class 0 is."""
+    chance = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    features = chance.normal(size=(n, d)) * 0.3
+    features[:, 0] += 6 * labels
+    bad = np.flatnonzero(labels == 1)[:poisons]
+    features[bad, 0] -= 6
+    return torch.tensor(features, dtype=torch.float32), torch.tensor(labels), torch.tensor(bad)
+
+
+SERVICES = Services(None, 2, None, lambda *_: None, "convnet", 3, 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_planted_poisons_are_all_found(name):
+    features, labels, bad = planted()
+    keep = make(name).kept(features, labels, SERVICES)
+    everything = torch.arange(len(labels))
+    quality = filter_quality(everything, everything[keep], bad)
+    assert quality.recall == 1.0
+    if name.startswith("deepknn"):
+        assert quality.precision == 1.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_kept_depends_on_the_samples_and_not_on_their_order(name, lend, make_images):
+    data = make_images(45)
+    shuffled = data.subset(torch.randperm(45, generator=torch.Generator().manual_seed(1)))
+
+    def ids(of):
+        (job,) = make(name).jobs(of, lend())
+        return job.data.ids
+
+    kept = ids(data)
+    assert 0 < len(kept) <= 45
+    assert sorted(ids(shuffled).tolist()) == sorted(kept.tolist())
+    assert kept.tolist() == [i for i in data.ids.tolist() if i in set(kept.tolist())]  # in the order of the data
+
+
+def test_features_do_not_depend_on_the_batch(make_model, make_images):
+    model, images = make_model(), make_images(30).images
+    torch.testing.assert_close(features_of(model, images, chunk=7), features_of(model, images))
+
+
+def test_spectral_scores_are_those_of_the_singular_vector():
+    values = np.random.default_rng(0).normal(size=(50, 7)) @ np.diag([5, 2, 1, 1, 1, 1, 1])
+    middle = values - values.mean(0)
+    svd = TruncatedSVD(1, algorithm="arpack").fit(middle)
+    expected = (middle @ svd.components_[0]) ** 2
+    np.testing.assert_allclose(spectral_scores(torch.tensor(values)), expected, rtol=1e-8)
+    raw = (values @ svd.components_[0]) ** 2
+    np.testing.assert_allclose(spectral_scores(torch.tensor(values), centred=False), raw, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("rate", "dropped"), [(0.01, 6), (0.1, 60), (0.9, 199)])
+def test_spectral_drops_one_and_a_half_times_the_poisons_from_every_class(rate, dropped):
+    labels = torch.arange(400) % 2
+    features = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
+    keep = make("spectral", rate=rate).kept(features, labels, SERVICES)
+    assert [int((~keep & (labels == c)).sum()) for c in (0, 1)] == [dropped, dropped]
+
+
+def test_the_percentile_rule_drops_those_above_it():
+    labels, features = torch.zeros(200, dtype=torch.long), torch.randn(200, 5)
+    keep = make("spectral-percentile").kept(features, labels, SERVICES)
+    scores = spectral_scores(features)
+    assert int((~keep).sum()) == 30
+    assert scores[~keep].min() > np.percentile(scores, 85) - 1e-9 > scores[keep].max() - 1e-6
+
+
+def test_the_smaller_cluster_goes_whatever_its_size_or_only_if_it_is_small():
+    chance = torch.Generator().manual_seed(0)
+    features = torch.randn(100, 4, generator=chance) * 0.1
+    features[:45, 0] += 5  # 45 % of the class lie apart
+    labels = torch.zeros(100, dtype=torch.long)
+    one = dataclasses.replace(SERVICES, classes=1)
+    assert silhouette_score(features.numpy(), features[:, 0].numpy() > 2.5) > 0.9
+    keep = make("activation-clustering").kept(features, labels, one)
+    assert torch.equal(~keep, torch.arange(100) < 45)
+    assert make("activation-clustering-size", components=2).kept(features, labels, one).all()
+
+
+def test_votes_are_those_of_scikit_learn():
+    chance = np.random.default_rng(0)
+    features, labels = chance.normal(size=(300, 6)).astype(np.float32), chance.integers(4, size=300)
+    nearest = NearestNeighbors(n_neighbors=9).fit(features).kneighbors(return_distance=False)  # leaves the sample out
+    expected = np.stack([np.bincount(labels[rows], minlength=4) for rows in nearest])
+    for chunk in (7, 1024):
+        found = neighbour_votes(torch.tensor(features), torch.tensor(labels), 9, 4, chunk=chunk)
+        assert (found.numpy() != expected).any(1).mean() < 0.01  # float32 distances may tie otherwise
+
+
+def test_a_duplicate_votes_for_its_twin_but_nobody_for_himself():
+    features = torch.tensor([[0.0], [0.0], [5.0], [5.1], [9.0]])
+    labels = torch.tensor([0, 1, 0, 0, 1])
+    votes = neighbour_votes(features, labels, 1, 2)
+    assert votes.tolist() == [[0, 1], [1, 0], [1, 0], [1, 0], [1, 0]]
+
+
+def test_half_and_plurality_differ_where_they_should():
+    """A sample with votes 2 own, 1, 1, 1 of five: no half, but the most."""
+    features = torch.tensor([[0.0], [0.1], [0.2], [0.3], [0.4], [0.5]])
+    labels = torch.tensor([0, 0, 0, 1, 2, 3])
+    four = dataclasses.replace(SERVICES, classes=4)
+    half, most = (make(name, k=5).kept(features, labels, four) for name in ("deepknn", "deepknn-plurality"))
+    assert not half[0] and most[0]
+
+
+def test_k_is_twice_the_number_of_poisons(monkeypatch):
+    asked = []
+
+    def votes(features, labels, k, classes, report):
+        asked.append(k)
+        return neighbour_votes(features, labels, k, classes)
+
+    monkeypatch.setattr("defenses.deep_knn.neighbour_votes", votes)
+    features, labels, _ = planted()
+    make("deepknn").kept(features, labels, SERVICES)
+    make("deepknn", rate=0.05).kept(features, labels, SERVICES)
+    make("deepknn", k=4).kept(features, labels, SERVICES)
+    assert asked == [20, 10, 4]
+
+
+def test_without_a_rate_the_error_names_the_repair():
+    features, labels, _ = planted()
+    unknown = dataclasses.replace(SERVICES, poison_rate=None)
+    with pytest.raises(TrialFailed, match="defense.rate"):
+        make("spectral").kept(features, labels, unknown)
+
+
+def test_a_class_that_is_filtered_away_fails_the_trial_with_its_cause(lend, make_images):
+    class Everything(type(make("spectral"))):
+        def kept(self, features, labels, services):
+            return labels != 1
+
+    with pytest.raises(TrialFailed, match="no training sample of class 1"):
+        list(Everything(make("spectral").settings, "all").jobs(make_images(12), lend()))
+
+
+def test_features_that_are_not_finite_fail_the_trial(make_model, make_images):
+    model = make_model()
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(TrialFailed, match="not finite"):
+        features_of(model, make_images(6).images)
+
+
+def test_all_filters_share_one_warm_up(services, make_model, make_images):
+    asked = []
+
+    def fit(data, model, epochs, *who):
+        asked.append((data.digest, model, epochs, who))
+        return make_model()
+
+    lent = dataclasses.replace(services, fit=fit, model="convnet", poison_rate=0.1)
+    for name in NAMES:
+        list(make(name).jobs(make_images(45), lent))
+    assert len(set(asked)) == 1
+
+
+def test_filter_quality_counts():
+    quality = filter_quality(torch.arange(10), torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([5, 6, 7]))
+    assert (quality.dropped, quality.poisons_dropped) == (4, 2)
+    assert (quality.precision, quality.recall) == (0.5, pytest.approx(2 / 3))
+    nothing = filter_quality(torch.arange(3), torch.arange(3), torch.tensor([], dtype=torch.long))
+    assert (nothing.precision, nothing.recall) == (None, None)
+
+
+def test_images_are_a_plain_subset(lend, make_images):
+    data = make_images(45)
+    (job,) = make("spectral").jobs(data, lend())
+    assert isinstance(job.data, Images)
+    rows = data.rows_of(job.data.ids)
+    assert torch.equal(job.data.images, data.images[rows]) and torch.equal(job.data.labels, data.labels[rows])
