@@ -65,7 +65,8 @@ def check(reference: str) -> list[Result]:
     """All rules for the attack or defense called `reference`, or defined in that file. BadInput if there is none."""
     plugin = _find(reference)
     kinds = {"defense": _defense_rules, "attack": _attack_rules}
-    rules = kinds[plugin.kind] if getattr(plugin.make, "crafts", True) else _no_rules
+    whole = getattr(plugin.make, "crafts", True) and getattr(plugin.make, "on_its_own", True)
+    rules = kinds[plugin.kind] if whole else _no_rules
     results = []
     for rule, test in (*_common_rules(plugin), *rules(plugin)):
         try:
@@ -199,7 +200,7 @@ def _workshop(dataset: Dataset, scene: Callable[[], Scene]) -> Workshop:
 
 
 def _no_rules(plugin: Plugin) -> Rules:
-    """For attacks whose poisons come from elsewhere: there is nothing to craft here."""
+    """For attacks whose poisons come from elsewhere and defenses that are made of others: nothing to run here."""
     yield from ()
 
 

@@ -82,12 +82,13 @@ class Protocol:
 @dataclass(frozen=True)
 class Chosen:
     """A plug-in with its settings. reference: the name or file by which it is found, in any process; label: the name
-    under which it is registered, as records call it."""
+    under which it is registered, as records call it; parts: of a composition `a+b`, whose own settings are empty."""
 
     kind: str
     reference: str
     label: str
     settings: Settings
+    parts: tuple[Chosen, ...] = ()
 
     @property
     def plugin(self) -> Plugin:
@@ -98,8 +99,28 @@ class Chosen:
         """For attacks: whether victims are judged on pictures with the trigger of the threat model."""
         return bool(self.plugin.make(self.settings).shows_trigger)
 
+    @property
+    def makers(self) -> tuple[Any, ...]:
+        """The classes behind it, whose code shapes its numbers."""
+        return (self.plugin.make, *(maker for part in self.parts for maker in part.makers))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """For defenses: knowledge beyond the training set."""
+        return tuple(dict.fromkeys([*self.plugin.make.needs, *(need for part in self.parts for need in part.needs)]))
+
+    def defense(self) -> Any:
+        """For defenses: a new instance, called by its label."""
+        if self.parts:
+            return self.plugin.make([part.defense() for part in self.parts], self.label)
+        return self.plugin.make(self.settings, self.label)
+
+    def values(self) -> dict[str, Any]:
+        """All settings, those of parts under their labels."""
+        return {part.label: part.values() for part in self.parts} if self.parts else self.settings.as_dict()
+
     def identity(self) -> dict[str, Any]:
-        return {"name": self.label, "settings": self.settings.as_dict()}
+        return {"name": self.label, "settings": self.values()}
 
 
 def protocol_names() -> list[str]:
@@ -207,10 +228,18 @@ def choose(kind: str, references: Sequence[str], protocol: Protocol, rest: Seque
     `attack.eps=..` or `defense.mu=..` goes to every plug-in that is named; `defense.friends-b.mu=..` to that one.
     """
     of_protocol = protocol.attack_settings if kind == "attack" else protocol.defense_settings
-    plugins = {reference: find(kind, reference) for reference in dict.fromkeys(references)}
+    composed = {reference: _parts(reference) for reference in references if kind == "defense"}
+    plugins = {
+        reference: find(kind, "composition" if composed.get(reference) else reference)
+        for reference in dict.fromkeys(references)
+    }
     labels = {plugin.name for plugin in plugins.values()}
+    labels |= {find(kind, part).name for parts in composed.values() for part in parts}
     chosen = []
     for reference, plugin in plugins.items():
+        if composed.get(reference):
+            chosen.append(_compose(composed[reference], protocol, rest))
+            continue
         values = {**plugin.variant, **of_protocol.get(plugin.name, {})}
         for key, value in rest:
             section, _, name = key.partition(".")
@@ -226,3 +255,32 @@ def choose(kind: str, references: Sequence[str], protocol: Protocol, rest: Seque
         if key.startswith(f"{kind}.") and not chosen:
             raise BadInput(f"--set {key}: no {kind} is named in this run")
     return chosen
+
+
+def _parts(reference: str) -> list[str]:
+    """The defenses of `a+b`; none for a single one."""
+    return reference.split("+") if "+" in reference and not Path(reference).is_file() else []
+
+
+def _compose(references: Sequence[str], protocol: Protocol, rest: Sequence[tuple[str, Any]]) -> Chosen:
+    """Several defenses as one, in that order. BadInput with the reason where their hooks do not go together.
+
+    A setting without an owner goes to the parts that know it.
+    """
+    fields = {find("defense", name).name: find("defense", name).make.Settings.model_fields for name in references}
+    own: list[tuple[str, Any]] = []
+    for key, value in rest:
+        section, _, name = key.partition(".")
+        if section != "defense" or "." in name:
+            own += [(key, value)] if section != "defense" or name.rpartition(".")[0] in fields else []
+            continue
+        knowing = [label for label, known in fields.items() if name in known]
+        if not knowing:
+            every = {known for one in fields.values() for known in one}
+            raise BadInput(f"unknown key '{key}'{nearest(name, every)}")
+        own += [(f"defense.{label}.{name}", value) for label in knowing]
+    parts = tuple(choose("defense", references, protocol, own))
+    composition = find("defense", "composition")
+    composition.make.check([part.plugin.make for part in parts], [part.label for part in parts])
+    label = "+".join(part.label for part in parts)
+    return Chosen("defense", "composition", label, composition.make.Settings(), parts)

@@ -63,6 +63,11 @@ def plan(
         )
     _check_snapshots(chosen_attack, protocol)
     chosen_defenses = choose("defense", defenses, protocol, rest)
+    for defense in chosen_defenses:
+        if not defense.plugin.make.on_its_own and not defense.parts:
+            raise BadInput(
+                f"defense '{defense.label}': write its parts with a plus, as in --defense spectral+friends-b"
+            )
     cells = [Cell(chosen_attack, defense) for defense in chosen_defenses]
     if not only:
         (clean,) = choose("attack", [CONTROL[chosen_attack.shows_trigger]], protocol, [])

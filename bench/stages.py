@@ -196,7 +196,7 @@ class Bench:
         must_build_on(attack, "defense", name)
         rest = [(f"defense.{key}", value) for key, value in settings.items()]
         (chosen,) = choose("defense", [name], self.study.protocol, rest)
-        return chosen.plugin.make(chosen.settings, chosen.label)
+        return chosen.defense()
 
     # Victims
 
@@ -213,8 +213,8 @@ class Bench:
         clock = time.perf_counter()
         clean = study.victim_data(index)
         data = poisons.applied_to(clean).to(study.device)
-        guard = defense.plugin.make(defense.settings, defense.label)
-        services = self._services(f"{attack.label} x {defense.label} trial {index}", index, guard)
+        guard = defense.defense()
+        services = self._services(f"{attack.label} x {defense.label} trial {index}", index, defense)
         trained, used = self._train_behind(guard, services, data, attack, defense, index)
         predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
@@ -289,7 +289,7 @@ class Bench:
             raise TrialFailed(f"defense '{defense.label}' asked for no training")
         return trained, torch.cat(used).unique()
 
-    def _services(self, what: str, index: int, guard: Defense) -> Services:
+    def _services(self, what: str, index: int, defense: Chosen) -> Services:
         """What a defense may ask for: of the knowledge beyond the training set only what it declares."""
         study = self.study
         rate = len(study.trial(index).base_ids) / len(study.victim_data(index))
@@ -300,8 +300,8 @@ class Bench:
             fit=self.networks.fitter(study.victim_seed(index), recipe, f"{what}: "),
             report=lambda part, done, of: self.report(f"{what}: {part}", done, of),
             model=study.protocol.model,
-            seed=derive(study.victim_seed(index), "defense", guard.name),
-            poison_rate=rate if "poison_rate" in guard.needs else None,
+            seed=derive(study.victim_seed(index), "defense", defense.label),
+            poison_rate=rate if "poison_rate" in defense.needs else None,
         )
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
@@ -352,9 +352,9 @@ class Bench:
             "settings": {
                 "protocol": study.protocol.as_dict(),
                 "attack": attack.settings.as_dict(),
-                "defense": defense.settings.as_dict(),
+                "defense": defense.values(),
             },
-            "knowledge": list(defense.plugin.make.needs),
+            "knowledge": list(defense.needs),
             "data": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,

@@ -172,7 +172,7 @@ class Study:
         return {"kind": kind, **chosen.identity(), "code": fingerprint.code(chosen.plugin.make)}
 
     def cell_identity(self, attack: Chosen, defense: Chosen) -> dict[str, Any]:
-        code = fingerprint.code(attack.plugin.make, defense.plugin.make, find("model", self.protocol.model).make)
+        code = fingerprint.code(*attack.makers, *defense.makers, find("model", self.protocol.model).make)
         return {
             "kind": "cell",
             **self._common(),

@@ -62,6 +62,8 @@ class Defense:
     Settings: ClassVar[type[AnySettings]] = AnySettings
     needs: ClassVar[tuple[str, ...]] = ()
     """Knowledge beyond the training set: poison_rate, clean_holdout, external_model, attack_family."""
+    on_its_own: ClassVar[bool] = True
+    """False for what cannot be run by its name alone."""
 
     def __init__(self, settings: AnySettings, name: str = "defense") -> None:
         self.settings = settings

@@ -30,15 +30,16 @@ class NoisySgd(Defense):
     settings: NoisySgdSettings
 
     def setup(self, run: Run) -> None:
-        run.optimizer.register_step_pre_hook(lambda optimizer, *_: self._disturb(optimizer, run))
+        streams = run.side.setdefault("noise", {})  # of this training; filled at every epoch
+        run.optimizer.register_step_pre_hook(lambda optimizer, *_: self._disturb(optimizer, streams["now"]))
 
     def epoch(self, run: Run, epoch: int) -> None:
-        run.side["noise"] = run.stream("noise")
+        run.side["noise"]["now"] = run.stream("noise")
 
-    def _disturb(self, optimizer: torch.optim.Optimizer, run: Run) -> None:
+    def _disturb(self, optimizer: torch.optim.Optimizer, stream: torch.Generator) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         scale = (self.settings.clip / (norm + 1e-6)).clamp(max=1)
         for gradient in gradients:
-            noise = torch.empty_like(gradient).normal_(generator=run.side["noise"])
+            noise = torch.empty_like(gradient).normal_(generator=stream)
             gradient.mul_(scale).add_(noise, alpha=self.settings.clip * self.settings.noise)
