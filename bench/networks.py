@@ -114,9 +114,16 @@ class Networks:
         services = Services(recipe, len(study.dataset.classes), fit, self.report, model)
         return self._load(fresh(), self._trained(identity, data, fresh, recipe, what, behind, services))
 
-    def fitter(self, seed: int, recipe: Recipe, what: str = "") -> Callable[..., Classifier]:
+    def fitter(
+        self,
+        seed: int,
+        recipe: Recipe,
+        what: str = "",
+        on_fit: Callable[[Artefact], None] = lambda artefact: None,
+    ) -> Callable[..., Classifier]:
         """`fit(data, model, epochs, *who)` of Services: trains on `data` for the first epochs of `recipe`. In
-        transfer and finetune a network of the victim's architecture starts as the victim does."""
+        transfer and finetune a network of the victim's architecture starts as the victim does.
+        on_fit: told of every network."""
         study = self.study
 
         def fit(data: Images, model: str, epochs: int, *who: str | int) -> Classifier:
@@ -137,7 +144,9 @@ class Networks:
                     return self.start(model, identity["seed"])
                 return self._build(model, identity["seed"], len(study.dataset.classes))
 
-            return self._load(fresh(), self._trained(identity, data, fresh, own, f"{what}{model}"))
+            artefact = self._trained(identity, data, fresh, own, f"{what}{model}")
+            on_fit(artefact)
+            return self._load(fresh(), artefact)
 
         return fit
 

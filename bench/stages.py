@@ -46,7 +46,7 @@ def must_build_on(attack: Chosen, kind: str, name: str) -> None:
 
 
 class Used:
-    """What a crafting used of the attacker's networks and kept work, and where its time went."""
+    """What a crafting or a defense used of kept networks and other work, and where its time went."""
 
     def __init__(self) -> None:
         self.networks: list[Artefact] = []
@@ -60,6 +60,11 @@ class Used:
     def just_now(self) -> float:
         """Seconds of training that happened during this crafting and are booked as the surrogates'."""
         return sum(artefact.meta["seconds"] for artefact in self.networks if not artefact.reused)
+
+    @property
+    def all_told(self) -> float:
+        """Seconds that the networks took when they were trained."""
+        return sum(artefact.meta["seconds"] for artefact in self.networks)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -107,7 +112,7 @@ class Bench:
                 # What the surrogates took is theirs, whether they were trained just now or long ago.
                 "seconds": max(seconds - used.just_now, 0.0),
                 "parts": used.parts,
-                "surrogate_seconds": sum(artefact.meta["seconds"] for artefact in used.networks),
+                "surrogate_seconds": used.all_told,
                 "surrogates_reused": bool(used.networks) and all(artefact.reused for artefact in used.networks),
                 "kept_reused": used.kept,
             }
@@ -214,7 +219,8 @@ class Bench:
         clean = study.victim_data(index)
         data = poisons.applied_to(clean).to(study.device)
         guard = defense.defense()
-        services = self._services(f"{attack.label} x {defense.label} trial {index}", index, defense)
+        fits = Used()
+        services = self._services(f"{attack.label} x {defense.label} trial {index}", index, defense, fits)
         trained, used = self._train_behind(guard, services, data, attack, defense, index)
         predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
@@ -247,7 +253,9 @@ class Bench:
                 "surrogates": meta["surrogate_seconds"],
                 "craft": meta["seconds"],
                 **{f"craft.{name}": value for name, value in meta["parts"].items()},
-                "train": trained_at - clock,
+                # With what the defense had trained beside, as if it had been made now, whoever made it.
+                "train": trained_at - clock - fits.just_now + fits.all_told,
+                **({"train.networks": fits.all_told} if fits.networks else {}),
                 "evaluate": finished - trained_at,
             },
             "reused": {
@@ -289,7 +297,7 @@ class Bench:
             raise TrialFailed(f"defense '{defense.label}' asked for no training")
         return trained, torch.cat(used).unique()
 
-    def _services(self, what: str, index: int, defense: Chosen) -> Services:
+    def _services(self, what: str, index: int, defense: Chosen, fits: Used) -> Services:
         """What a defense may ask for: of the knowledge beyond the training set only what it declares."""
         study = self.study
         rate = len(study.trial(index).base_ids) / len(study.victim_data(index))
@@ -297,7 +305,7 @@ class Bench:
         return Services(
             recipe=recipe,
             classes=len(study.dataset.classes),
-            fit=self.networks.fitter(study.victim_seed(index), recipe, f"{what}: "),
+            fit=self.networks.fitter(study.victim_seed(index), recipe, f"{what}: ", fits.network),
             report=lambda part, done, of: self.report(f"{what}: {part}", done, of),
             model=study.protocol.model,
             seed=derive(study.victim_seed(index), "defense", defense.label),

@@ -381,10 +381,8 @@ def _trial_numbers(record: Record) -> dict[str, float]:
     numbers |= {"target_margin": outcome.get("target_margin"), "memory_peak_mib": record.get("memory_peak_mib")}
     numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()} | _filters(record)
     numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
-    # Where the crafting time went (`craft.retraining`), for attacks that say so.
-    numbers |= {
-        f"{re.sub(r'[^a-z]', '_', part)}_s": took for part, took in seconds.items() if part.startswith("craft.")
-    }
+    # Where the time of a stage went (`craft.retraining`, `train.networks`), where that is known.
+    numbers |= {f"{re.sub(r'[^a-z]', '_', part)}_s": took for part, took in seconds.items() if "." in part}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}
 
 

@@ -157,3 +157,14 @@ def test_a_composition_runs_and_says_what_it_was(tmp_path, capsys):
     assert record["defense"] == "spectral+mixup" and record["knowledge"] == ["poison_rate"]
     assert record["settings"]["defense"]["spectral"]["rate"] == 0.1
     assert record["filter"]["dropped"] > 0 and 0 <= record["filter"]["recall"] <= 1
+
+
+def test_a_filter_that_finds_its_warm_up_made_costs_what_the_first_one_cost(tmp_path, capsys):
+    """Two filters share the network; each is booked as if it had trained it."""
+    command = ["run", "--attack", "random-noise", "--only", *STUDY[:-4], "--trials", "1", "--set", "defense.rate=0.05"]
+    places = ["--out", str(tmp_path), "--tracking", "none", "--jobs", "1", "--device", "cpu", "--json"]
+    assert main([*command, "--defense", "spectral", "--defense", "spectral-percentile", *places]) == 0
+    first, second = json.loads(capsys.readouterr().out.splitlines()[-1])
+    shared = first["seconds"]["train.networks"]
+    assert shared == second["seconds"]["train.networks"] > 0
+    assert min(first["seconds"]["train"], second["seconds"]["train"]) > shared
