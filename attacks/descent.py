@@ -5,7 +5,7 @@ its channel. Three rules:
 
     sign-adam    Adam fed with the sign of the gradient (Witches' Brew). Its second moment is 1, so the step is the
     bias-
-                 corrected running mean of signs (facts: equal to Adam to 1e-6 over 250 steps)
+                 corrected running mean of signs (the tests hold it against Adam)
     adam         Adam (Kingma and Ba 2015)
     signed-adam  the sign of Adam's step (the poisoning benchmark's other optimiser)
 """
