@@ -3,9 +3,8 @@
 Steps are given in units of the normalised picture, as the papers do: 0.1 moves a pixel by 0.1 standard deviations of
 its channel. Three rules:
 
-    sign-adam    Adam fed with the sign of the gradient (Witches' Brew). Its second moment is 1, so the step is the
-    bias-
-                 corrected running mean of signs (the tests hold it against Adam)
+    sign-adam    Adam fed with the sign of the gradient (Witches' Brew). Its second moment is 1, so that the step is
+                 the bias-corrected running mean of signs (the tests hold it against Adam)
     adam         Adam (Kingma and Ba 2015)
     signed-adam  the sign of Adam's step (the poisoning benchmark's other optimiser)
 """
