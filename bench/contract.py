@@ -39,10 +39,14 @@ FORBIDDEN = {
     "bench.store",
     "bench.records",
     "bench.cli",
+    "bench.lending",
     "gc",
     "inspect",
 }
 """Modules through which a plug-in could look behind what it is handed."""
+
+FORBIDDEN_NAMES = {"__closure__", "__globals__", "_getframe", "f_back", "f_locals"}
+"""Attributes that do the same."""
 
 SIZE, CLASSES = 16, 3
 THREAT = Threat(eps=8, budget=0.1, surrogates=2)
@@ -116,14 +120,17 @@ def _common_rules(plugin: Plugin) -> Rules:
 
     def imports() -> None:
         source = inspect.getsource(sys.modules[plugin.make.__module__])
-        found = set()
+        found, opened = set(), set()
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             if isinstance(node, ast.ImportFrom) and node.module:
                 found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        reached = sorted(found & FORBIDDEN)
+            if isinstance(node, ast.Attribute):
+                opened.add(node.attr)
+        reached, opened = sorted(found & FORBIDDEN), opened & FORBIDDEN_NAMES
         _must(not reached, f"imports {', '.join(reached)}: a plug-in works with what it is handed")
+        _must(not opened, f"opens {', '.join(sorted(opened))}: a plug-in works with what it is handed")
 
     yield "has a card", card
     yield "settings have bounds and survive a round trip", settings

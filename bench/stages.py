@@ -27,6 +27,7 @@ from bench.datasets.base import Images
 from bench.errors import TrialFailed
 from bench.evaluation import evaluate, filter_quality
 from bench.grid import poison_grid
+from bench.lending import lent
 from bench.models.base import Classifier
 from bench.networks import Networks, Report
 from bench.poisons import Poisons
@@ -220,9 +221,9 @@ class Bench:
         data = poisons.applied_to(clean).to(study.device)
         guard = defense.defense()
         fits = Used()
-        services = self._services(f"{attack.label} x {defense.label} trial {index}", index, defense, fits)
-        trained, used = self._train_behind(guard, services, data, attack, defense, index)
-        predictor = guard.finish(trained, services)
+        with self._services(f"{attack.label} x {defense.label} trial {index}", index, defense, fits) as services:
+            trained, used = self._train_behind(guard, services, data, attack, defense, index)
+            predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
         shown = poisons.shown or study.shown(index)
         outcome = evaluate(predictor, study.dataset, study.trial(index), study.device, shown)
@@ -297,20 +298,17 @@ class Bench:
             raise TrialFailed(f"defense '{defense.label}' asked for no training")
         return trained, torch.cat(used).unique()
 
-    def _services(self, what: str, index: int, defense: Chosen, fits: Used) -> Services:
+    @contextlib.contextmanager
+    def _services(self, what: str, index: int, defense: Chosen, fits: Used) -> Iterator[Services]:
         """What a defense may ask for: of the knowledge beyond the training set only what it declares."""
         study = self.study
         rate = len(study.trial(index).base_ids) / len(study.victim_data(index))
         recipe = study.protocol.train
-        return Services(
-            recipe=recipe,
-            classes=len(study.dataset.classes),
-            fit=self.networks.fitter(study.victim_seed(index), recipe, f"{what}: ", fits.network),
-            report=lambda part, done, of: self.report(f"{what}: {part}", done, of),
-            model=study.protocol.model,
-            seed=derive(study.victim_seed(index), "defense", defense.label),
-            poison_rate=rate if "poison_rate" in defense.needs else None,
-        )
+        seed = derive(study.victim_seed(index), "defense", defense.label)
+        known = rate if "poison_rate" in defense.needs else None
+        train_another = self.networks.fitter(study.victim_seed(index), recipe, f"{what}: ", fits.network)
+        with lent(train_another, lambda part, done, of: self.report(f"{what}: {part}", done, of)) as (fit, report):
+            yield Services(recipe, len(study.dataset.classes), fit, report, study.protocol.model, seed, known)
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
         """Write the record of a trial that failed; it will be tried again by the next run."""

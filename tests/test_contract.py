@@ -94,6 +94,14 @@ from bench.store import Store
 class Broken(Defense):
     '''A defense that looks into the store, where poisons are, for the test of the contract.'''
 """,
+    "opens __closure__": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that opens a function that it was handed, for the test of the contract.'''
+    def jobs(self, data, services):
+        services.fit.__closure__
+        yield from super().jobs(data, services)
+""",
     "another classifier": """
 @register("defense", "{name}")
 class Broken(Defense):

@@ -1,0 +1,144 @@
+"""What a defense can reach from what it is handed: not the target, the trigger, the bases or the test labels."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from bench.evaluation import ModelPredictor
+from bench.lending import Lent, lent
+from bench.registry import register
+from bench.runner import Effort, execute, prepare
+from defenses.base import Defense
+from tests.tiny import SETS
+
+handed: list[Any] = []
+
+
+class Curious(Defense):
+    """Keeps all that it is ever handed."""
+
+    def jobs(self, data, services):
+        handed.extend([data, services])
+        yield from super().jobs(data, services)
+
+    def setup(self, run):
+        handed.append(run)
+
+    def epoch(self, run, epoch):
+        handed.append(run)
+
+    def batch(self, batch, run, stage):
+        handed.extend([batch, run])
+        return batch
+
+    def loss(self, losses, batch, run):
+        handed.extend([losses, batch])
+        return losses.mean()
+
+    def finish(self, trained, services):
+        handed.extend([trained, services])
+        return ModelPredictor(trained[0].model)
+
+
+class Informed(Curious):
+    needs = ("poison_rate",)
+
+
+def reachable(roots: list[Any]) -> list[Any]:
+    """Every object that leads from the roots: attributes, slots, items, closures, bound objects, defaults; not what a
+    module holds, which anyone can import, and not classes."""
+    seen: dict[int, Any] = {}
+    todo = list(roots)
+    while todo:
+        item = todo.pop()
+        if id(item) in seen or isinstance(item, types.ModuleType | type | str | bytes | int | float | bool | None):
+            continue
+        seen[id(item)] = item
+        if isinstance(item, dict):
+            todo += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            todo += list(item)
+        elif isinstance(item, types.MethodType):
+            todo += [item.__self__, item.__func__]
+        elif isinstance(item, types.FunctionType):
+            todo += [cell.cell_contents for cell in item.__closure__ or () if cell != types.CellType()]
+            todo += [item.__defaults__, item.__kwdefaults__]
+        else:
+            todo.append(getattr(item, "__dict__", None))
+            slots = [name for cls in type(item).__mro__ for name in getattr(cls, "__slots__", ())]
+            todo += [getattr(item, name, None) for name in slots if name != "__dict__"]
+    return list(seen.values())
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a tiny sleeper-like trial behind a curious defense; returns its study and all that can be reached."""
+
+    def go(maker):
+        handed.clear()
+        name = maker.__name__.lower()
+        register("defense", name)(maker)
+        plan = prepare("quick", SETS, attack="random-noise-trigger", defenses=[name], only=True)
+        plan = type(plan)(plan.study, plan.cells, (0,))
+        (record,) = execute(plan, tmp_path, Effort(1, 1, quiet=True), lambda line: None, lambda record: None)
+        assert record["status"] == "done", record["error"]
+        found = reachable(handed)
+        handed.clear()
+        return plan.study, found
+
+    return go
+
+
+def test_nothing_that_is_handed_leads_to_the_secrets(run):
+    study, found = run(Curious)
+    trial = study.trial(0)
+    tensors = [item for item in found if isinstance(item, torch.Tensor)]
+    assert len(tensors) > 50  # the walk went into networks, optimizers and batches
+    test = study.dataset.test
+    for tensor in tensors:
+        assert tensor.data_ptr() not in {test.images.data_ptr(), test.labels.data_ptr(), test.ids.data_ptr()}
+        assert tensor.shape != trial.base_ids.shape or not torch.equal(tensor.cpu(), trial.base_ids)
+        if tensor.dtype == torch.uint8 and tensor.ndim == 4:
+            for secret in (test.images[test.rows_of(trial.target_ids)], study.triggered(trial).images):
+                same = [(tensor == picture).flatten(1).all(1).any() for picture in secret]
+                assert not any(same)
+    names = {type(item).__name__ for item in found}
+    assert not names & {
+        "Study",
+        "Trial",
+        "Dataset",
+        "Poisons",
+        "Shown",
+        "Bench",
+        "Store",
+        "Networks",
+        "Protocol",
+        "Threat",
+    }
+
+
+def test_the_walk_would_find_a_secret_behind_a_closure(run):
+    """The test above can fail: a function that knows the study leads to it."""
+    study, _ = run(Curious)
+    found = reachable([lambda: study.trial])
+    assert "Study" in {type(item).__name__ for item in found}
+    secret = study.trial(0)
+    assert any(item is secret for item in reachable([[{"x": (secret,)}]]))
+
+
+def test_the_poison_rate_is_handed_only_to_those_who_declare_it(run):
+    for maker, expected in [(Curious, {None}), (Informed, {0.05})]:
+        _, found = run(maker)
+        assert {item.poison_rate for item in found if type(item).__name__ == "Services"} == expected
+
+
+def test_a_loan_ends():
+    with lent(lambda a, b=1: a + b) as (borrowed,):
+        assert isinstance(borrowed, Lent) and borrowed(2, b=3) == 5
+        assert reachable([borrowed]) == [borrowed]
+    with pytest.raises(RuntimeError, match="after the trial"):
+        borrowed(1)
