@@ -3,8 +3,8 @@
     python benchmarks/objectives.py results/runs/records --to objectives.png
 
 One panel an attack: each line is the kept restart of one trial; the thick line is the median.
-Exits with 1 if the objective of any trial did not fall (MetaPoison's, whose surrogates change from step to step, is
-averaged over a round of eight).
+Exits with 1 if the objective of any trial did not fall. It is averaged over eight steps, since MetaPoison's surrogates
+take turns; where surrogates are retrained it becomes another objective, which must fall anew.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("records", type=Path, nargs="+", help="a folder of records, or a records.jsonl")
     parser.add_argument("--to", type=Path, required=True, help="picture file")
     args = parser.parse_args()
-    curves: dict[str, list[list[float]]] = {}
+    curves: dict[str, list[list[list[float]]]] = {}
     seen = set()
     for record in (record for path in args.records for record in read(path)):
         poisons = record.get("poisons") or {}
@@ -36,25 +36,30 @@ def main() -> None:
             continue
         seen.add(poisons["key"])
         best = min(range(len(poisons["losses"])), key=lambda i: poisons["final_losses"][i])
-        curves.setdefault(record["attack"], []).append(poisons["losses"][best])
+        line, turns = poisons["losses"][best], [0, *poisons.get("retrained_at", []), None]
+        parts = [rolling(line[begin:end]) for begin, end in zip(turns, turns[1:], strict=False)]
+        curves.setdefault(record["attack"], []).append(parts)
     if not curves:
         sys.exit("no crafting losses in these records")
     columns = min(len(curves), 4)
     rows = -(-len(curves) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), squeeze=False)
     rose = []
-    for axis, (attack, lines) in zip(axes.flat, sorted(curves.items()), strict=False):
-        smooth = [rolling(line) for line in lines]
+    for axis, (attack, trials) in zip(axes.flat, sorted(curves.items()), strict=False):
+        smooth = [[value for part in parts for value in part] for parts in trials]
         for line in smooth:
             axis.plot(line, color="#7aa6c2", linewidth=0.6, alpha=0.7)
         shortest = min(map(len, smooth))
         axis.plot([statistics.median(line[i] for line in smooth) for i in range(shortest)], color="#0b3c5d")
-        axis.set_title(f"{attack} (n = {len(lines)})", fontsize=9)
+        axis.set_title(f"{attack} (n = {len(trials)})", fontsize=9)
         axis.tick_params(labelsize=7)
-        fell = sum(line[-1] < line[0] for line in smooth)
-        rose += [attack] if fell < len(smooth) else []
-        first, last = (statistics.median(line[i] for line in smooth) for i in (0, -1))
-        print(f"{attack:26} fell in {fell}/{len(smooth)} trials; median {first:.4g} -> {last:.4g}")
+        fell = sum(all(part[-1] < part[0] for part in parts) for parts in trials)
+        rose += [attack] if fell < len(trials) else []
+        ends = ", ".join(
+            " -> ".join(f"{statistics.median(parts[k][i] for parts in trials):.4g}" for i in (0, -1))
+            for k in range(len(trials[0]))
+        )
+        print(f"{attack:26} fell in {fell}/{len(trials)} trials; median {ends}")
     for axis in axes.flat[len(curves) :]:
         axis.axis("off")
     figure.supxlabel("crafting step", fontsize=9)
