@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attacks.base import Attack, Scene
 from attacks.descent import craft
-from attacks.matching import Matcher, MatchingSettings, through
+from attacks.matching import Matcher, MatchingSettings, augmented
 from bench.poisons import Poisons
 from bench.registry import register
 from bench.training import to_pixels
@@ -34,10 +34,7 @@ class GradientMatching(Attack):
         matcher = Matcher(surrogates, target, wanted, scene.bases.labels, self.settings.chunk)
 
         def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:
-            if not self.settings.augment:
-                return matcher.slope(pixels)
-            draw = scene.augmentation.draw(len(pixels), scene.stream("augment", step))
-            return through(pixels, lambda leaf: scene.augmentation(leaf, draw), matcher.slope)
+            return augmented(scene, self.settings.augment, pixels, step, matcher.slope)
 
         std = surrogates[0].normalise.std.flatten()
         delta, losses, scores = craft(scene, self.settings, std, gradient, matcher.loss)

@@ -33,5 +33,4 @@ class Imported(Attack):
 
     def craft(self, scene: Scene) -> Poisons:
         tensors, meta = native.load(Path(self.settings.folder) / str(scene.trial.index))
-        poisons = Poisons.of_tensors(tensors, meta["provenance"])
-        return Poisons(poisons.images, poisons.ids, poisons.labels, poisons.provenance)
+        return Poisons.of_tensors(tensors, meta["provenance"])

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from attacks.base import Scene
 from attacks.descent import DescentSettings
 from attacks.parameter_gradients import ParameterGradients, cosine_distance
 from bench.models.base import Classifier
@@ -58,6 +59,16 @@ class Matcher:
             for source, aim in zip(self.sources, self.aims, strict=True)
         ]
         return torch.stack(each).mean().item()
+
+
+def augmented(
+    scene: Scene, on: bool, pixels: Tensor, step: int, slope: Callable[[Tensor], tuple[float, Tensor]]
+) -> tuple[float, Tensor]:
+    """Loss and gradient in `pixels` of `slope`, through the victim's augmentation of this step if `on`."""
+    if not on:
+        return slope(pixels)
+    draw = scene.augmentation.draw(len(pixels), scene.stream("augment", step))
+    return through(pixels, lambda leaf: scene.augmentation(leaf, draw), slope)
 
 
 def through(

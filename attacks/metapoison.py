@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attacks.base import Attack, Scene
 from attacks.descent import DescentSettings, craft
-from attacks.matching import through
+from attacks.matching import augmented
 from attacks.parameter_gradients import ParameterGradients, Weights
 from bench.poisons import Poisons
 from bench.registry import register
@@ -95,10 +95,7 @@ class MetaPoison(Attack):
                     total -= settings.inner_lr * share * source.pixel_gradient(view, labels, direction, settings.chunk)
                 return sum(losses) / len(losses), total / len(sources)
 
-            if not settings.augment:
-                return slope(pixels)
-            draw = scene.augmentation.draw(len(pixels), scene.stream("augment", step))
-            return through(pixels, lambda leaf: scene.augmentation(leaf, draw), slope)
+            return augmented(scene, settings.augment, pixels, step, slope)
 
         def score(pixels: Tensor) -> float:
             losses = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench import __version__
-from bench.errors import BadInput, TrialFailed, nearest
+from bench.errors import BadInput, TrialFailed
 
 if TYPE_CHECKING:
     from bench import runner
@@ -131,12 +131,16 @@ def _places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracking", metavar="URI", help="MLflow tracking URI, or none (default: sqlite under --out)")
 
 
+def _sets(options: argparse.Namespace) -> list[str]:
+    """What --set and --trials change."""
+    return list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
+
+
 def _plan_and_effort(options: argparse.Namespace) -> tuple[runner.Plan, runner.Effort]:
     """What `run` and `export` are asked for, resolved and checked."""
     from bench import runner
     from bench.devices import choose_device, default_jobs
 
-    sets = list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
     device = choose_device(options.device)
     jobs = options.jobs if options.jobs is not None else default_jobs(device)
     for name, value in (("--jobs", jobs), ("--threads", options.threads)):
@@ -144,7 +148,7 @@ def _plan_and_effort(options: argparse.Namespace) -> tuple[runner.Plan, runner.E
             raise BadInput(f"{name} {value}; allowed: 1 to 1024")
     plan = runner.prepare(
         options.protocol,
-        sets,
+        _sets(options),
         dataset=options.dataset,
         data=options.data,
         seed=options.seed,
@@ -194,8 +198,7 @@ def _export(options: argparse.Namespace) -> int:
     from bench.exchange.files import new_folder
     from bench.progress import say
 
-    if options.format not in formats.FORMATS:
-        raise BadInput(f"--format {options.format}: not known{nearest(options.format, formats.FORMATS)}")
+    formats.named(options.format)  # before anything is crafted
     plan, effort = _plan_and_effort(options)
     if not plan.cells[-1].attack.plugin.make.poisons_data:
         raise BadInput(f"attack '{options.attack}' poisons nothing, so there is nothing to export")
@@ -217,9 +220,8 @@ def _import(options: argparse.Namespace) -> int:
     from bench.exchange.files import new_folder
     from bench.exchange.importing import interpret
 
-    sets = list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
     study = runner.prepare(
-        options.protocol, sets, dataset=options.dataset, data=options.data, seed=options.seed, attack="none",
+        options.protocol, _sets(options), dataset=options.dataset, data=options.data, seed=options.seed, attack="none",
         defenses=["none"], only=True, setups=options.setups, setup=None,
     ).study  # fmt: skip
     found = formats.read_any(options.source, options.format, study.dataset)

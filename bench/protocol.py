@@ -97,7 +97,7 @@ class Chosen:
     @property
     def shows_trigger(self) -> bool:
         """For attacks: whether victims are judged on pictures with the trigger of the threat model."""
-        return bool(self.plugin.make(self.settings).shows_trigger)
+        return bool(self.attack().shows_trigger)
 
     @property
     def makers(self) -> tuple[Any, ...]:
@@ -108,6 +108,10 @@ class Chosen:
     def needs(self) -> tuple[str, ...]:
         """For defenses: knowledge beyond the training set."""
         return tuple(dict.fromkeys([*self.plugin.make.needs, *(need for part in self.parts for need in part.needs)]))
+
+    def attack(self) -> Any:
+        """For attacks: a new instance."""
+        return self.plugin.make(self.settings)
 
     def defense(self) -> Any:
         """For defenses: a new instance, called by its label."""

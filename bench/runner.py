@@ -119,7 +119,7 @@ def prepare(
 
 def _check_snapshots(attack: Chosen, protocol: Protocol) -> None:
     """BadInput when an attack wants surrogates older than they get."""
-    wanted = max(attack.plugin.make(attack.settings).snapshots, default=0)
+    wanted = max(attack.attack().snapshots, default=0)
     if wanted > protocol.surrogate.epochs:
         raise BadInput(
             f"attack '{attack.label}' uses its surrogates after {wanted} epochs, but they are trained for "
@@ -329,6 +329,6 @@ def _pretrained(study: Study, out: Path, attacked: bool) -> list[_Unit]:
 def _surrogates(study: Study, out: Path, attacks: Sequence[Chosen]) -> list[_Unit]:
     """The attacker's networks, each once, with the snapshots that an attack wants."""
     using = [attack for attack in attacks if attack.plugin.make.uses_surrogates]
-    kinds = {attack.plugin.make(attack.settings).snapshots: None for attack in using}
+    kinds = {attack.attack().snapshots: None for attack in using}
     count = range(study.protocol.threat.surrogates)
     return [_Unit(study, out, "surrogate", k, epochs=epochs) for epochs in kinds for k in count]

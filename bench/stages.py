@@ -42,7 +42,7 @@ from defenses.base import Defense, Services
 
 def must_build_on(attack: Chosen, kind: str, name: str) -> None:
     """TrialFailed unless the attack declares the plug-in: poisons are kept under the identity of all they build on."""
-    if (kind, name) not in attack.plugin.make(attack.settings).builds_on:
+    if (kind, name) not in attack.attack().builds_on:
         raise TrialFailed(f"attack '{attack.label}' uses {kind} '{name}'; repair: declare it in `builds_on`")
 
 
@@ -54,12 +54,9 @@ class Used:
         self.kept: dict[str, bool] = {}
         self.parts: dict[str, float] = {}
 
-    def network(self, artefact: Artefact) -> None:
-        self.networks.append(artefact)
-
     @property
     def just_now(self) -> float:
-        """Seconds of training that happened during this crafting and are booked as the surrogates'."""
+        """Seconds of them that were spent now, by whoever is timed around it."""
         return sum(artefact.meta["seconds"] for artefact in self.networks if not artefact.reused)
 
     @property
@@ -103,7 +100,7 @@ class Bench:
         def make() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             used = Used()
             started = time.perf_counter()
-            poisons = attack.plugin.make(attack.settings).craft(self._scene(attack, index, used))
+            poisons = attack.attack().craft(self._scene(attack, index, used))
             seconds = time.perf_counter() - started
             if attack.shows_trigger:
                 poisons = replace(poisons, shown=study.triggered(trial))
@@ -133,20 +130,20 @@ class Bench:
         study, trial = self.study, self.study.trial(index)
         dataset, networks = study.dataset, self.networks
         count = study.protocol.threat.surrogates
-        lent: list[Classifier] = []
+        borrowed: list[Classifier] = []
 
         def surrogates() -> list[Classifier]:
-            if not lent:
+            if not borrowed:
                 for k in range(count):
                     network, artefact = networks.surrogate(k)
-                    lent.append(network)
-                    used.network(artefact)
-            return lent
+                    borrowed.append(network)
+                    used.networks.append(artefact)
+            return borrowed
 
         def snapshots() -> list[list[Classifier]]:
-            found = [networks.snapshots(k, attack.plugin.make(attack.settings).snapshots) for k in range(count)]
+            found = [networks.snapshots(k, attack.attack().snapshots) for k in range(count)]
             for _, artefact in found:
-                used.network(artefact)
+                used.networks.append(artefact)
             return [snapshot for snapshot, _ in found]
 
         def retrain(
@@ -219,10 +216,10 @@ class Bench:
         clock = time.perf_counter()
         clean = study.victim_data(index)
         data = poisons.applied_to(clean).to(study.device)
-        guard = defense.defense()
-        fits = Used()
-        with self._services(f"{attack.label} x {defense.label} trial {index}", index, defense, fits) as services:
-            trained, used = self._train_behind(guard, services, data, attack, defense, index)
+        guard, fits = defense.defense(), Used()
+        what = f"{attack.label} x {defense.label} trial {index}"
+        with self._services(what, index, defense, len(clean), fits) as services:
+            trained, used = self._train_behind(guard, services, data, index, what)
             predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
         shown = poisons.shown or study.shown(index)
@@ -272,16 +269,15 @@ class Bench:
         return record
 
     def _train_behind(
-        self, guard: Any, services: Services, data: Images, attack: Chosen, defense: Chosen, index: int
+        self, guard: Any, services: Services, data: Images, index: int, what: str
     ) -> tuple[list[Trained], Tensor]:
         """The trainings that the defense asks for, and the ids of all samples that it hands to them."""
-        study, seed = self.study, self.study.victim_seed(index)
-        what, networks = f"{attack.label} x {defense.label} trial {index}", self.networks
+        study, seed, networks = self.study, self.study.victim_seed(index), self.networks
         trained, used = [], []
         for job, wish in enumerate(guard.jobs(data, services)):
             used.append(wish.data.ids.cpu())
             if len(wish.data) == 0:
-                raise TrialFailed(f"defense '{defense.label}' left no training sample")
+                raise TrialFailed(f"defense '{guard.name}' left no training sample")
             trained.append(
                 train(
                     networks.start(study.protocol.model, derive(seed, "init", job)),
@@ -295,18 +291,19 @@ class Bench:
                 )
             )
         if not trained:
-            raise TrialFailed(f"defense '{defense.label}' asked for no training")
+            raise TrialFailed(f"defense '{guard.name}' asked for no training")
         return trained, torch.cat(used).unique()
 
     @contextlib.contextmanager
-    def _services(self, what: str, index: int, defense: Chosen, fits: Used) -> Iterator[Services]:
-        """What a defense may ask for: of the knowledge beyond the training set only what it declares."""
+    def _services(self, what: str, index: int, defense: Chosen, n: int, fits: Used) -> Iterator[Services]:
+        """What a defense may ask for: of the knowledge beyond the training set only what it declares. n: size of the
+        training set."""
         study = self.study
-        rate = len(study.trial(index).base_ids) / len(study.victim_data(index))
+        rate = len(study.trial(index).base_ids) / n
         recipe = study.protocol.train
         seed = derive(study.victim_seed(index), "defense", defense.label)
         known = rate if "poison_rate" in defense.needs else None
-        train_another = self.networks.fitter(study.victim_seed(index), recipe, f"{what}: ", fits.network)
+        train_another = self.networks.fitter(study.victim_seed(index), recipe, f"{what}: ", fits.networks.append)
         with lent(train_another, lambda part, done, of: self.report(f"{what}: {part}", done, of)) as (fit, report):
             yield Services(recipe, len(study.dataset.classes), fit, report, study.protocol.model, seed, known)
 

@@ -159,7 +159,7 @@ class Study:
             "trial": self.trial(index).as_dict(),
             "threat": {name: getattr(threat, name) for name in shapes},
             "surrogates": [key_of(self.surrogate_identity(k)) for k in surrogates],
-            "builds_on": [self._part(kind, name) for kind, name in attack.plugin.make(attack.settings).builds_on],
+            "builds_on": [self._part(kind, name) for kind, name in attack.attack().builds_on],
             "surrogate_recipe": self.protocol.surrogate.as_dict() if make.uses_surrogates else {},
             "augmentation": augmentation,
             "seed": self.attack_seed(attack, index),

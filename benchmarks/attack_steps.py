@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import Times, alternate, network, options, photographs, show, start
+from measure import Times, alternate, network, options, photographs, scene_of, show, start
 from torch import Tensor
 
 from attacks.base import Scene
@@ -39,7 +39,6 @@ from bench.poisons import Poisons
 from bench.registry import find
 from bench.seeds import derive, torch_stream
 from bench.settings import build
-from bench.threat import Threat, draw_trial
 from bench.training import Recipe, to_pixels, train
 from defenses.base import Services
 
@@ -91,22 +90,9 @@ def make_scene(size: int, args: argparse.Namespace, device: torch.device) -> tup
     recipe = Recipe(epochs=args.epochs, batch=64, lr=0.05, schedule="one-cycle")
     history: list[Classifier] = []
     train(model, data, recipe, seed=1, report=lambda *_: history.append(copy.deepcopy(model).eval()))
-    threat = Threat(eps=EPS, budget=args.poisons / len(data))
-    trial = draw_trial(dataset, threat, seed=0, index=0)
     again = recipe.model_copy(update={"epochs": args.retraining_epochs})
-    scene = Scene(
-        train=data,
-        bases=data.subset(data.rows_of(trial.base_ids.to(device))),
-        targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)].to(device),
-        trial=trial,
-        threat=threat,
-        augmentation=recipe.augmentation(dataset.normalisation[0]),
-        surrogates=lambda: [model],
-        seed=0,
-        report=lambda done, steps, figures: None,
-        workshop=make_workshop(dataset, again, [history[age - 1] for age in ages(args.epochs)], device),
-    )
-    return scene, model
+    workshop = make_workshop(dataset, again, [history[age - 1] for age in ages(args.epochs)], device)
+    return scene_of(dataset, model, recipe, args.poisons, EPS, workshop=workshop), model
 
 
 def ages(epochs: int) -> list[int]:

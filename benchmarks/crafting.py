@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import alternate, network, options, photographs, show, start
+from measure import alternate, network, options, photographs, scene_of, show, start
 from torch import Tensor
 
 from attacks.base import Scene
@@ -24,7 +24,6 @@ from attacks.gradient_matching import GradientMatching
 from attacks.matching import MatchingSettings
 from bench.models.base import Classifier
 from bench.poisons import Poisons
-from bench.threat import Threat, draw_trial
 from bench.training import Recipe, to_pixels, train
 
 POISONS, EPS = 100, 16
@@ -71,20 +70,7 @@ def make_scene(size: int, epochs: int, device: torch.device) -> tuple[Scene, Cla
     data, model = dataset.train.to(device), network("convnet", dataset, device)
     recipe = Recipe(epochs=epochs, batch=64, lr=0.05, schedule="one-cycle")
     train(model, data, recipe, seed=1)
-    threat = Threat(eps=EPS, budget=POISONS / len(data))
-    trial = draw_trial(dataset, threat, seed=0, index=0)
-    scene = Scene(
-        train=data,
-        bases=data.subset(data.rows_of(trial.base_ids.to(device))),
-        targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)].to(device),
-        trial=trial,
-        threat=threat,
-        augmentation=recipe.augmentation(dataset.normalisation[0]),
-        surrogates=lambda: [model],
-        seed=0,
-        report=lambda done, steps, figures: None,
-    )
-    return scene, model
+    return scene_of(dataset, model, recipe, POISONS, EPS), model
 
 
 def gm(scene: Scene, steps: int, augment: bool) -> Poisons:

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from attacks.base import Scene
 from bench.datasets.base import Dataset, Place
 from bench.datasets.photographs import PhotographsSettings
 from bench.models.base import Classifier, build_model
 from bench.registry import find
+from bench.threat import Threat, draw_trial
+from bench.training import Recipe
 
 PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy")
 
@@ -132,3 +135,23 @@ def show(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def scene_of(dataset: Dataset, model: Classifier, recipe: Recipe, poisons: int, eps: int, **more: Any) -> Scene:
+    """One trial on a data set, with one surrogate that was trained on it; more: other fields of the scene."""
+    data = dataset.train.to(next(model.parameters()).device)
+    threat = Threat(eps=eps, budget=poisons / len(data))
+    trial = draw_trial(dataset, threat, seed=0, index=0)
+    device = data.images.device
+    return Scene(
+        train=data,
+        bases=data.subset(data.rows_of(trial.base_ids.to(device))),
+        targets=dataset.test.images[dataset.test.rows_of(trial.target_ids)].to(device),
+        trial=trial,
+        threat=threat,
+        augmentation=recipe.augmentation(dataset.normalisation[0]),
+        surrogates=lambda: [model],
+        seed=0,
+        report=lambda done, steps, figures: None,
+        **more,
+    )

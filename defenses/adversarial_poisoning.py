@@ -11,6 +11,7 @@ from bench.registry import register
 from bench.settings import Settings
 from bench.training import Batch, Run
 from defenses.base import Defense
+from defenses.signed_steps import climb
 
 
 class AdversarialPoisoningSettings(Settings):
@@ -54,17 +55,10 @@ class AdversarialPoisoning(Defense):
 
     def poisoned(self, run: Run, pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         """`pixels` within eps and [0, 1], matched to the gradient of `targets` with the commonest of `labels`."""
-        eps, model = self.settings.eps / 255, run.model
+        settings, model = self.settings, run.model
         wanted = torch.bincount(labels).argmax().expand(len(targets))
-        training = model.training
-        matcher = Matcher([model.eval()], targets, wanted, labels, chunk=len(pixels) + len(targets))
-        low, high = (pixels - eps).clamp(min=0), (pixels + eps).clamp(max=1)
-        noise = torch.empty_like(pixels).normal_(0, eps, generator=run.side["poisoning"])
-        moved, momentum = torch.maximum(torch.minimum(pixels + noise, high), low), torch.zeros_like(pixels)
-        for step in range(1, self.settings.steps + 1):
-            down = matcher.slope(moved)[1].sign()
-            momentum = 0.9 * momentum + 0.1 * down
-            rate = self.settings.step * model.normalise.std / (1 - 0.9**step)
-            moved = torch.maximum(torch.minimum(moved - rate * momentum, high), low)
-        model.train(training)
-        return moved
+        # The matcher works on a copy in eval mode.
+        matcher = Matcher([model], targets, wanted, labels, chunk=len(pixels) + len(targets))
+        step = settings.step * model.normalise.std
+        stream = run.side["poisoning"]
+        return climb(pixels, settings.eps / 255, settings.steps, step, lambda at: -matcher.slope(at)[1], stream)

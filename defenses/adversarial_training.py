@@ -14,6 +14,7 @@ from bench.registry import register
 from bench.settings import Settings
 from bench.training import Batch, Run, precision
 from defenses.base import Defense
+from defenses.signed_steps import ball, climb, clip
 
 
 class AdversarialTrainingSettings(Settings):
@@ -52,28 +53,19 @@ class AdversarialTraining(Defense):
 
     def worst(self, model: Classifier, pixels: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Pixels within eps and [0, 1] of `pixels` that the model gets wrong, as far as the steps reach."""
-        eps = self.settings.eps / 255
-        low, high = (pixels - eps).clamp(min=0), (pixels + eps).clamp(max=1)
-        noise = torch.empty_like(pixels)
-        if self.settings.rule == "pgd":
-            noise.uniform_(-eps, eps, generator=stream)
-        else:
-            noise.normal_(0, eps, generator=stream)
-        moved, momentum = clip(pixels + noise, low, high), torch.zeros_like(pixels)
+        settings, eps = self.settings, self.settings.eps / 255
+
+        def slope(at: Tensor) -> Tensor:
+            leaf = at.detach().requires_grad_(True)
+            with precision(pixels.device):
+                loss = F.cross_entropy(model(leaf).float(), labels, reduction="sum")
+            return torch.autograd.grad(loss, leaf)[0]
+
         with frozen(model):
-            for step in range(1, self.settings.steps + 1):
-                leaf = moved.detach().requires_grad_(True)
-                with precision(pixels.device):
-                    loss = F.cross_entropy(model(leaf).float(), labels, reduction="sum")
-                up = torch.autograd.grad(loss, leaf)[0].sign()
-                if self.settings.rule == "pgd":
-                    moved = clip(moved + self.settings.step * eps * up, low, high)
-                else:
-                    momentum = 0.9 * momentum + 0.1 * up
-                    rate = self.settings.step * model.normalise.std / (1 - 0.9**step)
-                    moved = clip(moved + rate * momentum, low, high)
-        return moved
-
-
-def clip(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return torch.maximum(torch.minimum(pixels, high), low)
+            if settings.rule == "sign-adam":
+                return climb(pixels, eps, settings.steps, settings.step * model.normalise.std, slope, stream)
+            low, high = ball(pixels, eps)
+            moved = clip(pixels + torch.empty_like(pixels).uniform_(-eps, eps, generator=stream), low, high)
+            for _ in range(settings.steps):
+                moved = clip(moved + settings.step * eps * slope(moved).sign(), low, high)
+            return moved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -217,3 +218,11 @@ def weights_of() -> Callable[[nn.Module], Tensor]:
         return torch.cat([value.double().flatten() for value in model.state_dict().values()])
 
     return flat
+
+
+@pytest.fixture
+def numbered_dataset(make_dataset: Callable[..., Dataset]) -> Dataset:
+    """The tiny data set with ids as data sets have them: 0, 1, 2... in the order of the files."""
+    tiny = make_dataset()
+    train, test = (replace(images, ids=torch.arange(len(images))) for images in (tiny.train, tiny.test))
+    return Dataset(tiny.name, tiny.classes, train, test)

@@ -1,4 +1,4 @@
-"""Central finite differences, the oracle of every gradient."""
+"""Central finite differences, the oracle of every gradient, and how to get at the gradient of an attack."""
 
 import pytest
 import torch
@@ -17,3 +17,16 @@ def assert_slope(function, pixels, slope, rel=1e-6, step=1e-5, seed=0):
         up, down = function(pixels + step * way), function(pixels - step * way)
         tolerance = rel * slope.norm().item() * way.norm().item()
         assert (slope * way).sum().item() == pytest.approx((up - down) / (2 * step), rel=rel, abs=tolerance)
+
+
+def objective_of(attack, scene, monkeypatch, engine_of="attacks.feature_matching"):
+    """The (gradient, score) that an attack hands to the crafting engine, as the module `engine_of` calls it."""
+    handed = []
+
+    def engine(scene, settings, std, gradient, score):
+        handed.append((gradient, score))
+        return torch.zeros_like(scene.base_pixels()), [[0.0]], [0.0]
+
+    monkeypatch.setattr(f"{engine_of}.craft", engine)
+    attack.craft(scene)
+    return handed[0]

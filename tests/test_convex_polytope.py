@@ -11,7 +11,7 @@ from attacks.convex_polytope import ConvexPolytope, hull_coefficients, onto_simp
 from bench.registry import find
 from bench.settings import build
 from bench.training import to_pixels
-from tests.differences import assert_slope
+from tests.differences import assert_slope, objective_of
 
 
 def draw(n, d, seed):
@@ -191,18 +191,6 @@ def test_the_projection_leaves_the_simplex_alone(point):
 
 
 # The attack.
-
-
-def objective_of(attack, scene, monkeypatch):
-    handed = []
-
-    def engine(scene, settings, std, gradient, score):
-        handed.append((gradient, score))
-        return torch.zeros_like(scene.base_pixels()), [[0.0]], [0.0]
-
-    monkeypatch.setattr("attacks.feature_matching.craft", engine)
-    attack.craft(scene)
-    return handed[0]
 
 
 def minimised(models, pixels, target):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.datasets.base import Dataset, Images
+from bench.datasets.base import Dataset
 from bench.errors import BadInput
 from bench.exchange import formats
 from bench.exchange.formats import FORMATS, read_any, write
@@ -27,14 +27,8 @@ EPS = 8
 
 
 @pytest.fixture
-def dataset(make_dataset: Callable[..., Dataset]) -> Dataset:
-    """The tiny data set with ids as data sets have them: 0, 1, 2... in the order of the files."""
-
-    def numbered(images: Images) -> Images:
-        return replace(images, ids=torch.arange(len(images)))
-
-    tiny = make_dataset()
-    return Dataset(tiny.name, tiny.classes, numbered(tiny.train), numbered(tiny.test))
+def dataset(numbered_dataset: Dataset) -> Dataset:
+    return numbered_dataset
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 
 from bench import store
-from bench.datasets.base import Dataset, Images
+from bench.datasets.base import Dataset
 from bench.errors import BadInput
 from bench.exchange.formats import FORMATS, read_any, write
 from bench.exchange.importing import interpret
@@ -30,14 +29,8 @@ NAN = float("nan")
 
 
 @pytest.fixture
-def dataset(make_dataset: Callable[..., Dataset]) -> Dataset:
-    """The tiny data set, its ids 0, 1, 2..."""
-
-    def numbered(images: Images) -> Images:
-        return replace(images, ids=torch.arange(len(images)))
-
-    tiny = make_dataset()
-    return Dataset(tiny.name, tiny.classes, numbered(tiny.train), numbered(tiny.test))
+def dataset(numbered_dataset: Dataset) -> Dataset:
+    return numbered_dataset
 
 
 @pytest.fixture

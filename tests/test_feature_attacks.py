@@ -10,25 +10,12 @@ from attacks.poison_frogs import ForwardBackward, PoisonFrogs, collisions
 from bench.registry import find
 from bench.settings import build
 from bench.training import to_pixels
-from tests.differences import assert_slope
+from tests.differences import assert_slope, objective_of
 
 
 def make(name, **settings):
     plugin = find("attack", name)
     return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "attack"))
-
-
-def objective_of(attack, scene, monkeypatch):
-    """The (gradient, score) that an attack hands to the crafting engine."""
-    handed = []
-
-    def engine(scene, settings, std, gradient, score):
-        handed.append((gradient, score))
-        return torch.zeros_like(scene.base_pixels()), [[0.0]], [0.0]
-
-    monkeypatch.setattr("attacks.feature_matching.craft", engine)
-    attack.craft(scene)
-    return handed[0]
 
 
 def moved(scene, seed=3):

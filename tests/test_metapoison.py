@@ -15,7 +15,7 @@ from bench.errors import BadInput
 from bench.registry import find
 from bench.settings import build
 from bench.training import Recipe, to_pixels, train
-from tests.differences import assert_slope
+from tests.differences import assert_slope, objective_of
 
 LR = 0.3
 
@@ -105,18 +105,6 @@ def test_what_the_attack_composes_is_the_gradient_in_the_poisons(make_smooth, st
     torch.testing.assert_close(slope, plain, rtol=1e-8, atol=1e-11)
 
 
-def objective_of(attack, scene, monkeypatch):
-    handed = []
-
-    def engine(scene, settings, std, gradient, score):
-        handed.append((gradient, score))
-        return torch.zeros_like(scene.base_pixels()), [[0.0]], [0.0]
-
-    monkeypatch.setattr("attacks.metapoison.craft", engine)
-    attack.craft(scene)
-    return handed[0]
-
-
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("unroll", [1, 2, 3])
 def test_the_gradient_of_the_attack_is_that_of_finite_differences(
@@ -125,7 +113,7 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene = with_snapshots(make_scene(n=4, k=2), histories)
     attack = make(unroll=unroll, clean=5, inner_lr=LR, ages=(1, 2), augment=augment)
-    gradient, _ = objective_of(attack, scene, monkeypatch)
+    gradient, _ = objective_of(attack, scene, monkeypatch, "attacks.metapoison")
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for step in (0, 3):
         assert_slope(lambda at, step=step: gradient(at, step)[0], pixels, gradient(pixels, step)[1])
@@ -134,7 +122,7 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
 def test_the_score_is_the_mean_over_surrogates_and_ages(make_scene, make_smooth, monkeypatch):
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene, attack = make_scene(n=4, k=2), make(unroll=1, clean=0, inner_lr=LR, ages=(1, 2))
-    _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch)
+    _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch, "attacks.metapoison")
     pixels, target = scene.base_pixels(), to_pixels(scene.targets)
     wanted = torch.tensor([scene.trial.adversarial_class])
     parts = [(pixels.double(), scene.bases.labels)]
@@ -297,7 +285,7 @@ def test_the_chunk_does_not_change_the_gradient(make_scene, make_smooth, monkeyp
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = []
     for size in (chunk, 256):
-        gradient, _ = objective_of(make(ages=(1,), clean=5, chunk=size), scene, monkeypatch)
+        gradient, _ = objective_of(make(ages=(1,), clean=5, chunk=size), scene, monkeypatch, "attacks.metapoison")
         found.append(gradient(pixels, 0))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)

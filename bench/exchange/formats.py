@@ -42,7 +42,7 @@ FORMATS = {
 def write(folder: Path, format: str, poisons: Poisons, trial: Trial, dataset: Dataset) -> list[str]:
     """Write one trial as `folder`, which must not be there yet, in one step; returns what a person should know."""
     with new_folder(folder) as temporary:
-        return _named(format).write(temporary, poisons, trial, dataset)
+        return named(format).write(temporary, poisons, trial, dataset)
 
 
 def read(path: Path, format: str, dataset: Dataset) -> Found:
@@ -52,7 +52,7 @@ def read(path: Path, format: str, dataset: Dataset) -> Found:
         marks = ", ".join(f"{known.mark} ({name})" for name, known in FORMATS.items())
         raise BadInput(f"'{path}' holds no known format; looked for {marks}; repair: give the folder of one trial")
     with refusing(f"'{path}'"):
-        return _named(name).read(path, dataset)
+        return named(name).read(path, dataset)
 
 
 def read_any(path: Path, format: str, dataset: Dataset) -> dict[int, Found]:
@@ -82,7 +82,7 @@ def detect(path: Path) -> str | None:
     return endings.get(path.suffix)
 
 
-def _named(format: str) -> Format:
+def named(format: str) -> Format:
     if format not in FORMATS:
         raise BadInput(f"format '{format}' is not known{nearest(format, FORMATS)}")
     return FORMATS[format]
