@@ -51,7 +51,7 @@ FORBIDDEN_NAMES = {"__closure__", "__globals__", "_getframe", "f_back", "f_local
 SIZE, CLASSES = 16, 3
 THREAT = Threat(eps=8, budget=0.1, surrogates=2)
 RECIPE = Recipe(epochs=3, batch=16, schedule="one-cycle", augment="bilinear", shift=2)
-FAST = {"steps": 2, "restarts": 2, "start": 1}
+FAST = {"steps": 2, "restarts": 2, "start": 1, "epochs": 1}
 """Settings of these names are cut down, so that the test takes seconds."""
 
 
@@ -284,12 +284,22 @@ def _defense_rules(plugin: Plugin) -> Rules:
 
     def defend(seed: int = 1, guard: Any = None, data: Images | None = None) -> Predictor:
         guard = guard or plugin.make(_settings(plugin), plugin.name)
-        known = THREAT.budget if "poison_rate" in plugin.make.needs else None
 
         def report(what: str, done: int, of: int) -> None:
             _must(0 < done <= of, f"reports {done} of {of}")
 
-        services = Services(RECIPE, CLASSES, fit, report, "lenet", seed, known)
+        guard.external()
+        services = Services(
+            RECIPE,
+            CLASSES,
+            fit,
+            report,
+            "lenet",
+            seed,
+            poison_rate=THREAT.budget,
+            clean_holdout=dataset.train.subset(torch.arange(0, len(dataset.train), 4)),
+            public=lambda: copy.deepcopy(dataset.test),
+        ).only(guard.needs)
         trained = [
             train(_network(dataset, 7), job.data, RECIPE, seed=seed, hooks=guard, job=number, services=services)
             for number, job in enumerate(guard.jobs(data or copy.deepcopy(dataset.train), services))

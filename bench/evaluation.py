@@ -17,9 +17,16 @@ from bench.poisons import NOT_A_TEST_PICTURE, Shown
 from bench.threat import Trial
 from bench.training import precision, to_pixels
 
+REJECTED = -1
+"""The class that a rejected picture is predicted as: never the right one, never the adversarial one."""
+
 
 class Predictor(Protocol):
-    """What a defense hands back: a classifier of pictures."""
+    """What a defense hands back: a classifier of pictures. May also have
+
+    rejects(pixels [n, 3, h, w] in [0, 1]) -> bool [n]: pictures that it refuses to classify;
+    variants: dict[str, Predictor]: other ways to use what was trained, judged beside it.
+    """
 
     def scores(self, pixels: Tensor) -> Tensor:
         """Scores [n, classes] of pixels [n, 3, h, w] in [0, 1]; the largest wins, ties to the lower class."""
@@ -45,6 +52,17 @@ def predict(predictor: Predictor, images: Tensor, device: torch.device | str, ch
     if not torch.isfinite(scores).all():
         raise ValueError("the predictor gives scores that are not finite")
     return scores
+
+
+def decide(predictor: Predictor, images: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Scores [n, classes] and predicted classes [n] (REJECTED where it refuses), on the CPU, for uint8 images."""
+    scores = predict(predictor, images, device)
+    predictions = scores.argmax(1)
+    rejects = getattr(predictor, "rejects", None)
+    if rejects is not None:
+        parts = [rejects(to_pixels(part.to(device))).cpu() for part in images.split(1000)]
+        predictions[torch.cat(parts)] = REJECTED
+    return scores, predictions
 
 
 @dataclass(frozen=True)
@@ -89,13 +107,17 @@ def backdoor_rates(clean: Tensor, triggered: Tensor, true_class: int, adversaria
 @dataclass(frozen=True)
 class Outcome:
     """What one victim did. success: share of the target pictures predicted as the adversarial class at the final epoch
-    (0 or 1 with one target; another wrong class is a failure); clean_accuracy: over all test pictures."""
+    (0 or 1 with one target; another wrong class is a failure); clean_accuracy: over all test pictures; a rejected
+    picture counts as neither. target_margin: mean of score(adversarial) - best other score, rejected or not. rejected,
+    rejected_shown: share of all test pictures, and of the target (or shown) pictures, that were rejected."""
 
     success: float
     clean_accuracy: float
     target_predictions: list[int]
     target_margin: float
     backdoor: BackdoorRates | None = None
+    rejected: float = 0.0
+    rejected_shown: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,16 +130,15 @@ def evaluate(
 
     shown: pictures that the attacker shows instead of the trial's targets; `success` is then the share of them that is
     predicted adversarial. When they are test pictures with a trigger, the three backdoor rates are reported too, and
-    `success` is asr_all. target_margin: mean of score(adversarial) - best other score.
+    `success` is asr_all.
     """
-    scores = predict(predictor, dataset.test.images, device)
-    predictions = scores.argmax(1)
+    scores, predictions = decide(predictor, dataset.test.images, device)
     clean_accuracy = int((predictions == dataset.test.labels).sum()) / len(predictions)
     if shown is None:
-        at_target = scores[dataset.test.rows_of(trial.target_ids)]
+        rows = dataset.test.rows_of(trial.target_ids)
+        at_target, hit = scores[rows], predictions[rows]
     else:
-        at_target = predict(predictor, shown.images, device)
-    hit = at_target.argmax(1)
+        at_target, hit = decide(predictor, shown.images, device)
     rates = None
     if shown is not None and shown.patch is not None and bool((shown.ids != NOT_A_TEST_PICTURE).all()):
         twins = predictions[dataset.test.rows_of(shown.ids)]
@@ -126,7 +147,8 @@ def evaluate(
     others[:, trial.adversarial_class] = -torch.inf
     margin = (at_target[:, trial.adversarial_class] - others.max(1).values).mean().item()
     success = int((hit == trial.adversarial_class).sum()) / len(hit)
-    return Outcome(success, clean_accuracy, hit.tolist(), margin, rates)
+    rejected, rejected_shown = (float((made == REJECTED).float().mean()) for made in (predictions, hit))
+    return Outcome(success, clean_accuracy, hit.tolist(), margin, rates, rejected, rejected_shown)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from bench.settings import Settings, build, literal
 from bench.threat import Threat
 from bench.training import Recipe
 
-SECTIONS = ("dataset", "train", "surrogate", "pretrain", "pretrain_dataset", "threat", "attack", "defense")
+DATASETS = ("dataset", "pretrain_dataset", "public_dataset")
+SECTIONS = (*DATASETS, "train", "surrogate", "pretrain", "threat", "attack", "defense")
 PLAIN = ("name", "version", "description", "trials", "model")
 MOST_TRIALS = 100_000
 
@@ -30,7 +31,9 @@ class Protocol:
     surrogate: how the attacker's networks are trained (the victim's recipe unless a [surrogate] section changes it);
     pretrain, pretrain_dataset: how and on what the networks are trained that `transfer` and `finetune` start from (the
     victim's recipe unless a [pretrain] section changes it; the study's own data unless [pretrain_dataset] names
-    others); attack_settings, defense_settings: by plug-in name, what the protocol changes for that plug-in.
+    others); public_dataset, public_dataset_settings: pictures from elsewhere that a defender may train an external
+    model on (None: patches of photographs, of the study's size); attack_settings, defense_settings: by plug-in name,
+    what the protocol changes for that plug-in.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Protocol:
     pretrain_dataset: str
     pretrain_dataset_settings: Settings
     threat: Threat
+    public_dataset: str | None = None
+    public_dataset_settings: Settings | None = None
     attack_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     defense_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -109,6 +114,11 @@ class Chosen:
         """For defenses: knowledge beyond the training set."""
         return tuple(dict.fromkeys([*self.plugin.make.needs, *(need for part in self.parts for need in part.needs)]))
 
+    @property
+    def wants_public(self) -> bool:
+        """For defenses: whether pictures from elsewhere are used."""
+        return bool(self.defense().wants_public)
+
     def attack(self) -> Any:
         """For attacks: a new instance."""
         return self.plugin.make(self.settings)
@@ -123,8 +133,13 @@ class Chosen:
         """All settings, those of parts under their labels."""
         return {part.label: part.values() for part in self.parts} if self.parts else self.settings.as_dict()
 
+    def external(self) -> dict[str, Any]:
+        """For defenses: what is used from outside this tool. BadInput when it is missing."""
+        return self.defense().external() if self.kind == "defense" else {}
+
     def identity(self) -> dict[str, Any]:
-        return {"name": self.label, "settings": self.values()}
+        found = self.external()
+        return {"name": self.label, "settings": self.values(), **({"external": found} if found else {})}
 
 
 def protocol_names() -> list[str]:
@@ -192,6 +207,9 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
     pretrain_name, pretrain_settings = dataset_name, settings
     if sections["pretrain_dataset"]:
         pretrain_name, pretrain_settings = _dataset(sections["pretrain_dataset"], None, sets, "pretrain_dataset")
+    public_name, public_settings = None, None
+    if sections["public_dataset"]:
+        public_name, public_settings = _dataset(sections["public_dataset"], None, sets, "public_dataset")
     protocol = Protocol(
         name=str(values.get("name", preset)),
         version=int(values.get("version", 1)),
@@ -206,6 +224,8 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
         pretrain_dataset=pretrain_name,
         pretrain_dataset_settings=pretrain_settings,
         threat=threat,
+        public_dataset=public_name,
+        public_dataset_settings=public_settings,
         attack_settings=sections["attack"],
         defense_settings=sections["defense"],
     )

@@ -68,6 +68,9 @@ def plan(
             raise BadInput(
                 f"defense '{defense.label}': write its parts with a plus, as in --defense spectral+friends-b"
             )
+        defense.external()
+        if defense.wants_public:
+            study.public_dataset  # noqa: B018  (BadInput now rather than in every trial)
     cells = [Cell(chosen_attack, defense) for defense in chosen_defenses]
     if not only:
         (clean,) = choose("attack", [CONTROL[chosen_attack.shows_trigger]], protocol, [])

@@ -6,6 +6,7 @@ Every stage asks the store first. What it needs from an earlier stage it takes f
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import resource
 import sys
@@ -51,6 +52,7 @@ class Used:
 
     def __init__(self) -> None:
         self.networks: list[Artefact] = []
+        self.external: list[Artefact] = []
         self.kept: dict[str, bool] = {}
         self.parts: dict[str, float] = {}
 
@@ -63,6 +65,16 @@ class Used:
     def all_told(self) -> float:
         """Seconds that the networks took when they were trained."""
         return sum(artefact.meta["seconds"] for artefact in self.networks)
+
+    @property
+    def external_just_now(self) -> float:
+        """Seconds spent now on what the defender could have from elsewhere."""
+        return sum(artefact.meta["seconds"] for artefact in self.external if not artefact.reused)
+
+    @property
+    def external_all_told(self) -> float:
+        """Seconds that it took when it was made."""
+        return sum(artefact.meta["seconds"] for artefact in self.external)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -218,12 +230,17 @@ class Bench:
         data = poisons.applied_to(clean).to(study.device)
         guard, fits = defense.defense(), Used()
         what = f"{attack.label} x {defense.label} trial {index}"
-        with self._services(what, index, defense, len(clean), fits) as services:
+        notes: dict[str, Any] = {}
+        with self._services(what, index, defense, poisons.ids, fits, notes) as services:
             trained, used = self._train_behind(guard, services, data, index, what)
             predictor = guard.finish(trained, services)
         trained_at = time.perf_counter()
         shown = poisons.shown or study.shown(index)
         outcome = evaluate(predictor, study.dataset, study.trial(index), study.device, shown)
+        others = {
+            name: evaluate(other, study.dataset, study.trial(index), study.device, shown).as_dict()
+            for name, other in getattr(predictor, "variants", {}).items()
+        }
         finished = time.perf_counter()
         meta = artefact.meta
         provenance = dict(poisons.provenance)
@@ -235,6 +252,7 @@ class Bench:
             "success": outcome.success,
             "clean_accuracy": outcome.clean_accuracy,
             "outcome": outcome.as_dict(),
+            "variants": others,
             "filter": asdict(filter_quality(clean.ids, used, poisons.ids)),
             **self._chance(attack, index),
             "poisons": {
@@ -246,14 +264,17 @@ class Bench:
             },
             "surrogates": self._sharing(meta),
             "history": [figures for job in trained for figures in job.history],
+            "notes": notes,
             **self.description(attack, defense),
             "seconds": {
                 "surrogates": meta["surrogate_seconds"],
                 "craft": meta["seconds"],
                 **{f"craft.{name}": value for name, value in meta["parts"].items()},
                 # With what the defense had trained beside, as if it had been made now, whoever made it.
-                "train": trained_at - clock - fits.just_now + fits.all_told,
+                "train": trained_at - clock - fits.just_now - fits.external_just_now + fits.all_told,
                 **({"train.networks": fits.all_told} if fits.networks else {}),
+                # What the defender could have from elsewhere is no part of his training.
+                **({"external": fits.external_all_told} if fits.external else {}),
                 "evaluate": finished - trained_at,
             },
             "reused": {
@@ -271,11 +292,11 @@ class Bench:
     def _train_behind(
         self, guard: Any, services: Services, data: Images, index: int, what: str
     ) -> tuple[list[Trained], Tensor]:
-        """The trainings that the defense asks for, and the ids of all samples that it hands to them."""
+        """The trainings that the defense asks for, and the ids of all samples that it hands to them and does not
+        come to suspect."""
         study, seed, networks = self.study, self.study.victim_seed(index), self.networks
         trained, used = [], []
         for job, wish in enumerate(guard.jobs(data, services)):
-            used.append(wish.data.ids.cpu())
             if len(wish.data) == 0:
                 raise TrialFailed(f"defense '{guard.name}' left no training sample")
             trained.append(
@@ -290,22 +311,56 @@ class Bench:
                     report=lambda epoch, epochs, _: self.report(what, epoch, epochs),
                 )
             )
+            used.append(wish.data.ids[~torch.isin(wish.data.ids, trained[-1].suspected)].cpu())
         if not trained:
             raise TrialFailed(f"defense '{guard.name}' asked for no training")
         return trained, torch.cat(used).unique()
 
     @contextlib.contextmanager
-    def _services(self, what: str, index: int, defense: Chosen, n: int, fits: Used) -> Iterator[Services]:
-        """What a defense may ask for: of the knowledge beyond the training set only what it declares. n: size of the
-        training set."""
-        study = self.study
-        rate = len(study.trial(index).base_ids) / n
-        recipe = study.protocol.train
-        seed = derive(study.victim_seed(index), "defense", defense.label)
-        known = rate if "poison_rate" in defense.needs else None
-        train_another = self.networks.fitter(study.victim_seed(index), recipe, f"{what}: ", fits.networks.append)
-        with lent(train_another, lambda part, done, of: self.report(f"{what}: {part}", done, of)) as (fit, report):
-            yield Services(recipe, len(study.dataset.classes), fit, report, study.protocol.model, seed, known)
+    def _services(
+        self, what: str, index: int, defense: Chosen, poison_ids: Tensor, fits: Used, notes: dict[str, Any]
+    ) -> Iterator[Services]:
+        """What a defense may ask for: of the knowledge beyond the training set only what it declares. fits, notes: get
+        what the defense has made and what it notes."""
+        study, recipe = self.study, self.study.protocol.train
+
+        def keep(
+            name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Tensor]], external: bool = False
+        ) -> dict[str, Tensor]:
+            identity = {**study.kept_identity(name, inputs), "code": fingerprint.code(make)}
+
+            def timed() -> tuple[dict[str, Tensor], dict[str, Any]]:
+                clock = time.perf_counter()
+                return make(), {"identity": identity, "seconds": time.perf_counter() - clock}
+
+            artefact = self.store.get_or_make("kept", key_of(identity), timed)
+            (fits.external if external else fits.networks).append(artefact)
+            return {part: tensor.to(study.device) for part, tensor in artefact.tensors.items()}
+
+        def note(name: str, value: Any) -> None:
+            json.dumps(value, allow_nan=False)  # now, rather than when the record is written
+            notes[name] = value
+
+        with lent(
+            self.networks.fitter(study.victim_seed(index), recipe, f"{what}: ", fits.networks.append),
+            lambda part, done, of: self.report(f"{what}: {part}", done, of),
+            keep,
+            note,
+            lambda: study.public_dataset.train.to(study.device),
+        ) as (fit, report, keeper, noter, public):
+            yield Services(
+                recipe,
+                len(study.dataset.classes),
+                fit,
+                report,
+                study.protocol.model,
+                derive(study.victim_seed(index), "defense", defense.label),
+                keeper,
+                noter,
+                poison_rate=len(study.trial(index).base_ids) / len(study.victim_data(index)),
+                clean_holdout=study.holdout(index, poison_ids).to(study.device),
+                public=public,
+            ).only(defense.needs)
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
         """Write the record of a trial that failed; it will be tried again by the next run."""
@@ -347,6 +402,14 @@ class Bench:
             seeds["surrogates"] = [study.surrogate_seed(k) for k in range(study.protocol.threat.surrogates)]
         return {"draw": study.trial(index).as_dict(), "seeds": seeds}
 
+    def _external(self, defense: Chosen) -> dict[str, Any]:
+        """What a defense uses from outside: packages, files, and which pictures from elsewhere."""
+        found = defense.external()
+        if defense.wants_public:
+            public = self.study.public_dataset
+            found = {**found, "public": {"name": public.name, "fingerprint": public.fingerprint}}
+        return found
+
     def description(self, attack: Chosen, defense: Chosen) -> dict[str, Any]:
         """The part of a record that is the same for all trials of a cell."""
         study = self.study
@@ -358,6 +421,7 @@ class Bench:
                 "defense": defense.values(),
             },
             "knowledge": list(defense.needs),
+            "external": self._external(defense),
             "data": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,

@@ -16,7 +16,8 @@ from bench.models.base import build_model
 from bench.poisons import Shown
 from bench.protocol import Chosen, Protocol, choose
 from bench.registry import find
-from bench.seeds import derive
+from bench.seeds import derive, torch_stream
+from bench.settings import build
 from bench.store import key_of
 from bench.threat import Trial, check_budget, draw_trial, victim_data
 from bench.trial_lists import TrialList
@@ -42,6 +43,36 @@ class Study:
     def pretrain_dataset(self) -> Dataset:
         """What pretrained networks were trained on: the data set itself unless the protocol names another."""
         return _load(self.protocol.pretrain_dataset, self.protocol.pretrain_dataset_settings, self.data)
+
+    @property
+    def public_dataset(self) -> Dataset:
+        """Pictures from elsewhere, for a defender's external model: those that the protocol names, or patches of
+        photographs. BadInput when they are not of the study's size."""
+        name, settings = self.protocol.public_dataset, self.protocol.public_dataset_settings
+        if name is None:
+            name = "photographs"
+            settings = build(find("dataset", name).make.Settings, {"size": self.size, "colour": "plain"}, name)
+        found = check(_load(name, settings, self.data))
+        if (size := found.train.images.shape[2]) != self.size:
+            raise BadInput(
+                f"public_dataset '{name}' has pictures of {size} pixels, '{self.dataset.name}' of {self.size}; "
+                "repair: a data set of the same size"
+            )
+        return found
+
+    def holdout(self, index: int, poison_ids: torch.Tensor) -> Images:
+        """The clean pictures that a defender knows as such in a trial: a share of every class (at least one) of the
+        training set, drawn among what the attacker left alone."""
+        data = self.victim_data(index)
+        chance = torch_stream("cpu", self.seed, "holdout", index)
+        order = torch.randperm(len(data), generator=chance)
+        order = order[~torch.isin(data.ids[order], poison_ids)]
+        chosen = []
+        for label in range(len(self.dataset.classes)):
+            of_class = int((data.labels == label).sum())
+            count = max(round(self.protocol.threat.holdout * of_class), 1)
+            chosen.append(order[data.labels[order] == label][:count])
+        return data.subset(torch.cat(chosen).sort().values)
 
     @property
     def size(self) -> int:
@@ -147,6 +178,10 @@ class Study:
             "code": fingerprint.code(find("model", model).make),
         }
 
+    def kept_identity(self, name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Something that a defense keeps: the rest of what shapes it is in `inputs`."""
+        return {"kind": f"kept by a defense: {name}", "inputs": inputs, "numerics": self._common()["numerics"]}
+
     def poisons_identity(self, attack: Chosen, index: int) -> dict[str, Any]:
         make, threat = attack.plugin.make, self.protocol.threat
         shapes = ["eps", "per_class", *(("patch", "patch_seed", "placement") if attack.shows_trigger else ())]
@@ -182,6 +217,7 @@ class Study:
             "seed": self.seed,
             "trials": self.listed.digest if self.listed is not None else "drawn",
             "code": code,
+            **({"public": self.public_dataset.fingerprint} if defense.wants_public else {}),
         }
 
     def surrogate_seed(self, k: int) -> int:

@@ -44,6 +44,9 @@ class Threat(Settings):
     surrogates: int = Field(1, ge=1, le=100, description="K, how many surrogates the attacker has")
     patch: int = Field(0, ge=0, le=256, description="side of the trigger, pixels (0: a quarter of the picture)")
     patch_seed: int = Field(0, ge=0, description="which trigger, of random colours")
+    holdout: float = Field(
+        0.05, gt=0, le=0.5, description="share of the training set that a defender knows to be clean, if he asks for it"
+    )
     placement: Literal["random", "corner"] = Field("random", description="where a trigger is pasted")
 
     @property

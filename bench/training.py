@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -102,12 +102,18 @@ class Hooks(Protocol):
     def loss(self, losses: Tensor, batch: Batch, run: Run) -> Tensor: ...
 
 
+Sampler = Callable[[Tensor, torch.Generator], Sequence[Tensor]]
+
+
 @dataclass
 class Run:
     """One training under way, as a defense sees it.
 
-    data: the training set on the device; active: bool [n], which samples are trained on; side: the defense's own
-    state; lr_scale: factor on the learning rate; history: one dict an epoch.
+    data: the training set on the device; active: bool [n], which samples are trained on; suspected: bool [n], which
+    the defense takes for poisons (judged by the evaluator; has no effect here); side: the defense's own state;
+    lr_scale: factor on the learning rate; history: one dict an epoch; sampler: makes an epoch's batches, called as
+    (rows that are active int64 [n], random stream) -> rows of each step, which may be empty and need not be disjoint;
+    None shuffles the active rows and cuts them into batches of the recipe's size.
     """
 
     model: Classifier
@@ -118,12 +124,14 @@ class Run:
     optimizer: torch.optim.Optimizer
     augmentation: Augmentation
     active: Tensor
+    suspected: Tensor
     services: Any = None
     owner: str = "defense"
     current_epoch: int = 0
     lr_scale: float = 1.0
     side: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    sampler: Sampler | None = None
 
     @property
     def device(self) -> torch.device:
@@ -140,11 +148,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the network in eval mode, and what happened in each epoch."""
+    """A finished training: the network in eval mode, what happened in each epoch, and the ids of the samples that the
+    defense took for poisons on the way."""
 
     model: Classifier
     history: list[dict[str, float]]
     seconds: float
+    suspected: Tensor
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -191,7 +201,8 @@ def train(
     device = data.images.device
     augmentation = recipe.augmentation(tuple(model.normalise.mean.flatten().tolist()))
     active = torch.ones(len(data), dtype=torch.bool, device=device)
-    run = Run(model, data, recipe, seed, job, make_optimizer(model, recipe), augmentation, active, services)
+    optimizer, suspected = make_optimizer(model, recipe), torch.zeros_like(active)
+    run = Run(model, data, recipe, seed, job, optimizer, augmentation, active, suspected, services)
     if hooks is not None:
         run.owner = hooks.name
         _set_up(run, hooks)
@@ -206,7 +217,7 @@ def train(
                 report(epoch + 1, run.recipe.epochs, figures)
     run.model.eval()
     run.model.zero_grad(set_to_none=True)
-    return Trained(run.model, run.history, time.perf_counter() - started)
+    return Trained(run.model, run.history, time.perf_counter() - started, run.data.ids[run.suspected])
 
 
 def _set_up(run: Run, hooks: Hooks) -> None:
@@ -220,18 +231,23 @@ def _set_up(run: Run, hooks: Hooks) -> None:
             run.augmentation = run.recipe.augmentation(augmentation.fill)
 
 
+def _shuffled(rows: Tensor, size: int, chance: torch.Generator) -> list[Tensor]:
+    """Batches of `size` in random order; the last may be smaller."""
+    order = rows[torch.randperm(len(rows), generator=chance, device=rows.device)]
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm cannot normalise a single sample
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
     device, recipe = run.device, run.recipe
     rows = torch.nonzero(run.active).flatten()
     if len(rows) == 0:
         raise TrialFailed(f"epoch {epoch}: the defense left no training sample")
-    order = rows[
-        torch.randperm(len(rows), generator=torch_stream(device, run.seed, "order", run.job, epoch), device=device)
-    ]
+    chance = torch_stream(device, run.seed, "order", run.job, epoch)
     shifts = torch_stream(device, run.seed, "augment", run.job, epoch)
-    batches = list(order.split(recipe.batch))
-    if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm cannot normalise a single sample
-        batches[-2:] = [torch.cat(batches[-2:])]
+    batches = run.sampler(rows, chance) if run.sampler is not None else _shuffled(rows, recipe.batch, chance)
     has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in run.model.modules())
     total = torch.zeros(3, device=device)  # loss, hits, samples
     minimised = torch.zeros((), device=device)
@@ -263,4 +279,5 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
     loss_sum, hits, samples = total.tolist()
     if not torch.isfinite(total).all() or not torch.isfinite(minimised):
         raise TrialFailed(f"epoch {epoch}: the training loss is not finite; repair: a smaller train.lr")
+    samples = max(samples, 1)  # a sampler may have drawn none
     return {"loss": loss_sum / samples, "accuracy": hits / samples, "samples": float(len(rows))}

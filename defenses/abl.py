@@ -68,6 +68,7 @@ class Abl(Defense):
         if epoch == first:
             run.augmentation = run.side["augmentation"]
             run.side["isolated"] = self.isolated(run)
+            run.suspected = run.side["isolated"]
             run.active = ~run.side["isolated"]
         if epoch == last:
             run.active = run.side["isolated"]

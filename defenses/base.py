@@ -14,8 +14,8 @@ its random streams. Target, trigger, base ids and test set are in nothing that i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import Generator, Tensor
 
@@ -27,6 +27,17 @@ from bench.settings import Settings as AnySettings
 from bench.training import Batch, Recipe, Run, Trained
 
 
+def make_anew(
+    name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Tensor]], external: bool = False
+) -> dict[str, Tensor]:
+    """`keep` of Services where nothing is kept."""
+    return make()
+
+
+def forget(name: str, value: Any) -> None:
+    """`note` of Services where there is no record."""
+
+
 @dataclass(frozen=True)
 class Services:
     """What a defense may ask of the bench.
@@ -36,8 +47,15 @@ class Services:
     the defense's seed and `who`, kept in the store;
     report: show progress, called as (what, done, of); model: the name of the architecture that is trained;
     seed: the defense's own in this trial;
-    poison_rate: share of the training set that the attacker may poison, for defenses that declare `poison_rate` in
-    `needs`, else None.
+    keep: tensors that are costly to make, `keep(name, inputs, make)`: from the store, or made by `make()` and kept
+    under `inputs` (JSON: all that shapes them) and the code of `make`; `external=True` for what the defender could have
+    from elsewhere, whose time is not counted as training;
+    note: write something into the trial's record, `note(name, JSON)`.
+
+    Knowledge beyond the training set, None unless the defense declares it in `needs`:
+    poison_rate: share of the training set that the attacker may poison;
+    clean_holdout: a few pictures of the training set that are known to be clean, some of every class;
+    public: pictures from elsewhere, without a test picture among them, to train an `external_model` on.
     """
 
     recipe: Recipe
@@ -46,7 +64,20 @@ class Services:
     report: Callable[[str, int, int], None]
     model: str = ""
     seed: int = 0
+    keep: Callable[..., dict[str, Tensor]] = make_anew
+    note: Callable[[str, Any], None] = forget
     poison_rate: float | None = None
+    clean_holdout: Images | None = None
+    public: Callable[[], Images] | None = None
+
+    def only(self, needs: Sequence[str]) -> Services:
+        """The same without the knowledge that is not among `needs`."""
+        return replace(
+            self,
+            poison_rate=self.poison_rate if "poison_rate" in needs else None,
+            clean_holdout=self.clean_holdout if "clean_holdout" in needs else None,
+            public=self.public if "external_model" in needs else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,6 +99,17 @@ class Defense:
     def __init__(self, settings: AnySettings, name: str = "defense") -> None:
         self.settings = settings
         self.name = name
+
+    @property
+    def wants_public(self) -> bool:
+        """Whether `services.public` will be called, so that it can be checked before any work."""
+        return False
+
+    def external(self) -> dict[str, Any]:
+        """What is used from outside this tool, as JSON: versions of optional packages, sha256 of files. It is part of
+        what a trial's record is found by. Asked before any work: BadInput when something is missing, naming the
+        repair."""
+        return {}
 
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         """The trainings to run; `data` is the training set on the device."""

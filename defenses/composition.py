@@ -59,6 +59,13 @@ class Composition(Defense):
             if len(owners) > 1:
                 raise BadInput(f"defense '{'+'.join(labels)}': {owners[0]} and {owners[1]} both own `{hook}`: {reason}")
 
+    @property
+    def wants_public(self) -> bool:
+        return any(part.wants_public for part in self.parts)
+
+    def external(self) -> dict[str, Any]:
+        return {part.name: found for part in self.parts if (found := part.external())}
+
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         yield from self._jobs(data, services, self.parts)
 
@@ -115,5 +122,4 @@ def _as(part: Defense, run: Run) -> Iterator[None]:
 
 def _own(services: Services, part: Defense) -> Services:
     """The services of one part: its own seed, and only the knowledge that it declares."""
-    known = services.poison_rate if "poison_rate" in part.needs else None
-    return replace(services, seed=derive(services.seed, part.name), poison_rate=known)
+    return replace(services, seed=derive(services.seed, part.name)).only(part.needs)

@@ -52,6 +52,7 @@ class Epic(Defense):
         last_drop = recipe.drops[-1] + 1 if recipe.schedule == "step" and recipe.drops else recipe.epochs
         if settings.start <= epoch < (settings.stop or last_drop) and epoch % settings.every == 0:
             alone = self.isolated(run)
+            run.suspected = run.suspected | (run.active & alone)
             run.active = run.active & ~alone
             left = torch.bincount(run.data.labels[run.active], minlength=run.model.head.out_features)
             present = torch.bincount(run.data.labels, minlength=run.model.head.out_features)

@@ -147,7 +147,7 @@ def make_run() -> Callable[..., Run]:
         settings = Recipe(**recipe)
         return Run(
             model, data, settings, seed, 0, make_optimizer(model, settings), settings.augmentation(MEAN),
-            torch.ones(len(data), dtype=torch.bool), owner=owner,
+            torch.ones(len(data), dtype=torch.bool), torch.zeros(len(data), dtype=torch.bool), owner=owner,
         )  # fmt: skip
 
     return make
