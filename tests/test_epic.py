@@ -98,6 +98,11 @@ def test_drops_are_permanent_and_begin_when_they_should(make_small, make_images)
     assert samples[2] == samples[3] and samples[4] == samples[5]  # every second epoch
 
 
+def test_what_was_dropped_is_suspected(make_small, make_images):
+    result = run_with(make_small, make_images(90))
+    assert 90 - len(result.suspected.unique()) == result.history[-1]["samples"] < 90
+
+
 def test_nothing_is_dropped_from_stop_on(make_small, make_images):
     samples = [epoch["samples"] for epoch in run_with(make_small, make_images(90), stop=3).history]
     assert samples[2] < 90 and len(set(samples[2:])) == 1

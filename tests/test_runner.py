@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from attacks.base import Attack, Scene
 from bench import runner
 from bench.errors import BadInput, TrialFailed
+from bench.evaluation import ModelPredictor
 from bench.poisons import Poisons
 from bench.records import Records, comparable
 from bench.registry import register
@@ -263,3 +265,105 @@ def test_trial_failed_is_a_clean_message(tmp_path: Path) -> None:
     bench = Bench.at(plan.study, tmp_path, lambda *_: None, print)
     record = bench.failure(plan.cells[0].attack, plan.cells[0].defense, 0, str(TrialFailed("because")))
     assert (record["status"], record["error"], record["success"]) == ("failed", "because", None)
+
+
+class Keeping(Defense):
+    """Keeps work of two kinds, notes what it found, suspects samples, and lends its network in two ways."""
+
+    needs = ("clean_holdout",)
+    made: list[str] = []
+
+    def external(self) -> dict[str, Any]:
+        return {"file": "abc"}
+
+    def jobs(self, data: Any, services: Any) -> Any:
+        def costly() -> dict[str, torch.Tensor]:
+            self.made.append("costly")
+            time.sleep(0.2)
+            return {"sum": data.images.sum()[None]}
+
+        def elsewhere() -> dict[str, torch.Tensor]:
+            self.made.append("elsewhere")
+            time.sleep(0.2)
+            return {"one": torch.ones(1)}
+
+        kept = services.keep("costly", {"data": data.digest}, costly)
+        services.keep("elsewhere", {}, elsewhere, external=True)
+        services.note("sum", int(kept["sum"]))
+        services.note("holdout", services.clean_holdout.ids.tolist())
+        assert services.poison_rate is None and services.public is None
+        yield from super().jobs(data, services)
+
+    def epoch(self, run: Any, epoch: int) -> None:
+        run.suspected[:7] = True
+
+    def finish(self, trained: Any, services: Any) -> Any:
+        predictor = super().finish(trained, services)
+        predictor.variants = {"upside down": ModelPredictor(UpsideDown(trained[0].model))}  # type: ignore[attr-defined]
+        return predictor
+
+
+class UpsideDown(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return -self.model(pixels)
+
+
+def test_what_a_defense_keeps_notes_suspects_and_varies(tmp_path: Path) -> None:
+    register("defense", "keeping")(Keeping)
+    plan = prepare("random-noise", ("keeping",), only=True)
+    Keeping.made.clear()
+    records, _ = execute(plan, tmp_path)
+    assert [record["error"] for record in records] == [None, None]
+    assert sorted(Keeping.made) == ["costly", "costly", "elsewhere"]  # the second depends on no data
+    study = plan.study
+    for record in records:
+        images = Bench.at(study, tmp_path, lambda *_: None, print).poisons(plan.cells[0].attack, record["trial"])[0]
+        assert record["notes"]["sum"] == int(images.applied_to(study.victim_data(record["trial"])).images.sum())
+        assert not set(record["notes"]["holdout"]) & set(record["draw"]["base_ids"])
+        assert record["filter"]["dropped"] == 7 and record["external"] == {"file": "abc"}
+        other = record["variants"]["upside down"]
+        assert other.keys() == record["outcome"].keys()
+        assert other["target_predictions"] != record["outcome"]["target_predictions"]
+        seconds = record["seconds"]
+        assert seconds["external"] >= 0.2 and 0.2 <= seconds["train.networks"] < seconds["train"]
+    shutil.rmtree(tmp_path / "records")
+    again, _ = execute(plan, tmp_path)
+    assert sorted(Keeping.made) == ["costly", "costly", "elsewhere"] and bare(again) == bare(records)
+
+
+def test_what_is_used_from_outside_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    register("defense", "keeping")(Keeping)
+
+    def key() -> str:
+        plan = prepare("none", ("keeping",), only=True)
+        return str(plan.study.wanted(plan.cells[0].attack, plan.cells[0].defense, 0)["key"])
+
+    before = key()
+    monkeypatch.setattr(Keeping, "external", lambda self: {"file": "abd"})
+    assert key() != before
+
+    def missing(self: Any) -> dict[str, Any]:
+        raise BadInput("package 'x' is missing; repair: pip install x")
+
+    monkeypatch.setattr(Keeping, "external", missing)
+    with pytest.raises(BadInput, match="pip install x"):
+        key()
+
+
+def test_pictures_from_elsewhere_are_of_the_right_size_and_part_of_the_key() -> None:
+    class Learned(Defense):
+        needs = ("external_model",)
+        wants_public = True
+
+    register("defense", "learned")(Learned)
+    default = prepare("none", ("learned",), only=True)
+    assert default.study.public_dataset.train.images.shape[1:] == default.study.dataset.train.images.shape[1:]
+    changed = prepare("none", ("learned",), ("public_dataset.train_per_class=11",), only=True)
+    keys = {plan.study.wanted(plan.cells[0].attack, plan.cells[0].defense, 0)["key"] for plan in (default, changed)}
+    assert len(keys) == 2
+    with pytest.raises(BadInput, match="public_dataset 'photographs' has pictures of 24 pixels"):
+        prepare("none", ("learned",), ("public_dataset.size=24",), only=True)
