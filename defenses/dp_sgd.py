@@ -106,11 +106,10 @@ class PrivateTraining:
 
     def __init__(self, run: Run, settings: DpSgdSettings, beside: tuple[str, ...]) -> None:
         from opacus.accountants import RDPAccountant
-        from opacus.grad_sample.grad_sample_module import GradSampleHooks
 
         warnings.filterwarnings("ignore", message="Full backward hook is firing")  # pixels need no gradient
         self.run, self.settings, self.beside = run, settings, beside
-        self.hooks = GradSampleHooks(run.model, loss_reduction="sum")
+        self.hooks = attach(run.model)
         self.accountant = RDPAccountant()
         self.rate = 0.0
         self.left = 0
@@ -152,6 +151,20 @@ class PrivateTraining:
             "accountant": self.accountant.mechanism(),
             "beside": list(self.beside),
         }
+
+
+def attach(model: nn.Module) -> Any:
+    """Have every backward pass of summed losses leave each sample's gradient in `grad_sample` of the weights."""
+    from opacus.grad_sample.grad_sample_module import GradSampleHooks
+
+    class Hooks(GradSampleHooks):
+        def rearrange_grad_samples(self, **what: Any) -> tuple[list[Tensor], Tensor]:
+            # opacus 1.6 reads what a convolution was given as if it were contiguous: with channels last the gradients
+            # are wrong without an error. A clone, for `contiguous()` leaves the strides of 1x1 maps as they are.
+            activations, slopes = super().rearrange_grad_samples(**what)
+            return [each.clone(memory_format=torch.contiguous_format) for each in activations], slopes
+
+    return Hooks(model, loss_reduction="sum")
 
 
 def make_private(sgd: torch.optim.Optimizer, sigma: float, clip: float, batch: int) -> Any:
