@@ -95,6 +95,8 @@ class Defense:
     """Knowledge beyond the training set: poison_rate, clean_holdout, external_model, attack_family."""
     on_its_own: ClassVar[bool] = True
     """False for what cannot be run by its name alone."""
+    beside: tuple[str, ...] = ()
+    """Names of the other parts of a composition."""
 
     def __init__(self, settings: AnySettings, name: str = "defense") -> None:
         self.settings = settings
