@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from bench.seeds import derive
 from bench.settings import Settings
 from bench.training import Run, Trained, train
 from defenses.base import Defense, Job, Services
-from defenses.denoisers import FIT, fitted
+from defenses.denoisers import FIT, fitted, loaded, outside
 from defenses.diffusion import Denoiser, denoise_images, names_by_content, noise_by_name, noise_of, one_shot, step_for
 
 
@@ -45,7 +45,9 @@ class DenoiseSettings(Settings):
     width: int = Field(32, ge=8, le=512, multiple_of=8, description="channels of the fitted U-Net")
     steps: int = Field(2000, ge=1, le=10_000_000, description="training steps of the fitted U-Net")
     batch: int = Field(64, ge=1, le=65536, description="pictures a training step of the fitted U-Net")
-    chunk: int = Field(256, ge=1, le=65536, description="pictures denoised at once; the result does not depend on it")
+    chunk: int = Field(
+        256, ge=1, le=65536, description="pictures denoised at once; no number depends on it but for rounding"
+    )
 
 
 class DenoisedPictures:
@@ -104,6 +106,9 @@ class Denoise(Defense):
     def wants_public(self) -> bool:
         return self.settings.source == FIT or self.settings.init == "pretrained"
 
+    def external(self) -> dict[str, Any]:
+        return outside(self.settings.source)
+
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         # With a warm start the training begins on the raw set; `epoch` puts the denoised one in its place.
         yield Job(data if self.settings.warm_start else self._denoised(data, services))
@@ -116,16 +121,19 @@ class Denoise(Defense):
             run.data = self._denoised(run.data, run.services)
 
     def finish(self, trained: Sequence[Trained], services: Services) -> Predictor:
-        denoiser = self._denoiser(services)
-        raw = ModelPredictor(trained[0].model)
+        model = trained[0].model
+        denoiser = self._denoiser(services, next(model.parameters()).device)
+        raw = ModelPredictor(model)
         seed = derive(services.seed, "test pictures")
         denoised = DenoisedPictures(raw, denoiser, self._step(denoiser), seed, self.settings.chunk)
         if self.settings.denoise_test:
             return WithVariants(denoised, {"raw test pictures": raw})
         return WithVariants(raw, {"denoised test pictures": denoised})
 
-    def _denoiser(self, services: Services) -> Denoiser:
+    def _denoiser(self, services: Services, device: torch.device) -> Denoiser:
         chosen = self.settings
+        if chosen.source != FIT:
+            return loaded(chosen.source, device)
         return fitted(_public(services), chosen.width, chosen.steps, chosen.batch, services)
 
     def _step(self, denoiser: Denoiser) -> int:
@@ -133,7 +141,7 @@ class Denoise(Defense):
 
     def _denoised(self, data: Images, services: Services) -> Images:
         """The training set, denoised: one for all trials and defenses that have the same one before them."""
-        denoiser = self._denoiser(services)
+        denoiser = self._denoiser(services, data.images.device)
         denoiser.must_take(data.images.shape[2])
         step = self._step(denoiser)
         services.note(
