@@ -43,7 +43,7 @@ class DenoiseSettings(Settings):
     )
     denoise_test: bool = Field(False, description="the test pictures too; the other way is recorded as a variant")
     width: int = Field(32, ge=8, le=512, multiple_of=8, description="channels of the fitted U-Net")
-    steps: int = Field(2000, ge=1, le=10_000_000, description="training steps of the fitted U-Net")
+    steps: int = Field(3000, ge=1, le=10_000_000, description="training steps of the fitted U-Net")
     batch: int = Field(64, ge=1, le=65536, description="pictures a training step of the fitted U-Net")
     chunk: int = Field(
         256, ge=1, le=65536, description="pictures denoised at once; no number depends on it but for rounding"

@@ -99,8 +99,8 @@ def fit_unet(
 ) -> SmallUNet:
     """Train on uint8 pictures [n, 3, h, w], on their device; returns the running mean of the weights, in eval mode.
 
-    Loss: mean square error of v, with steps uniform between s = 0.025 and s = 2. Adam, 100 steps of warm-up, then down
-    to 0. TrialFailed when the loss is not finite.
+    Loss: mean square error of v, with steps uniform between s = 0.025 and s = 2. Adam, at most 100 steps of
+    warm-up, then down to 0. TrialFailed when the loss is not finite.
     """
     model = new_unet(width, seed).to(images.device)
     mean = copy.deepcopy(model).requires_grad_(False)
@@ -108,10 +108,11 @@ def fit_unet(
     first, last = step_for(model.alphas, QUIETEST), step_for(model.alphas, LOUDEST)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     chance = torch_stream(images.device, seed, "fit")
+    warm_up = min(100, steps / 10)
     total = torch.zeros((), device=images.device)
     for done in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min((done + 1) / 100, 1) * (1 - done / steps)
+            group["lr"] = 2e-3 * min((done + 1) / warm_up, 1) * (1 - done / steps)
         rows = torch.randint(len(images), (batch,), generator=chance, device=images.device)
         moments = torch.randint(first, last + 1, (batch,), generator=chance, device=images.device)
         x = images[rows].to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
