@@ -116,7 +116,7 @@ class Denoise(Defense):
     def epoch(self, run: Run, epoch: int) -> None:
         if epoch == 0 and self.settings.init == "pretrained":
             self._initialise(run)
-        raw = round(self.settings.warm_start * run.recipe.epochs)
+        raw = min(round(self.settings.warm_start * run.recipe.epochs), run.recipe.epochs - 1)
         if self.settings.warm_start and epoch == raw:
             run.data = self._denoised(run.data, run.services)
 

@@ -98,8 +98,9 @@ def _checkpoint(source: str, size: int, changed: int) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=1)
 def _of_checkpoint(source: str, device: str, size: int, changed: int) -> Denoiser:
-    network = ImprovedUNet(Shape())
-    network.load_state_dict(_checkpoint(source, size, changed))
+    with torch.device("meta"):  # no weights are drawn
+        network = ImprovedUNet(Shape())
+    network.load_state_dict(_checkpoint(source, size, changed), assign=True)
     network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     identity = {"source": source, **outside(source)["denoiser"]}
     return Denoiser(functools.partial(_learned_sigma, network), cosine_schedule(), identity, size=32)
@@ -178,7 +179,8 @@ def _of_folder(source: str, folder: str, device: str, states: tuple[tuple[int, i
     place = Path(folder)
     config, schedule = _configurations(place)
     try:
-        unet = UNet2DModel.from_pretrained(_part(place, "unet"), use_safetensors=True, local_files_only=True)
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+            unet = UNet2DModel.from_pretrained(_part(place, "unet"), use_safetensors=True, local_files_only=True)
         alphas = DDPMScheduler.from_pretrained(_part(place, "scheduler"), local_files_only=True).alphas_cumprod
     except Exception as error:  # whatever a broken folder leads to
         raise TrialFailed(f"defense.source '{source}' cannot be loaded: {' '.join(str(error).split())[:200]}") from None

@@ -280,6 +280,10 @@ def test_a_warm_start_trains_on_the_raw_set_first(world):
     raw = [torch.equal(seen.images, data.images) for seen in sets]
     assert raw == [True, True, False, False]
     assert all(torch.equal(seen.images, job.data.images) for seen in sets[2:])
+    sets, _ = after(defense(warm_start=0.99), data, services)
+    assert torch.equal(sets[-1].images, job.data.images)  # one epoch is left, however small the rest
+    sets, _ = after(defense(warm_start=0.01), data, services)
+    assert torch.equal(sets[0].images, job.data.images)
     sets, _ = after(defense(), data, services)
     assert all(torch.equal(seen.images, job.data.images) for seen in sets)
 
@@ -408,7 +412,9 @@ def save_model(diffusers, tmp_path):
 @pytest.mark.parametrize("predicted", ["epsilon", "v_prediction", "sample"])
 def test_a_diffusers_model_gives_what_its_own_scheduler_says(save_model, tmp_path, predicted):
     unet, scheduler = save_model(split=predicted == "sample", predicted=predicted)
+    before = torch.random.get_rng_state()
     found = loaded(str(tmp_path), torch.device("cpu"))
+    assert torch.equal(before, torch.random.get_rng_state())
     chance = torch.Generator().manual_seed(2)
     pixels, noise = torch.rand(3, 3, 16, 16, generator=chance), torch.randn(3, 3, 16, 16, generator=chance)
     for step in (0, 20, 49):
@@ -448,6 +454,26 @@ def test_a_model_of_another_kind_is_refused(save_model, tmp_path, changes, words
     save_model(**changes)
     with pytest.raises(BadInput, match=words):
         outside(str(tmp_path))
+
+
+def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_repair(save_model, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    save_model()
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name == "who/cares":
+            raise OSError("no network")
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    assert outside("an/owner") == outside(str(tmp_path))
+    with pytest.raises(
+        BadInput, match="'who/cares' is no folder here and cannot be fetched .OSError.; repair: fetch it"
+    ):
+        outside("who/cares")
+    assert asked[0] == ("an/owner", ["*config.json", "*diffusion_pytorch_model.safetensors"])
 
 
 def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(save_model, tmp_path, make_images, world):
@@ -535,7 +561,8 @@ def test_the_improved_network_computes_what_diffusers_does_with_its_weights(diff
     oracle = diffusers.UNet2DModel(
         sample_size=16, out_channels=6, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=16,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        resnet_time_scale_shift="scale_shift", flip_sin_to_cos=True, freq_shift=0, norm_num_groups=32, norm_eps=1e-5, attn_norm_num_groups=32,
+        resnet_time_scale_shift="scale_shift", flip_sin_to_cos=True, freq_shift=0, norm_num_groups=32, norm_eps=1e-5,
+        attn_norm_num_groups=32,
     ).eval()  # fmt: skip
     oracle.load_state_dict(as_in_diffusers(network))
     x = torch.randn(2, 3, 16, 16)
@@ -557,7 +584,9 @@ def small_network(monkeypatch):
 def test_a_checkpoint_of_the_right_names_is_loaded(small_network, tmp_path):
     path = tmp_path / "model.pt"
     torch.save(small_network.state_dict(), path)
+    before = torch.random.get_rng_state()
     found = loaded(str(path), torch.device("cpu"))
+    assert torch.equal(before, torch.random.get_rng_state())
     x, step = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), 1158
     with torch.no_grad():
         expected = small_network(x, torch.full((2,), 289.5))[:, :3]  # the network counts to 1000
