@@ -48,11 +48,12 @@ class NeuralCleanse(Defense):
 
     For each class the smallest trigger (mask, pattern) is sought that turns the whole clean hold-out into it; a class
     whose mask is an outlier to the small side (median absolute deviations) is flagged, and the network is fine-tuned on
-    the hold-out, a fifth of it with the recovered trigger and the true labels. Nothing flagged: the network stays as it
-    is. With ten classes the outlier test also flags clean networks now and then; mask norms, indices and what was
-    flagged are in the record's notes. Threat model: one static trigger for one class; targeted poisons have none.
-    Needs: a clean hold-out. Cost: up to 80 epochs on the hold-out for each class (of at least 20 steps of 32 pictures),
-    about a third of that for its measurements, and 100 epochs on the hold-out if something was flagged.
+    the hold-out, a fifth of it with the recovered trigger and the true labels. Nothing flagged: the network stays as
+    it is. With normally distributed norms the outlier test flags a class of a clean network of ten classes in 33 % of
+    4000 draws (6 classes 27 %, 100 classes 87 %); norms, indices and what was flagged are in the record's notes.
+    Threat model: one static trigger for one class; targeted poisons have none. Needs: a clean hold-out. Cost: up to 80
+    epochs on the hold-out for each class (of at least 20 steps of 32 pictures), about a third of that again to measure
+    success, and 100 epochs on the hold-out if something was flagged.
     """
 
     Settings = NeuralCleanseSettings
