@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Generator, Tensor
 
 from bench.datasets.base import Images
@@ -78,6 +79,14 @@ class Services:
             clean_holdout=self.clean_holdout if "clean_holdout" in needs else None,
             public=self.public if "external_model" in needs else None,
         )
+
+
+def known_clean(services: Services) -> Images:
+    """The clean hold-out in the order of ids, so that no order of the training set shows. TrialFailed without one."""
+    found = services.clean_holdout
+    if found is None or len(found) < 2:
+        raise TrialFailed("no clean hold-out of two pictures or more; repair: a larger threat.holdout")
+    return found.subset(torch.argsort(found.ids))
 
 
 @dataclass(frozen=True)
