@@ -95,26 +95,33 @@ def medoids_per_class(labels: Tensor, fraction: float, classes: int, stream: tor
 
 def similarity(gradients: Tensor) -> Tensor:
     """exp(-|g_i - g_j| / C) for gradients [n, C], float32 [n, n]."""
-    return torch.exp(-torch.cdist(gradients, gradients) / gradients.shape[1])
+    return torch.cdist(gradients, gradients).div_(-gradients.shape[1]).exp_()
 
 
 def facility_location(similar: np.ndarray, count: int) -> np.ndarray:
     """Greedy choice of `count` columns j that maximise sum_i max_j similar[i, j]; ties to the lower index.
 
     Lazy (Minoux 1978): gains only shrink, so that an old gain which still leads after being taken anew is the best.
+    That holds to the last bit, because every gain is summed in the same order.
     """
-    covered = np.zeros(len(similar), dtype=np.float64)
-    bounds = [(-gain, j) for j, gain in enumerate(similar.sum(0, dtype=np.float64).tolist())]
+    columns = np.array(similar.T, dtype=np.float64, order="C")  # a column of `similar` is a walk through all memory
+    covered, room = np.zeros(len(similar)), np.empty(len(similar))
+
+    def gain(j: int) -> float:
+        np.maximum(columns[j], covered, out=room)
+        return float(np.subtract(room, covered, out=room).sum())
+
+    bounds = [(-gain(j), j) for j in range(len(columns))]
     heapq.heapify(bounds)
     chosen: list[int] = []
     while len(chosen) < count and bounds:
         _, j = heapq.heappop(bounds)
-        gain = float(np.maximum(similar[:, j] - covered, 0).sum(dtype=np.float64))
-        if bounds and (-gain, j) > bounds[0]:
-            heapq.heappush(bounds, (-gain, j))
+        now = (-gain(j), j)
+        if bounds and now > bounds[0]:
+            heapq.heappush(bounds, now)
             continue
         chosen.append(j)
-        np.maximum(covered, similar[:, j], out=covered)
+        np.maximum(covered, columns[j], out=covered)
     return np.array(chosen, dtype=np.int64)
 
 
