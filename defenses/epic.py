@@ -60,16 +60,21 @@ class Epic(Defense):
 
     def isolated(self, run: Run) -> Tensor:
         """Which samples are the only member of their medoid's cluster, bool [n]."""
-        gradients = logit_gradients(run.model, run.data)
-        labels, alone = run.data.labels, torch.zeros(len(run.data), dtype=torch.bool, device=run.device)
-        counts = medoids_per_class(labels, self.settings.fraction, run.model.head.out_features, run.stream("surplus"))
-        for label, count in enumerate(counts):
-            rows = torch.nonzero(labels == label).flatten()
-            if count:
-                chosen = similarity(gradients[rows]).cpu().numpy()
-                medoids = facility_location(chosen, count)
-                alone[rows] = torch.from_numpy(cluster_sizes(chosen, medoids) == 1).to(run.device)
-        return alone
+        labels, classes = run.data.labels, run.model.head.out_features
+        counts = medoids_per_class(labels, self.settings.fraction, classes, run.stream("surplus"))
+        return alone_in_cluster(logit_gradients(run.model, run.data), labels, counts)
+
+
+def alone_in_cluster(gradients: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
+    """Which samples share their medoid with nobody, bool [n]; counts: medoids of each class."""
+    alone = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    for label, count in enumerate(counts):
+        rows = torch.nonzero(labels == label).flatten()
+        if count:
+            similar = similarity(gradients[rows]).cpu().numpy()
+            medoids = facility_location(similar, count)
+            alone[rows] = torch.from_numpy(cluster_sizes(similar, medoids) == 1).to(labels.device)
+    return alone
 
 
 def logit_gradients(model: Classifier, data: Images, chunk: int = 1024) -> Tensor:
