@@ -62,7 +62,12 @@ class Epic(Defense):
         """Which samples are the only member of their medoid's cluster, bool [n]."""
         labels, classes = run.data.labels, run.model.head.out_features
         counts = medoids_per_class(labels, self.settings.fraction, classes, run.stream("surplus"))
-        return alone_in_cluster(logit_gradients(run.model, run.data), labels, counts)
+        gradients = logit_gradients(run.model, run.data)
+        if not torch.isfinite(gradients).all():
+            raise TrialFailed(
+                f"defense '{self.name}': the network's outputs are not finite; repair: a smaller train.lr"
+            )
+        return alone_in_cluster(gradients, labels, counts)
 
 
 def alone_in_cluster(gradients: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
