@@ -62,7 +62,8 @@ class DpSgd(Defense):
     `dp-sgd` has sigma 1 (CIFAR-10, B 128, 40 epochs: epsilon about 2). `dp-sgd-0.05` has what is usual where papers
     compare poisoning defenses, sigma 0.05: clipping with some noise, and an epsilon in the millions.
     Threat model: any poison that needs single samples to have much weight. Needs: nothing beyond the training set, and
-    opacus (`pip install 'poisoning-bench[dp]'`). Cost: two to four times the training, a gradient a sample in memory.
+    opacus (`pip install 'poisoning-bench[dp]'`). Cost: about twice the training (CPU), and the memory of
+    a gradient for every sample of a batch.
     """
 
     Settings = DpSgdSettings
@@ -115,7 +116,7 @@ class PrivateTraining:
         self.left = 0
         sgd = make_optimizer(run.model, run.recipe)
         for group in sgd.param_groups:
-            group["fused"] = None  # the fused step wants gradients in the weights' memory format; opacus' are not
+            group["fused"] = None  # it may ask for the weights' memory format, which opacus' gradients do not have
         sgd.register_step_post_hook(lambda *_: self._stepped())
         self.optimizer = make_private(sgd, settings.noise_multiplier, settings.clip, run.recipe.batch)
 
