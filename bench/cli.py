@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="contract test of a plug-in")
     check.add_argument("plugin", nargs="+", metavar="NAME|FILE")
     check.set_defaults(call=_check)
+
+    new = verbs.add_parser("new", help="start a plug-in of your own: a file that works, and its test")
+    new.add_argument("kind", choices=["attack", "defense"])
+    new.add_argument("name", help="as a Python file is called, such as my_defense")
+    new.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="where to write it (default: here)")
+    new.set_defaults(call=_new)
     return parser
 
 
@@ -346,3 +352,10 @@ def _check(options: argparse.Namespace) -> int:
             print(f"{'ok    ' if result.passed else 'FAILED'} {result.plugin}: {result.rule}{result.detail}")
             failed |= not result.passed
     return 1 if failed else 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from bench.scaffold import next_steps, scaffold
+
+    print(next_steps(options.kind, *scaffold(options.kind, options.name, options.dir)))
+    return 0
