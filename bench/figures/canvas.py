@@ -86,7 +86,8 @@ def render(plate: Plate, draw: Any, suffix: str = ".png") -> bytes:
         lines = textwrap.wrap(plate.caption, int(26 * plate.size[0]))
         figure.supxlabel("\n".join(lines), fontsize=5.5, color="#555555")
         file = io.BytesIO()
-        figure.savefig(file, format=suffix[1:], dpi=200, metadata=SUFFIXES[suffix])
+        smaller = {"pil_kwargs": {"optimize": True}} if suffix == ".png" else {}
+        figure.savefig(file, format=suffix[1:], dpi=180, metadata=SUFFIXES[suffix], **smaller)
     return file.getvalue()
 
 

@@ -86,10 +86,10 @@ def measure(request: Request) -> Plate:
             for level, count, share in zip(range(-zeta, zeta + 1), counts.tolist(), part, strict=True)
         ]
     attack, (index,) = plan.cells[0].attack.label, plan.trials
-    starts = ", ".join(str(cell.defense.settings.as_dict()["start"]) for cell in plan.cells)
+    starts = sorted({cell.defense.settings.as_dict()["start"] for cell in plan.cells})
     caption = (
         f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {found[0].meta['pictures']} "
-        f"pictures, noise made after {starts} epochs"
+        f"pictures, noise made after {' or '.join(map(str, starts))} epochs"
     )
     return Plate(("defense", "level", "count", "share"), rows, caption, shares, (WIDTH, 2.2))
 

@@ -8,8 +8,8 @@ u: along the poison's own direction, 0 the base picture, 1 the poison; v: along 
 every value of r_i -1 or 1 with equal chance, drawn once for each picture, independent of the poison. The paper varies
 two random directions around the base pictures and marks the poison; here one axis goes through the poison, so that it
 lies in the plane. Networks: the attacker's first surrogate, trained on clean data, where the poisons stand out (Fig.
-2c), and the victims, trained on the poisons to their last epoch (Fig. 3). Eval mode, no augmentation, none of a
-defense's noise. Colours are logarithmic and the same in all panels.
+2c), and the victims, trained on the poisons to their last epoch (Fig. 3). Eval mode, no augmentation, and none of a
+defense's noise, as when the victim is judged. Colours are logarithmic and the same in all panels.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 ALONG = [i / 8 - 1 for i in range(25)]  # u, from -1 to 2 by way of 0 and 1
 ACROSS = [i / 4 - 2 for i in range(17)]  # v, from -2 to 2 by way of 0
 CHUNK = 512  # pictures at once
+SHADES = 24
+LINES = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 3)]  # nats, where a white line stands
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,6 @@ class Surface:
 
     def at(self, u: float, v: float) -> float:
         return self.loss[ACROSS.index(v)][ALONG.index(u)]
-
-    def beside(self, u: float) -> float:
-        """Mean loss one random direction of the poison's size away."""
-        return (self.at(u, -1.0) + self.at(u, 1.0)) / 2
 
 
 @torch.no_grad()
@@ -132,18 +130,24 @@ def _without_defense(request: Request) -> tuple[str, ...]:
 
 def draw(plate: Plate, figure: Figure) -> None:
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter
 
     surfaces: list[Surface] = plate.content
     axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
-    values = [loss for one in surfaces for line in one.loss for loss in line]
-    scale = LogNorm(max(min(values), 1e-4), max(values))
-    for axis, one in zip(axes, surfaces, strict=True):
-        field = axis.pcolormesh(ALONG, ACROSS, one.loss, norm=scale, cmap="cividis", shading="gouraud", rasterized=True)
-        axis.contour(ALONG, ACROSS, one.loss, levels=8, colors="white", linewidths=0.3)
+    floor = 1e-4  # nats; what is lower is shown like it
+    clipped = [[[max(loss, floor) for loss in line] for line in one.loss] for one in surfaces]
+    values = [loss for loss_of in clipped for line in loss_of for loss in line]
+    low, high = min(values), max(max(values), 2 * min(values))
+    shades = [low * (high / low) ** (i / SHADES) for i in range(SHADES)] + [high]
+    ticks = [mark for mark in LINES if low < mark < high]
+    for axis, one, loss in zip(axes, surfaces, clipped, strict=True):
+        field = axis.contourf(ALONG, ACROSS, loss, levels=shades, norm=LogNorm(low, high), cmap="cividis")
+        axis.contour(ALONG, ACROSS, loss, levels=ticks, colors="white", linewidths=0.3)
         axis.plot(0, 0, "o", markersize=4, markerfacecolor="none", color="white")
         axis.plot(1, 0, "*", markersize=6, color="white")
         axis.set(
-            title=f"{one.name}\nbase {one.at(0, 0):.2f}, poison {one.at(1, 0):.2f}", xlabel="poison's direction, u"
+            title=f"{one.name}\nbase {one.at(0, 0):.2g}, poison {one.at(1, 0):.2g}", xlabel="poison's direction, u"
         )
     axes[0].set_ylabel("random direction, v (units of eps)")
-    figure.colorbar(field, ax=list(axes), label="mean training loss, nats", shrink=0.9)
+    bar = figure.colorbar(field, ax=list(axes), ticks=ticks, format=FuncFormatter(lambda loss, _: f"{loss:g}"))
+    bar.set_label("mean training loss, nats")
