@@ -253,6 +253,11 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["scatter", "--set", "threat.eps=8"], [GOOD], "--set and --dataset have no place here"),
         (["scatter"], [GOOD, {**GOOD, "protocol": "q"}], "records of p, q; choose one with --protocol"),
         (["matching-loss"], [GOOD], "these records hold no crafting losses"),
+        (
+            ["matching-loss"],
+            [{**GOOD, "poisons": {"key": "a", "losses": [[]], "final_losses": [0.0]}}],
+            "records that no run wrote",
+        ),
         (["poisons"], [GOOD], "these records hold no poisons"),
         (["poisons"], [{**GOOD, "poisons": {"n": 1, "key": "../../x"}}], "are not in"),
         (["landscape"], [GOOD], "reads no records"),

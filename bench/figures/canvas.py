@@ -61,11 +61,11 @@ def make(name: str, request: Request, to: Path, table: Path | None = None) -> st
     module = importlib.import_module(FIGURES[name])
     try:
         plate: Plate = module.measure(request)
-    except (KeyError, TypeError, AttributeError) as error:
+        picture = render(plate, module.draw, to.suffix)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         if request.records is None:
             raise
         raise BadInput(f"'{request.records}' holds records that no run wrote: {type(error).__name__} {error}") from None
-    picture = render(plate, module.draw, to.suffix)
     try:
         if table is not None:
             atomic.write_bytes(table, as_csv(plate).encode())
@@ -86,7 +86,7 @@ def render(plate: Plate, draw: Any, suffix: str = ".png") -> bytes:
         lines = textwrap.wrap(plate.caption, int(26 * plate.size[0]))
         figure.supxlabel("\n".join(lines), fontsize=5.5, color="#555555")
         file = io.BytesIO()
-        smaller = {"pil_kwargs": {"optimize": True}} if suffix == ".png" else {}
+        smaller: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if suffix == ".png" else {}
         figure.savefig(file, format=suffix[1:], dpi=180, metadata=SUFFIXES[suffix], **smaller)
     return file.getvalue()
 

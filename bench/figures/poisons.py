@@ -18,7 +18,7 @@ from bench.store import Store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 8  # poisons, the first ones
+SHOWN = 6  # poisons, the first ones
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def measure(request: Request) -> Plate:
     n, shown = len(rows), len(trio.base)
     caption = (
         f"{record['protocol']}, {record['attack']}, trial {record['trial']}, seed {record['seed']}: {shown} of n = {n} "
-        f"poisons, eps {record['poisons']['eps']}/255; difference x {127 / trio.largest:.3g} around grey"
+        f"poisons, eps {record['poisons']['eps']}/255; difference x {127 / trio.largest:.3g}"
     )
-    size = (WIDTH, 0.35 + 3 * WIDTH / (shown + 1))
+    size = (WIDTH, 0.4 + 3 * (WIDTH - 0.2) / max(shown, 4))
     return Plate(("id", "label", "largest_change", "mean_change"), rows, caption, trio, size)
 
 
