@@ -106,6 +106,29 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="contract test of a plug-in")
     check.add_argument("plugin", nargs="+", metavar="NAME|FILE")
     check.set_defaults(call=_check)
+
+    figure = verbs.add_parser("figure", help="draw a figure; without a name, list them")
+    figure.add_argument("name", nargs="?", help="which figure")
+    figure.add_argument("--to", type=Path, metavar="FILE", help="picture: .png, .svg or .pdf (default: NAME.png)")
+    figure.add_argument("--csv", type=Path, metavar="FILE", help="the numbers behind it")
+    figure.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"records and store (default: {OUT})")
+    figure.add_argument("--records", type=Path, metavar="FILE", help="records of a .jsonl file instead of --out")
+    figure.add_argument("--attack", metavar="NAME|FILE", help="of this attack")
+    figure.add_argument("--defense", action="append", metavar="NAME|FILE", help="of these defenses, repeatable")
+    figure.add_argument("--trial", type=int, metavar="N", help="of this trial")
+    figure.add_argument("--protocol", metavar="NAME|FILE", help="of this protocol")
+    figure.add_argument("--seed", type=int, help="of this seed")
+    figure.add_argument("--dataset", metavar="NAME", help="train on another data set, such as folder:PATH")
+    figure.add_argument("--data", type=Path, metavar="DIR", help="where data sets look for their files")
+    figure.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="train with another setting")
+    figure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    figure.set_defaults(call=_figure)
+
+    new = verbs.add_parser("new", help="start a plug-in of your own: a file that works, and its test")
+    new.add_argument("kind", choices=["attack", "defense"])
+    new.add_argument("name", help="as a Python file is called, such as my_defense")
+    new.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="where to write it (default: here)")
+    new.set_defaults(call=_new)
     return parser
 
 
@@ -346,3 +369,29 @@ def _check(options: argparse.Namespace) -> int:
             print(f"{'ok    ' if result.passed else 'FAILED'} {result.plugin}: {result.rule}{result.detail}")
             failed |= not result.passed
     return 1 if failed else 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from bench.scaffold import next_steps, scaffold
+
+    print(next_steps(options.kind, *scaffold(options.kind, options.name, options.dir)))
+    return 0
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from bench.figures import canvas
+    from bench.figures.request import Request
+
+    if options.name is None:
+        for name, line in canvas.catalogue():
+            print(f"  {name:16} {line}")
+        return 0
+    if options.trial is not None and options.trial < 0:
+        raise BadInput(f"--trial {options.trial}; allowed: 0 and more")
+    request = Request(
+        options.out, options.records, options.protocol, tuple(options.set), options.dataset, options.data,
+        options.seed, options.device, options.attack, tuple(options.defense or ()), options.trial,
+    )  # fmt: skip
+    to = options.to or Path(f"{options.name}.png")
+    print(f"{canvas.make(options.name, request, to, options.csv)}\n{to}")
+    return 0

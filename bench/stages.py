@@ -289,6 +289,17 @@ class Bench:
         self.records.write(record)
         return record
 
+    def trainings(
+        self, attack: Chosen, defense: Chosen, index: int, watch: Callable[[Defense], Defense] = lambda guard: guard
+    ) -> list[Trained]:
+        """The trainings of a trial's victim, the same as in `victim`, for those who want the networks; nothing is kept.
+        watch: puts another defense in place, which looks on."""
+        clean = self.study.victim_data(index)
+        data = self.poisons(attack, index)[0].applied_to(clean).to(self.study.device)
+        what = f"{attack.label} x {defense.label} trial {index}"
+        with self._services(what, index, defense, len(clean), Used()) as services:
+            return self._train_behind(watch(defense.defense()), services, data, index, what)[0]
+
     def _train_behind(
         self, guard: Any, services: Services, data: Images, index: int, what: str
     ) -> tuple[list[Trained], Tensor]:
