@@ -55,7 +55,7 @@ def planted(n=100, poisons=6, d=8, seed=0):
     return torch.tensor(features, dtype=torch.float32), torch.tensor(labels), torch.tensor(bad)
 
 
-SERVICES = Services(None, 2, None, lambda *_: None, "convnet", 3, 0.1)  # type: ignore[arg-type]
+SERVICES = Services(None, 2, None, lambda *_: None, "convnet", 3, poison_rate=0.1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", NAMES)
