@@ -294,10 +294,10 @@ class Bench:
     ) -> list[Trained]:
         """The trainings of a trial's victim, the same as in `victim`, for those who want the networks; nothing is kept.
         watch: puts another defense in place, which looks on."""
-        clean = self.study.victim_data(index)
-        data = self.poisons(attack, index)[0].applied_to(clean).to(self.study.device)
+        poisons, _ = self.poisons(attack, index)
+        data = poisons.applied_to(self.study.victim_data(index)).to(self.study.device)
         what = f"{attack.label} x {defense.label} trial {index}"
-        with self._services(what, index, defense, len(clean), Used()) as services:
+        with self._services(what, index, defense, poisons.ids, Used(), {}) as services:
             return self._train_behind(watch(defense.defense()), services, data, index, what)[0]
 
     def _train_behind(
