@@ -358,6 +358,7 @@ class Bench:
                 "defense": defense.values(),
             },
             "knowledge": list(defense.needs),
+            "adapted_to": list(dict.fromkeys(name for kind, name in attack.attack().builds_on if kind == "defense")),
             "data": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import importlib.util
 import json
 import logging
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
-from bench.summary import summarise
+from bench.summary import milliseconds, rank_of, scene_of, summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -118,7 +117,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
     (asked in trial order until a cell has its picture). BadInput, in one line, when the store fails.
     """
     cells: dict[tuple[str, str], dict[str, Record]] = {}
-    for record in sorted(records, key=_rank):  # of two with one key, the better
+    for record in sorted(records, key=rank_of):  # of two with one key, the better
         cells.setdefault((record["protocol"], record["cell"]), {})[record["key"]] = record
     if not cells:
         return SyncReport(0, 0, 0)
@@ -231,7 +230,7 @@ class _Book:
         missing = []
         for record in records:
             run = trials.get(record["key"])
-            if run is None or not _whole(run) or _rank(_of_run(run)) < _rank(record):
+            if run is None or not _whole(run) or rank_of(_of_run(run)) < rank_of(record):
                 missing.append(record)
                 spare += [trials.pop(record["key"])] if run is not None else []
         for record in missing:
@@ -245,7 +244,7 @@ class _Book:
             if run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
         known = [_of_run(run) for run in trials.values() if _whole(run)]
-        self._log_summary(parent, records, list({r["key"]: r for r in sorted(known + records, key=_rank)}.values()))
+        self._log_summary(parent, records, list({r["key"]: r for r in sorted(known + records, key=rank_of)}.values()))
         if pictures is not None and "bench.picture" not in parent.data.tags:
             png = next(filter(None, map(pictures, records)), None)
             if png:
@@ -277,7 +276,7 @@ class _Book:
         self._log(run, _trial_metrics(record), _params(record) | {"trial": str(record["trial"])})
         self._attach(run, "record.json", _json(record))
         status = "FINISHED" if record["status"] == "done" else "FAILED"
-        self.client.set_terminated(run.info.run_id, status, _milliseconds(record["finished"]))
+        self.client.set_terminated(run.info.run_id, status, milliseconds(record["finished"]))
         self.client.set_tag(run.info.run_id, "bench.complete", "1")
 
     def _log_summary(self, parent: Run, records: list[Record], trials: list[Record]) -> None:
@@ -287,7 +286,7 @@ class _Book:
             self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
             parts = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "data", "code")
             self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
-        numbers, end = _cell_metrics(first, trials), max(_milliseconds(trial["finished"]) for trial in trials)
+        numbers, end = _cell_metrics(first, trials), max(milliseconds(trial["finished"]) for trial in trials)
         self._update(parent, numbers, end, "done" if numbers["n_trials"] else "failed")
         if "bench.complete" not in tags:
             self.client.set_tag(parent.info.run_id, "bench.complete", "1")
@@ -308,14 +307,14 @@ class _Book:
         tags["bench.knowledge"] = ", ".join(record.get("knowledge") or [])
         if parent is None:
             name = f"{record['attack']} x {record['defense']}"
-            tags |= {"bench.kind": "cell", "bench.scene": _scene(record)}
+            tags |= {"bench.kind": "cell", "bench.scene": scene_of(record)}
         else:
             name = f"trial {record['trial']}"
             tags |= {"bench.kind": "trial", "bench.record": record["key"], "mlflow.parentRunId": parent.info.run_id}
             tags["bench.error"] = record.get("error") or ""
             tags["bench.reused"] = ", ".join(part for part, yes in (record.get("reused") or {}).items() if yes)
         tags = {name: str(value)[:500] for name, value in tags.items() if value}
-        return self.client.create_run(self.experiment, _milliseconds(record["started"]), tags, name)
+        return self.client.create_run(self.experiment, milliseconds(record["started"]), tags, name)
 
     def _log(self, run: Run, points: Sequence[Point] = (), params: Texts = EMPTY, tags: Texts = EMPTY) -> None:
         """Everything in one request: a metric at a time is 30 times slower."""
@@ -354,11 +353,6 @@ def _of_run(run: Run) -> Record:
     } | {name: tags[f"bench.{name}"] for name in ("attack", "defense", "protocol")}
 
 
-def _rank(record: Record) -> tuple[bool, int]:
-    """Of two results of one trial the greater counts: done before failed, then newer before older."""
-    return record["status"] == "done", _milliseconds(record["finished"])
-
-
 def _cell_metrics(first: Record, trials: Sequence[Record]) -> dict[str, float]:
     cell = summarise(trials)
     numbers = {"n_trials": cell.n, "n_failed": cell.failed, "successes": cell.successes}
@@ -388,7 +382,7 @@ def _trial_numbers(record: Record) -> dict[str, float]:
 
 def _trial_metrics(record: Record) -> list[Point]:
     """All metrics of a trial; each curve is spread evenly over the time of its stage, and stages follow each other."""
-    end = _milliseconds(record["finished"])
+    end = milliseconds(record["finished"])
     took = {stage: round(1000 * ((record.get("seconds") or {}).get(stage) or 0)) for stage in STAGES}
     trained = end - took["evaluate"]
     crafted = trained - took["train"]
@@ -428,23 +422,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _scene(record: Record) -> str:
-    """What a cell shares with the undefended cell that it is compared with: everything but the defense."""
-    settings, data = record.get("settings") or {}, record.get("data") or {}
-    same = [record["protocol"], settings.get("protocol"), record["attack"], settings.get("attack"), record["seed"]]
-    return hashlib.sha256(_json([*same, data.get("fingerprint")])).hexdigest()[:16]
-
-
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
-
-
-def _milliseconds(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def _picture(files: Mapping[str, Path | None], record: Record) -> bytes | None:
