@@ -106,6 +106,18 @@ def probability(p: float | None) -> str:
     return "no p" if p is None else "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
+def drop(entry: Entry) -> str:
+    return percent(entry.drop.mean, 1) if entry.drop else "-"
+
+
+def cost(entry: Entry) -> str:
+    return f"{entry.train_cost:.1f}x" if entry.train_cost is not None else "-"
+
+
+def told(entry: Entry) -> str:
+    return ", ".join(entry.knowledge) or "nothing"
+
+
 def kind(entry: Entry) -> str:
     return entry.kind + (f" ({', '.join(entry.adapted_to)})" if entry.adapted_to else "")
 
@@ -171,7 +183,8 @@ def _document(
 def _row(entry: Entry, notes: dict[str, int]) -> list[str]:
     printed = "-"
     if entry.published:
-        printed = f"{percent(entry.published.success_rate)} % [{notes[published_note(entry)]}]"
+        other = " (other)" if entry.published.differs else ""
+        printed = f"{percent(entry.published.success_rate)} %{other} [{notes[published_note(entry)]}]"
     return [
         str(entry.rank or "-"),
         entry.attack_label,
@@ -179,9 +192,9 @@ def _row(entry: Entry, notes: dict[str, int]) -> list[str]:
         count(entry),
         rate(entry),
         accuracy(entry),
-        percent(entry.drop.mean, 1) if entry.drop else "-",
-        f"{entry.train_cost:.1f}x" if entry.train_cost is not None else "-",
-        ", ".join(entry.knowledge) or "nothing",
+        drop(entry),
+        cost(entry),
+        told(entry),
         kind(entry),
         printed,
         comparison(entry),

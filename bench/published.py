@@ -56,8 +56,10 @@ class Published:
 
 
 def published(record: Mapping[str, Any]) -> Published | None:
-    """The row for a record's attack and defense in its scenario, or None. FRIENDS comes first, so that the cells of a
-    protocol are held against one paper where it has them; within a paper the row that differs least, then the one with the nearest eps, then the first.
+    """The row for a record's attack and defense in its scenario, or None.
+
+    FRIENDS comes first, so that the cells of a protocol are held against one paper where it has them; within a paper
+    the row that differs least, then the one with the nearest eps, then the first.
     """
     settings = record.get("settings") or {}
     protocol, defense = settings.get("protocol") or {}, settings.get("defense") or {}
@@ -87,11 +89,10 @@ def _rows() -> tuple[tuple[str, int, dict[str, str]], ...]:
 
 def _read() -> Iterator[tuple[str, int, dict[str, str]]]:
     for source, name in SOURCES.items():
-        with (resources.files("results") / "published" / name).open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            for row in rows:
-                if row["success"] and row.get("pretraining", "") in ("", "none"):
-                    yield source, rows.line_num, row
+        rows = csv.DictReader((resources.files("results") / "published" / name).read_text("utf-8").splitlines())
+        for row in rows:
+            if row["success"] and row.get("pretraining", "") in ("", "none"):
+                yield source, rows.line_num, row
 
 
 def _protocol(source: str, row: Mapping[str, str], protocol: Mapping[str, Any]) -> Iterator[str]:
