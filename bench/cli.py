@@ -273,10 +273,13 @@ def _make_writable(out: Path) -> None:
 
 
 def _where_next(options: argparse.Namespace, uri: str | None) -> None:
+    from bench.tracking import FILTER
+
     place = "" if options.out == OUT else f" --out {options.out}"
     print(f"records: {options.out / 'records'}; logs of failures: {options.out / 'logs'}")
     if uri is not None:
-        print(f"MLflow: {uri}; open it with: python -m bench ui{place}")
+        print(f"MLflow: {uri}; open it with: python -m bench ui{place}; filter by: {FILTER}")
+    print(f"leaderboard: python -m bench leaderboard{place}")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -364,6 +367,7 @@ def _sync(options: argparse.Namespace) -> int:
 
     report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, picture)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
+    print(f"to see the cells only, filter by: {tracking.FILTER}")
     return 0
 
 
@@ -379,7 +383,7 @@ def _ui(options: argparse.Namespace) -> int:
     if not (options.out / "mlflow.db").is_file() and options.tracking is None:
         raise BadInput(f"ui: no MLflow store under '{options.out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host]
-    print(f"http://{options.host}:{options.port} (filter the runs by: tags.\"bench.kind\" = 'cell')", flush=True)
+    print(f"http://{options.host}:{options.port} (filter the runs by: {tracking.FILTER})", flush=True)
     os.execv(sys.executable, [*command, "--port", str(options.port)])
 
 

@@ -21,9 +21,9 @@ from bench.leaderboard import NOTES, Entry
 COLUMNS = {
     "Protocol": "", "Attack": "", "Defense": "", "Rank": "ascending", "Success": "ascending",
     "Clean accuracy": "descending", "Drop": "ascending", "Cost": "ascending", "Told": "", "Attack is": "",
-    "Published": "ascending", "Against {}": "ascending", "Look at": "",
+    "Published": "ascending", "Against {}": "ascending", "Flags": "",
 }  # fmt: skip
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 360, 56, 16, 12, 52  # of a plot, in its own units
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 360, 56, 22, 12, 52  # of a plot, in its own units
 COLOURS = 8
 SHAPES = (
     "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0 -11 0",
@@ -141,8 +141,8 @@ def _matrix(protocol: str, entries: Sequence[Entry], numbers: Mapping[int, str])
     return (
         f'<section data-of="{_text(protocol)}"><h2>{title}</h2>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
-        f'<table class="matrix"><thead><tr><th scope="col">attack</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-        "</div></section>\n"
+        f'<table class="matrix"><thead><tr><th scope="col">attack</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div></section>\n"
     )
 
 

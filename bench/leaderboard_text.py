@@ -14,7 +14,7 @@ from bench.leaderboard import NOTES, Entry
 
 HEAD = (
     *("rank", "attack", "defense", "success", "rate [95 %]", "clean acc. [95 %]", "drop", "cost", "told", "attack is"),
-    *("published", "against {baseline}", "look at"),
+    *("published", "against {baseline}", "flags"),
 )
 RIGHT = {"rank", "drop", "cost"}
 Cells = Sequence[Sequence[str]]

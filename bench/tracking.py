@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
+from bench.labels import differences
+from bench.published import published
 from bench.summary import milliseconds, rank_of, scene_of, summarise
 
 if TYPE_CHECKING:
@@ -57,11 +59,16 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
-DESCRIPTION = """\
-One parent run is one **cell** (attack x defense, same settings and seed); its child runs are the **trials**. To see the
-leaderboard, filter with
+FILTER = "tags.\"bench.kind\" = 'cell'"
+"""What to type into the search field of the MLflow UI to see cells only: the leaderboard."""
 
-    tags."bench.kind" = 'cell'
+DESCRIPTION = f"""\
+One parent run is one **cell** (attack x defense, same settings and seed); its child runs are the **trials**. Cells of
+one name are told apart by the settings in which they differ. To see the leaderboard, filter with
+
+    {FILTER}
+
+and sort by `success_rate`. Ranks, paired tests and flags are in `python -m bench leaderboard`.
 
 | column | meaning |
 |---|---|
@@ -70,13 +77,17 @@ leaderboard, filter with
 | `n_trials`, `n_failed` | trials that were finished and counted; trials that could not be finished (not counted) |
 | `clean_acc`, `clean_acc_std` | accuracy on the untouched test set: mean and standard deviation over trials |
 | `acc_drop` | `clean_acc` of the same attack without a defense, less that of this cell |
+| `train_cost` | `train_s` over that of the same attack without a defense |
+| `published_success` | the success rate that a paper prints; the tag `bench.published` says where, and what differs |
 | `surrogates_s`, `craft_s`, `train_s` | mean seconds a trial for the surrogates, the poisons and the victim |
 | `asr_*`, `base_rate` | of a backdoor trial: success counted in three ways, and the rate without the trigger |
 
 Rules: all defenses of a protocol face the same poisons and seeds, so compare them on the same trials. Attack `none` is
-the clean control: nothing is poisoned, and its success rate is the base rate that an attack must beat. The tag
-`bench.knowledge` names what a plug-in was told beyond the training set. `eps`, `budget` and `seed` are metrics so that
-they can be filtered as numbers. This page is a view of JSON records; `python -m bench sync` rebuilds it at any time.
+the clean control: nothing is poisoned, and its success rate is the base rate that an attack must beat. Tags:
+`bench.knowledge` names what a plug-in was told beyond the training set, `bench.adapted_to` the defenses that the attack
+was crafted against, `bench.revision` and `bench.device` what made the first trial of a cell. `eps`, `budget` and `seed`
+are metrics so that they can be filtered as numbers. This page is a view of JSON records; `python -m bench sync`
+rebuilds it at any time.
 """
 
 
@@ -131,6 +142,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
                     if owner == protocol:
                         new += book.log_cell(cell, sorted(trials.values(), key=lambda r: r["trial"]), pictures)
                 book.log_drops()
+                book.name_cells()
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
         if isinstance(error, (OSError, ImportError)) or library in ("mlflow", "sqlalchemy", "alembic"):
@@ -214,6 +226,7 @@ class _Book:
         """out: the folder for artefacts; None: the server knows better."""
         self.client: MlflowClient = client
         self.scenes: set[str] = set()
+        self.begun: set[tuple[str, str]] = set()
         found = client.get_experiment_by_name(protocol)
         if found is None:
             place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
@@ -221,6 +234,8 @@ class _Book:
             found = client.get_experiment_by_name(protocol)
         elif found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        if found.tags.get("mlflow.note.content") != DESCRIPTION:  # of an older version of this tool
+            client.set_experiment_tag(found.experiment_id, "mlflow.note.content", DESCRIPTION)
         self.experiment = found.experiment_id
 
     def log_cell(self, cell: str, records: list[Record], pictures: Pictures | None) -> int:
@@ -266,10 +281,26 @@ class _Book:
             parents = [run for run in self._search("bench.scene", scene) if "clean_acc" in run.data.metrics]
             bare = [run for run in parents if run.data.tags["bench.defense"] == UNDEFENDED]
             if bare:
-                reference = max(bare, key=lambda run: run.info.end_time).data.metrics["clean_acc"]
+                reference = max(bare, key=lambda run: run.info.end_time).data.metrics
                 for run in parents:
                     if run.data.tags["bench.defense"] != UNDEFENDED:
-                        self._update(run, {"acc_drop": reference - run.data.metrics["clean_acc"]})
+                        own = run.data.metrics
+                        more = {"acc_drop": reference["clean_acc"] - own["clean_acc"]}
+                        if reference.get("train_s") and "train_s" in own:
+                            more["train_cost"] = own["train_s"] / reference["train_s"]
+                        self._update(run, more)
+
+    def name_cells(self) -> None:
+        """Cells that share their name with one that was begun now get what differs in their settings behind it."""
+        cells: dict[tuple[str, str], list[Run]] = {}
+        for run in self._search("bench.kind", "cell") if self.begun else []:
+            cells.setdefault((run.data.tags["bench.attack"], run.data.tags["bench.defense"]), []).append(run)
+        for (attack, defense), runs in cells.items():
+            if (attack, defense) in self.begun and len(runs) > 1:
+                for run, text in zip(runs, differences([run.data.params for run in runs]), strict=True):
+                    name = f"{attack} x {defense} [{text or run.data.tags['bench.cell'][:8]}]"
+                    if run.info.run_name != name:
+                        self.client.update_run(run.info.run_id, name=name)
 
     def _log_trial(self, record: Record, parent: Run) -> None:
         run = self._start(record, parent)
@@ -305,9 +336,18 @@ class _Book:
     def _start(self, record: Record, parent: Run | None = None) -> Run:
         tags = {f"bench.{part}": record[part] for part in ("attack", "defense", "protocol", "status", "cell")}
         tags["bench.knowledge"] = ", ".join(record.get("knowledge") or [])
+        tags["bench.adapted_to"] = ", ".join(record.get("adapted_to") or [])
+        tags["bench.revision"] = record.get("revision") or ""
+        surroundings = record.get("environment") or {}
+        tags["bench.device"] = " ".join(filter(None, map(surroundings.get, ("device", "device_name"))))
         if parent is None:
             name = f"{record['attack']} x {record['defense']}"
             tags |= {"bench.kind": "cell", "bench.scene": scene_of(record)}
+            self.begun.add((record["attack"], record["defense"]))
+            found = published(record)
+            tags["bench.published"] = (
+                f"{found.place}; differs: {'; '.join(found.differs) or 'nothing'}" if found else ""
+            )
         else:
             name = f"trial {record['trial']}"
             tags |= {"bench.kind": "trial", "bench.record": record["key"], "mlflow.parentRunId": parent.info.run_id}
@@ -359,6 +399,8 @@ def _cell_metrics(first: Record, trials: Sequence[Record]) -> dict[str, float]:
     numbers |= {"success_rate": cell.success_rate, "success_low": cell.success_low, "success_high": cell.success_high}
     numbers |= {"clean_acc": cell.clean_accuracy, "clean_acc_std": cell.clean_accuracy_deviation}
     numbers |= {name: cell.seconds.get(stage) for stage, name in STAGES.items()} | _filters(first)
+    found = published(first)
+    numbers |= {"published_success": found.success_rate} if found else {}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}
 
 
