@@ -384,6 +384,8 @@ def _ui(options: argparse.Namespace) -> int:
         raise BadInput(f"ui: no MLflow store under '{options.out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host]
     print(f"http://{options.host}:{options.port} (filter the runs by: {tracking.FILTER})", flush=True)
+    for name, value in tracking.SERVER.items():
+        os.environ.setdefault(name, value)
     os.execv(sys.executable, [*command, "--port", str(options.port)])
 
 

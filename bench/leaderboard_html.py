@@ -156,7 +156,7 @@ def _plot(
     if not counted:
         return ""
     every = [a for e in counted for a in (e.figures.clean_accuracy, *(e.figures.clean_accuracy_interval or ()))]
-    low, high, step = _range(max(min(every), 0.0), min(max(every), 1.0))
+    low, high, step = _range(max(min(every) - 0.01, 0.0), min(max(every) + 0.01, 1.0))
 
     def x(rate: float) -> str:
         return f"{LEFT + rate * (WIDTH - LEFT - RIGHT):.1f}"
@@ -211,7 +211,7 @@ def _plot(
 
 def _range(low: float, high: float) -> tuple[float, float, float]:
     """Ends and step of an axis around low to high in [0, 1], in round numbers."""
-    span = max(high - low, 0.02)
+    span = high - low
     step = next(one for one in (0.01, 0.02, 0.05, 0.1, 0.2) if span / one <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return first * step, max(last, first + 1) * step, step

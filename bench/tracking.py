@@ -22,6 +22,7 @@ import re
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,13 +63,16 @@ QUIET = {
 FILTER = "tags.\"bench.kind\" = 'cell'"
 """What to type into the search field of the MLflow UI to see cells only: the leaderboard."""
 
+SERVER = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""For a UI that one person looks at, where the user has not chosen: starts in a quarter of the time, tells nobody."""
+
 DESCRIPTION = f"""\
-One parent run is one **cell** (attack x defense, same settings and seed); its child runs are the **trials**. Cells of
-one name are told apart by the settings in which they differ. To see the leaderboard, filter with
+[Show the leaderboard](LINK). One parent run is one **cell** (attack x defense, same settings and seed); its child runs
+are the **trials**. Cells of one name are told apart by the settings in which they differ. The link filters with
 
     {FILTER}
 
-and sort by `success_rate`. Ranks, paired tests and flags are in `python -m bench leaderboard`.
+and sorts by `success_rate`; which columns are shown is chosen in the UI. Ranks, paired tests and flags are in `python -m bench leaderboard`.
 
 | column | meaning |
 |---|---|
@@ -230,12 +234,13 @@ class _Book:
         found = client.get_experiment_by_name(protocol)
         if found is None:
             place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
-            client.create_experiment(protocol, place, {"mlflow.note.content": DESCRIPTION})
+            client.create_experiment(protocol, place)
             found = client.get_experiment_by_name(protocol)
         elif found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
-        if found.tags.get("mlflow.note.content") != DESCRIPTION:  # of an older version of this tool
-            client.set_experiment_tag(found.experiment_id, "mlflow.note.content", DESCRIPTION)
+        text = _description(found.experiment_id)
+        if found.tags.get("mlflow.note.content") != text:  # new, or of an older version of this tool
+            client.set_experiment_tag(found.experiment_id, "mlflow.note.content", text)
         self.experiment = found.experiment_id
 
     def log_cell(self, cell: str, records: list[Record], pictures: Pictures | None) -> int:
@@ -378,6 +383,12 @@ class _Book:
             page = found.token
             if not page:
                 return runs
+
+
+def _description(experiment: str) -> str:
+    """The columns explained, with a link to the cells of the experiment, lowest success first."""
+    query = {"searchFilter": FILTER, "orderByKey": "metrics.`success_rate`", "orderByAsc": "true"}
+    return DESCRIPTION.replace("(LINK)", f"(#/experiments/{experiment}/runs?{urllib.parse.urlencode(query)})")
 
 
 def _of_run(run: Run) -> Record:
