@@ -8,17 +8,18 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench import __version__
-from bench.errors import BadInput, TrialFailed
+from bench.errors import BadInput, TrialFailed, nearest
 
 if TYPE_CHECKING:
     from bench import runner
 
 OUT = Path("results/runs")
+BOARDS = ("table", "md", "csv", "json", "html")
 FORMATS = ("native", "benchmark", "friendly-noise", "packed", "numpy", "metapoison")
 
 
@@ -92,6 +93,17 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("kind", choices=["attack", "defense", "protocol", "dataset", "model"])
     show.add_argument("name")
     show.set_defaults(call=_show)
+
+    board = verbs.add_parser("leaderboard", help="rank the defenses from trial records, with intervals and tests")
+    board.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"read DIR/records (default: {OUT}, unless --records is given)"
+    )
+    board.add_argument("--records", type=Path, nargs="+", default=[], metavar="FILE", help="files, one record a line")
+    board.add_argument("--protocol", action="append", metavar="NAME", help="only this one, repeatable (default: all)")
+    board.add_argument("--baseline", default="none", metavar="DEFENSE", help="to test against (default: none)")
+    board.add_argument("--format", choices=BOARDS, default="table", help=f"one of {', '.join(BOARDS)}")
+    board.add_argument("--to", type=Path, metavar="FILE", help="write it there (default: print it)")
+    board.set_defaults(call=_leaderboard)
 
     sync = verbs.add_parser("sync", help="bring MLflow in step with the records")
     _places(sync)
@@ -284,10 +296,13 @@ def _make_writable(out: Path) -> None:
 
 
 def _where_next(options: argparse.Namespace, uri: str | None) -> None:
+    from bench.tracking import FILTER
+
     place = "" if options.out == OUT else f" --out {options.out}"
     print(f"records: {options.out / 'records'}; logs of failures: {options.out / 'logs'}")
     if uri is not None:
-        print(f"MLflow: {uri}; open it with: python -m bench ui{place}")
+        print(f"MLflow: {uri}; open it with: python -m bench ui{place}; filter by: {FILTER}")
+    print(f"leaderboard: python -m bench leaderboard{place}")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -324,6 +339,40 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
+def _leaderboard(options: argparse.Namespace) -> int:
+    # Nothing that is imported here may import torch: this command answers in a second or two.
+    from bench import atomic, leaderboard_html, leaderboard_text
+    from bench.leaderboard import leaderboard
+    from bench.record_reading import read
+
+    out = options.out or (None if options.records else OUT)
+    records = read(out / "records" if out else None, options.records, lambda line: print(line, file=sys.stderr))
+    if not records:
+        raise BadInput(f"leaderboard: no records under '{out or options.records[0]}'; give --out DIR or --records FILE")
+    for wanted in options.protocol or []:
+        _must_be_among(wanted, "protocol", records)
+    records = [record for record in records if record["protocol"] in (options.protocol or [record["protocol"]])]
+    if options.baseline != "none":
+        _must_be_among(options.baseline, "defense", records)
+    write = {**leaderboard_text.FORMATS, "html": leaderboard_html.page}[options.format]
+    text = write(leaderboard(records, options.baseline), options.baseline)
+    if options.to is None:
+        print(text, end="")
+        return 0
+    try:
+        atomic.write_bytes(options.to, text.encode())
+    except OSError as error:
+        raise BadInput(f"--to: '{options.to}' cannot be written: {error.strerror}") from None
+    print(f"leaderboard: {options.to}", file=sys.stderr)
+    return 0
+
+
+def _must_be_among(name: str, kind: str, records: Sequence[Mapping[str, Any]]) -> None:
+    known = {record[kind] for record in records}
+    if name not in known:
+        raise BadInput(f"leaderboard: no records of {kind} '{name}'{nearest(name, known)}")
+
+
 def _sync(options: argparse.Namespace) -> int:
     from bench import tracking
     from bench.progress import say
@@ -341,6 +390,7 @@ def _sync(options: argparse.Namespace) -> int:
 
     report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, picture)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
+    print(f"to see the cells only, filter by: {tracking.FILTER}")
     return 0
 
 
@@ -356,7 +406,9 @@ def _ui(options: argparse.Namespace) -> int:
     if not (options.out / "mlflow.db").is_file() and options.tracking is None:
         raise BadInput(f"ui: no MLflow store under '{options.out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host]
-    print(f"http://{options.host}:{options.port} (filter the runs by: tags.\"bench.kind\" = 'cell')", flush=True)
+    print(f"http://{options.host}:{options.port} (filter the runs by: {tracking.FILTER})", flush=True)
+    for name, value in tracking.SERVER.items():
+        os.environ.setdefault(name, value)
     os.execv(sys.executable, [*command, "--port", str(options.port)])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attacks.base import CONTROL
-from bench.evaluation import paired_difference
+from bench.statistics import paired_difference
 from bench.summary import Cell, summarise
 
 

@@ -433,6 +433,7 @@ class Bench:
             },
             "knowledge": list(defense.needs),
             "external": self._external(defense),
+            "adapted_to": list(dict.fromkeys(name for kind, name in attack.attack().builds_on if kind == "defense")),
             "data": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
