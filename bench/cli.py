@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from bench.engines import Engine
 
 OUT = Path("results/runs")
-KINDS = ("attacks", "defenses", "protocols", "sweeps", "datasets", "models")
+KINDS = ("attacks", "defenses", "protocols", "sweeps", "datasets", "models", "engines")
+OF_ENGINE = "engine."
 FORMATS = ("native", "benchmark", "friendly-noise", "packed", "numpy", "metapoison")
 
 
@@ -135,8 +136,12 @@ def _what_is_compared(parser: argparse.ArgumentParser) -> None:
 
 
 def _effort(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, 1 on a GPU)")
+    parser.add_argument("--engine", default="local", metavar="NAME", help="local, dask or slurm (default: local)")
+    parser.add_argument("--address", metavar="URL", help="of the dask scheduler")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda (all GPUs), cuda:N or cuda:0,cuda:1 (default: auto)"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, one a GPU)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="arithmetic threads a process (default: 1)")
 
 
@@ -146,21 +151,19 @@ def _places(parser: argparse.ArgumentParser) -> None:
 
 
 def _sets(options: argparse.Namespace) -> list[str]:
-    """What --set and --trials change."""
-    return list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
+    """What --set and --trials change of the protocol and the plug-ins."""
+    own = [item for item in options.set if not item.startswith(OF_ENGINE)]
+    return own + ([f"trials={options.trials}"] if options.trials is not None else [])
 
 
 def _engine(options: argparse.Namespace) -> Engine:
     """Where the work is done."""
-    from bench.devices import choose_devices, default_jobs
-    from bench.engines.local import Local
+    from bench import engines
 
-    devices = choose_devices(options.device)
-    jobs = options.jobs if options.jobs is not None else default_jobs(devices)
-    for name, value in (("--jobs", jobs), ("--threads", options.threads)):
-        if not 1 <= value <= 1024:
-            raise BadInput(f"{name} {value}; allowed: 1 to 1024")
-    return Local(jobs, options.threads, devices)
+    return engines.choose(
+        options.engine, device=options.device, jobs=options.jobs, threads=options.threads, address=options.address,
+        sets=[item for item in options.set if item.startswith(OF_ENGINE)],
+    )  # fmt: skip
 
 
 def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
@@ -332,7 +335,7 @@ def _where_next(options: argparse.Namespace, uri: str | None) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bench import protocol, registry, sweep
+    from bench import engines, protocol, registry, sweep
 
     for kind in [options.kind] if options.kind else KINDS:
         print(f"{kind}:")
@@ -343,6 +346,10 @@ def _list(options: argparse.Namespace) -> int:
         if kind == "sweeps":
             for name in sweep.names():
                 print(f"  {name:24} {sweep.read(name)[1]}")
+            continue
+        if kind == "engines":
+            for name, card in engines.CARDS.items():
+                print(f"  {name:24} {card}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
@@ -355,7 +362,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from bench import protocol, registry, sweep
+    from bench import engines, protocol, registry, sweep
     from bench.settings import describe
 
     if options.kind == "protocol":
@@ -363,6 +370,12 @@ def _show(options: argparse.Namespace) -> int:
         return 0
     if options.kind == "sweep":
         print(sweep.read(options.name)[2].rstrip())
+        return 0
+    if options.kind == "engine":
+        make = engines.find(options.name)
+        print(f"engine {options.name}: {engines.CARDS[options.name]}")
+        if hasattr(make, "Settings"):
+            print(f"\nsettings, as --set engine.key=value:\n{describe(make.Settings, {})}")
         return 0
     plugin = registry.find(options.kind, options.name)
     print(f"{options.kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")
