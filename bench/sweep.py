@@ -48,7 +48,7 @@ class Block(Settings):
     only: bool = Field(False, description="without the undefended cells and the clean controls")
 
     def sets(self) -> list[str]:
-        return [*self.set, *([f"trials={self.trials}"] if self.trials is not None else [])]
+        return [*([f"trials={self.trials}"] if self.trials is not None else []), *self.set]
 
 
 @dataclass(frozen=True)

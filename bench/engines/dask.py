@@ -1,18 +1,21 @@
 """Runs units on the workers of a dask scheduler, by futures.
 
 joblib's own dask backend waits for ever when a worker is killed, so it is not used. dask starts a task whose worker
-died again on its own, several times; a unit counts its attempts itself and is begun twice at most.
+died again on its own, several times, and also one whose result was lost with its worker; a unit counts itself the
+attempts that were cut off, and is given up after two. Redoing what was done finds its record and is quick.
 """
 
 from __future__ import annotations
 
 import contextlib
+import queue
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker
 
 from bench.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
 from bench.engines.shared import SHARE, Post, Seen, attempt_there, look, stage_folder, tried
@@ -20,6 +23,8 @@ from bench.errors import BadInput
 from bench.progress import Progress
 
 PATIENCE = 20  # seconds to wait for the scheduler, and for the first worker
+LOOK_EVERY = 5.0  # seconds without news before a look at whether workers are there
+DESERTED = 300.0  # seconds without any worker after which a stage is given up
 
 
 class Dask(Engine):
@@ -97,31 +102,45 @@ class Dask(Engine):
     def run(self, title: str, units: Sequence[Any], work: Work) -> Iterator[Done]:
         client = self._client
         assert client is not None, "open the engine first"
-        with (
-            stage_folder(self._out) as folder,
-            Progress(title, len(units), folder, self.quiet) as progress,
-        ):
-            posts = {index: Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))}
-            running: dict[str, int] = {}
+        with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
+            posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
+            running: dict[str, tuple[int, Future]] = {}
+            ended: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-            def begin(index: int) -> Future:
+            def begin(index: int) -> None:
                 key = f"bench-{title.replace(' ', '-')}-{index}-{uuid.uuid4().hex[:8]}"
-                running[key] = index
-                return client.submit(attempt_there, units[index], work, posts[index], key=key, pure=False, retries=0)
+                future = client.submit(attempt_there, units[index], work, posts[index], key=key, pure=False, retries=0)
+                running[key] = index, future
+                future.add_done_callback(lambda future: ended.put(future.key))
 
-            ending = as_completed([begin(index) for index in posts], raise_errors=False)
+            for index in range(len(units)):
+                begin(index)
             try:
-                for future in ending:
-                    index = running.pop(future.key)
+                for key in self._until_deserted(client, ended, running):
+                    index, future = running.pop(key)
                     done = _outcome(future, units[index])
                     if done is None and tried(posts[index]) < MOST_ATTEMPTS:
-                        ending.add(begin(index))  # dask gave it up, for its own count of killed workers
+                        begin(index)  # dask gave it up, for its own count of killed workers
                         continue
                     progress.done += 1
                     yield done or Done(units[index], None, f"{KILLED}; see the worker's log")
+                for index, _ in list(running.values()):
+                    yield Done(units[index], None, f"no dask worker is left at '{self.address}'")
             finally:
                 if running and client.status == "running":
-                    client.cancel([Future(key, client) for key in running], force=True)
+                    client.cancel([future for _, future in running.values()], force=True)
+
+    def _until_deserted(self, client: Client, ended: queue.SimpleQueue[str], running: dict[str, Any]) -> Iterator[str]:
+        """The keys of futures as they end, until none runs or nobody has been there to run them for long."""
+        seen = time.monotonic()
+        while running:
+            try:
+                yield ended.get(timeout=LOOK_EVERY)
+            except queue.Empty:
+                if client.status == "running" and client.scheduler_info(n_workers=-1)["workers"]:
+                    seen = time.monotonic()
+                if time.monotonic() - seen > DESERTED:
+                    return
 
 
 def _outcome(future: Future, unit: Any) -> Done | None:

@@ -62,20 +62,22 @@ class _Watched(Heartbeat):
 
 
 def attempt_there(unit: Any, work: Work, post: Post) -> Done:
-    """`attempt` in another process: at most so often, whoever asks, and one at a time in a process."""
+    """`attempt` in another process: given up when it was cut off too often, and one at a time in a process."""
     if not post.folder.is_dir():
         return Done(unit, None, f"machine '{platform.node()}' does not see '{post.folder}'; {SHARE}")
     with _one_at_a_time:
+        if tried(post) >= MOST_ATTEMPTS:
+            return Done(unit, None, KILLED)
         with contextlib.suppress(FileNotFoundError), post.attempts.open("ab") as file:
             file.write(b".")
-        if tried(post) > MOST_ATTEMPTS:
-            return Done(unit, None, KILLED)
         with contextlib.chdir(post.work_folder if post.work_folder.is_dir() else "."):
-            return attempt(unit, work, _Watched(post.folder / f"{post.index}.json"), post.threads)
+            done = attempt(unit, work, _Watched(post.folder / f"{post.index}.json"), post.threads)
+        post.attempts.unlink(missing_ok=True)
+        return done
 
 
 def tried(post: Post) -> int:
-    """How many attempts at the unit were begun."""
+    """How many attempts at the unit were begun and cut off: a process that is killed cannot take its mark away."""
     return post.attempts.stat().st_size if post.attempts.exists() else 0
 
 
