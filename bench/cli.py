@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,10 +16,13 @@ from bench import __version__
 from bench.errors import BadInput, TrialFailed, nearest
 
 if TYPE_CHECKING:
-    from bench import runner
+    from bench import runner, sweep
+    from bench.engines import Engine
 
 OUT = Path("results/runs")
 BOARDS = ("table", "md", "csv", "json", "html")
+KINDS = ("attacks", "defenses", "protocols", "sweeps", "datasets", "models", "engines")
+OF_ENGINE = "engine."
 FORMATS = ("native", "benchmark", "friendly-noise", "packed", "numpy", "metapoison")
 
 
@@ -64,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     _places(run)
     run.set_defaults(call=_run)
 
+    sweep = verbs.add_parser("sweep", help="many attacks x many defenses: shows the plan, does what is missing")
+    sweep.add_argument("file", nargs="?", metavar="NAME|FILE", help="sweep file, instead of attacks and defenses")
+    sweep.add_argument("--attack", action="append", metavar="A,B", help="attacks, repeatable (default: gm)")
+    sweep.add_argument("--defense", action="append", metavar="A,B+C", help="defenses, repeatable (default: none)")
+    sweep.add_argument("--plan", action="store_true", help="show the plan only")
+    sweep.add_argument("--only", action="store_true", help="without the undefended cells and the clean controls")
+    sweep.add_argument("--json", action="store_true", help="stdout holds one JSON array of trial records, nothing else")
+    _what_is_compared(sweep)
+    _effort(sweep)
+    _places(sweep)
+    sweep.set_defaults(call=_sweep, protocol=None, seed=None)
+
     export = verbs.add_parser("export", help="write an attack's poisons for other tools; crafts what is missing")
     export.add_argument("folder", type=Path, metavar="DIR", help="new folder; gets a sub-folder for each trial")
     export.add_argument("--attack", default="gm", metavar="NAME|FILE", help="attack (default: gm)")
@@ -86,11 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     importing.set_defaults(call=_import)
 
     listing = verbs.add_parser("list", help="what can be run")
-    listing.add_argument("kind", nargs="?", choices=["attacks", "defenses", "protocols", "datasets", "models"])
+    listing.add_argument("kind", nargs="?", choices=[*KINDS])
     listing.set_defaults(call=_list)
 
     show = verbs.add_parser("show", help="the card and the settings of a plug-in or a protocol")
-    show.add_argument("kind", choices=["attack", "defense", "protocol", "dataset", "model"])
+    show.add_argument("kind", choices=[kind.removesuffix("s") for kind in KINDS])
     show.add_argument("name")
     show.set_defaults(call=_show)
 
@@ -156,8 +171,12 @@ def _what_is_compared(parser: argparse.ArgumentParser) -> None:
 
 
 def _effort(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, 1 on a GPU)")
+    parser.add_argument("--engine", default="local", metavar="NAME", help="local, dask or slurm (default: local)")
+    parser.add_argument("--address", metavar="URL", help="of the dask scheduler")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda (all GPUs), cuda:N or cuda:0,cuda:1 (default: auto)"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, one a GPU)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="arithmetic threads a process (default: 1)")
 
 
@@ -167,27 +186,33 @@ def _places(parser: argparse.ArgumentParser) -> None:
 
 
 def _sets(options: argparse.Namespace) -> list[str]:
-    """What --set and --trials change."""
-    return list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
+    """What --set and --trials change of the protocol and the plug-ins."""
+    own = [item for item in options.set if not item.startswith(OF_ENGINE)]
+    return own + ([f"trials={options.trials}"] if options.trials is not None else [])
 
 
-def _plan_and_effort(options: argparse.Namespace) -> tuple[runner.Plan, runner.Effort]:
+def _engine(options: argparse.Namespace) -> Engine:
+    """Where the work is done."""
+    from bench import engines
+
+    return engines.choose(
+        options.engine, device=options.device, jobs=options.jobs, threads=options.threads, address=options.address,
+        sets=[item for item in options.set if item.startswith(OF_ENGINE)],
+    )  # fmt: skip
+
+
+def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
     """What `run` and `export` are asked for, resolved and checked."""
     from bench import runner
-    from bench.devices import choose_device, default_jobs
 
-    device = choose_device(options.device)
-    jobs = options.jobs if options.jobs is not None else default_jobs(device)
-    for name, value in (("--jobs", jobs), ("--threads", options.threads)):
-        if not 1 <= value <= 1024:
-            raise BadInput(f"{name} {value}; allowed: 1 to 1024")
+    engine = _engine(options)
     plan = runner.prepare(
         options.protocol,
         _sets(options),
         dataset=options.dataset,
         data=options.data,
         seed=options.seed,
-        device=device,
+        device=engine.device(),
         attack=options.attack,
         defenses=getattr(options, "defense", None) or ["none"],
         only=getattr(options, "only", True),
@@ -195,34 +220,76 @@ def _plan_and_effort(options: argparse.Namespace) -> tuple[runner.Plan, runner.E
         setup=options.setup,
         poisons=getattr(options, "poisons", None),
     )
-    return plan, runner.Effort(jobs, options.threads)
+    return plan, engine
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench import runner, tracking
-    from bench.progress import say
     from bench.report import table
 
     if options.poisons is not None and options.setups is not None:
         raise BadInput("--poisons brings its own trials; repair: leave --setups out")
-    plan, effort = _plan_and_effort(options)
+    plan, engine = _plan_and_engine(options)
+    return _carry_out(options, plan, engine, table)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from bench import runner, sweep
+    from bench.progress import say
+
+    blocks = _blocks(options)
+    engine = _engine(options)
+    parts = sweep.parts(
+        blocks, dataset=options.dataset, data=options.data, device=engine.device(), setups=options.setups,
+        setup=options.setup,
+    )  # fmt: skip
+    outline = sweep.outline(parts, options.out, engine.width, say)
+    if options.plan:
+        print(outline)
+        return 0
+    say(outline)
+    plan = runner.joined([part.plan for part in parts])
+    return _carry_out(options, plan, engine, lambda results: sweep.report(parts, results, options.out))
+
+
+def _blocks(options: argparse.Namespace) -> list[sweep.Block]:
+    """What a sweep is asked for: of its file, if it has one, with what the command line changes in every block."""
+    from bench import sweep
+    from bench.settings import build
+
+    named = {"attacks": options.attack, "defenses": options.defense}
+    if options.file is not None and (given := [f"--{key[:-1]}" for key, value in named.items() if value]):
+        raise BadInput(f"{given[0]}: the sweep file names them; repair: leave {given[0]} out, or the file")
+    named["protocols"] = [options.protocol] if options.protocol is not None else None
+    lists = {key: [name for item in value for name in item.split(",")] for key, value in named.items() if value}
+    changes: dict[str, Any] = {key: tuple(value) for key, value in lists.items()}
+    if options.seed is not None:
+        changes["seed"] = options.seed
+    if options.only:
+        changes["only"] = True
+    blocks = sweep.read(options.file)[0] if options.file is not None else [build(sweep.Block, changes, "")]
+    return [block.model_copy(update={**changes, "set": (*block.set, *_sets(options))}) for block in blocks]
+
+
+def _carry_out(
+    options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[dict[str, Any]]], str]
+) -> int:
+    """Do the plan and print how it ended."""
+    from bench import runner, tracking
+    from bench.progress import say
+
     uri = tracking.resolve_uri(options.tracking, options.out)
     _make_writable(options.out)
     tracker = tracking.Tracker(uri, options.out, say)
     try:
         results = runner.execute(
-            plan,
-            options.out,
-            effort,
-            say,
-            lambda record: tracker.add(record, _picture(options.out, record)),
+            plan, options.out, engine, say, lambda record: tracker.add(record, _picture(options.out, record))
         )
     finally:
         tracker.close()
     if options.json:
         print(json.dumps(results, allow_nan=False))
     else:
-        print(table(results))
+        print(report(results))
         _where_next(options, uri)
     return 1 if any(record["status"] != "done" for record in results) else 0
 
@@ -234,18 +301,18 @@ def _export(options: argparse.Namespace) -> int:
     from bench.progress import say
 
     formats.named(options.format)  # before anything is crafted
-    plan, effort = _plan_and_effort(options)
+    plan, engine = _plan_and_engine(options)
     if not plan.cells[-1].attack.plugin.make.poisons_data:
         raise BadInput(f"attack '{options.attack}' poisons nothing, so there is nothing to export")
     with new_folder(options.folder) as folder:
         _make_writable(options.out)
         notes: dict[str, None] = {}
-        for poisons, trial in runner.craft(plan, options.out, effort, say):
+        for poisons, trial in runner.craft(plan, options.out, engine, say):
             inside = folder / str(trial.index)
             notes |= dict.fromkeys(formats.write(inside, options.format, poisons, trial, plan.study.dataset))
     for note in notes:
         print(note)
-    print(f"{len(plan.trials)} trials of {plan.cells[-1].attack.label} as {options.format}: {options.folder}")
+    print(f"{len(plan.cells[-1].trials)} trials of {plan.cells[-1].attack.label} as {options.format}: {options.folder}")
     return 0
 
 
@@ -306,13 +373,21 @@ def _where_next(options: argparse.Namespace, uri: str | None) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bench import protocol, registry
+    from bench import engines, protocol, registry, sweep
 
-    for kind in [options.kind] if options.kind else ["attacks", "defenses", "protocols", "datasets", "models"]:
+    for kind in [options.kind] if options.kind else KINDS:
         print(f"{kind}:")
         if kind == "protocols":
             for name in protocol.protocol_names():
                 print(f"  {name:24} {protocol.read_preset(name)[0].get('description', '')}")
+            continue
+        if kind == "sweeps":
+            for name in sweep.names():
+                print(f"  {name:24} {sweep.read(name)[1]}")
+            continue
+        if kind == "engines":
+            for name, card in engines.CARDS.items():
+                print(f"  {name:24} {card}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
@@ -325,11 +400,20 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from bench import protocol, registry
+    from bench import engines, protocol, registry, sweep
     from bench.settings import describe
 
     if options.kind == "protocol":
         print(protocol.read_preset(options.name)[1].rstrip())
+        return 0
+    if options.kind == "sweep":
+        print(sweep.read(options.name)[2].rstrip())
+        return 0
+    if options.kind == "engine":
+        make = engines.find(options.name)
+        print(f"engine {options.name}: {engines.CARDS[options.name]}")
+        if hasattr(make, "Settings"):
+            print(f"\nsettings, as --set engine.key=value:\n{describe(make.Settings, {})}")
         return 0
     plugin = registry.find(options.kind, options.name)
     print(f"{options.kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")

@@ -217,10 +217,16 @@ class Bench:
 
     def victim(self, attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
         """Train the victim of a trial behind a defense, judge it, and put its record in place."""
-        study, wanted = self.study, self.study.wanted(attack, defense, index)
-        there = self.records.find(wanted)
-        if there is not None:  # another run on the same output folder was faster
-            return there
+        wanted = self.study.wanted(attack, defense, index)
+        with self.store.lock(wanted["key"]):
+            there = self.records.find(wanted)  # by another run on the same output folder
+            if there is None:
+                there = self._record(wanted, attack, defense, index)
+                self.records.write(there)
+        return there
+
+    def _record(self, wanted: dict[str, Any], attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
+        study = self.study
         started = datetime.now(UTC)
         if torch.device(study.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -244,7 +250,7 @@ class Bench:
         finished = time.perf_counter()
         meta = artefact.meta
         provenance = dict(poisons.provenance)
-        record = {
+        return {
             "schema": SCHEMA,
             **wanted,
             "status": "done",
@@ -286,8 +292,6 @@ class Bench:
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.records.write(record)
-        return record
 
     def trainings(
         self, attack: Chosen, defense: Chosen, index: int, watch: Callable[[Defense], Defense] = lambda guard: guard
@@ -459,7 +463,7 @@ def picture_path(out: Path, key: str) -> Path:
 
 def peak_memory_mib(device: torch.device) -> float:
     """On a GPU the most that was allocated since the victim began; on a CPU the most that this process ever held."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():  # elsewhere: a failure told by a machine without one
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from bench.engines.local import Local
 from bench.errors import BadInput, TrialFailed
 from bench.models.base import build_model
-from bench.runner import Effort, execute, prepare
+from bench.runner import execute, prepare
 from bench.settings import build
 from bench.training import Recipe, train
 from defenses.base import Services
@@ -350,8 +351,7 @@ def test_public_pictures_are_wanted_only_where_they_are_used():
 def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
     sets = [*SETS, "public_dataset.train_per_class=4", *(f"defense.denoise-0.25.{k}={v}" for k, v in QUICK.items())]
     plan = prepare("quick", sets, attack="random-noise", defenses=["denoise-0.25+noise-b"], only=True)
-    plan = type(plan)(plan.study, plan.cells, (0,))
-    (record,) = execute(plan, tmp_path, Effort(1, 1, quiet=True), lambda line: None, lambda record: None)
+    (record,) = execute(plan, tmp_path, Local(1, quiet=True), lambda line: None, lambda record: None)
     assert record["status"] == "done", record["error"]
     assert set(record["variants"]) == {"denoised test pictures"}
     assert record["knowledge"] == ["external_model"]

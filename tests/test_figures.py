@@ -157,7 +157,7 @@ def test_friendly_noise_is_the_very_noise_of_the_victim(
     def no_more(*_: Any, **__: Any) -> None:
         raise AssertionError("the second call trains")
 
-    monkeypatch.setattr(training, "run_units", no_more)
+    monkeypatch.setattr(training.Local, "run", no_more)
     assert figure(tmp_path, *arguments) == (rows, png)
 
 
@@ -209,7 +209,7 @@ def test_the_landscape_is_that_of_the_recorded_victims(
     def no_more(*_: Any, **__: Any) -> None:
         raise AssertionError("the second call trains")
 
-    monkeypatch.setattr(training, "run_units", no_more)
+    monkeypatch.setattr(training.Local, "run", no_more)
     assert figure(tmp_path, *arguments)[0] == rows
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from bench.engines.local import Local
 from bench.evaluation import ModelPredictor
 from bench.lending import Lent, lent
 from bench.registry import register
-from bench.runner import Effort, execute, prepare
+from bench.runner import execute, prepare
 from defenses.base import Defense
 from tests.tiny import SETS
 
@@ -99,9 +100,8 @@ def run(tmp_path):
         handed.clear()
         name = maker.__name__.lower()
         register("defense", name)(maker)
-        plan = prepare("quick", SETS, attack="random-noise-trigger", defenses=[name], only=True)
-        plan = type(plan)(plan.study, plan.cells, (0,))
-        (record,) = execute(plan, tmp_path, Effort(1, 1, quiet=True), lambda line: None, lambda record: None)
+        plan = prepare("quick", [*SETS, "trials=1"], attack="random-noise-trigger", defenses=[name], only=True)
+        (record,) = execute(plan, tmp_path, Local(1, quiet=True), lambda line: None, lambda record: None)
         assert record["status"] == "done", record["error"]
         found = reachable(handed)
         handed.clear()

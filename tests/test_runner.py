@@ -13,6 +13,7 @@ import torch
 
 from attacks.base import Attack, Scene
 from bench import runner
+from bench.engines.local import Local
 from bench.errors import BadInput, TrialFailed
 from bench.evaluation import ModelPredictor
 from bench.poisons import Poisons
@@ -34,7 +35,7 @@ def prepare(
 
 def execute(plan: runner.Plan, out: Path, jobs: int = 1) -> tuple[list[dict[str, Any]], list[str]]:
     said: list[str] = []
-    results = runner.execute(plan, out, runner.Effort(jobs, 1, quiet=True), said.append, lambda record: None)
+    results = runner.execute(plan, out, Local(jobs, 1, quiet=True), said.append, lambda record: None)
     return results, said
 
 

@@ -85,7 +85,7 @@ def measure(request: Request) -> Plate:
             (cell.defense.label, level, count, share)
             for level, count, share in zip(range(-zeta, zeta + 1), counts.tolist(), part, strict=True)
         ]
-    attack, (index,) = plan.cells[0].attack.label, plan.trials
+    attack, (index,) = plan.cells[0].attack.label, plan.cells[0].trials
     starts = sorted({cell.defense.settings.as_dict()["start"] for cell in plan.cells})
     caption = (
         f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {found[0].meta['pictures']} "

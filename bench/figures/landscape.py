@@ -104,7 +104,7 @@ def measure(request: Request) -> Plate:
         raise BadInput(f"attack '{attack.label}' poisons nothing, so there is nothing to look around")
     (undefended,) = plan_of(replace(request, defenses=("none",), sets=_without_defense(request)), "gm", ()).cells
     cells = [undefended, *(cell for cell in plan.cells if cell.defense.label != "none")]
-    study, (index,) = plan.study, plan.trials
+    study, (index,) = plan.study, plan.cells[0].trials
     (first,) = made("loss around poisons", _of_surrogate, plan, cells[:1], request.out)
     found = [first, *made("loss around poisons, victim", _of_victim, plan, cells, request.out)]
     names = ["attacker's surrogate", "victim, undefended", *(f"victim, {cell.defense.label}" for cell in cells[1:])]

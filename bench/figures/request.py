@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.datasets.base import Dataset, Place
-from bench.devices import choose_device
+from bench.devices import choose_devices
 from bench.errors import BadInput, nearest
 from bench.progress import say
 from bench.records import NEEDED, SCHEMA, Records
@@ -132,6 +132,6 @@ def plan_of(request: Request, attack: str, defenses: tuple[str, ...]) -> Plan:
         dataset=request.dataset,
         data=request.data,
         seed=request.seed or 0,
-        device=choose_device(request.device),
+        device=choose_devices(request.device)[0],
     )
-    return replace(plan, trials=(request.trial or 0,))
+    return Plan(tuple(replace(cell, trials=(request.trial or 0,)) for cell in plan.cells))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.devices import default_jobs
+from bench.engines.local import Local
 from bench.errors import BadInput, TrialFailed
 from bench.progress import Heartbeat, say
-from bench.runner import Cell, Effort, Plan, craft
+from bench.runner import Cell, Plan, craft
 from bench.stages import Bench
 from bench.store import Artefact, Made, key_of
 from bench.study import Study
-from bench.workers import run_units
 
 Make = Callable[[Bench, Cell, int], Made]
 """A function of (bench, cell, trial) that a worker process can import."""
@@ -52,16 +52,17 @@ def made(kind: str, make: Make, plan: Plan, cells: Sequence[Cell], out: Path) ->
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"output folder '{out}' cannot be written: {error.strerror}; repair: --out DIR") from None
-    (index,) = plan.trials
+    (index,) = plan.cells[0].trials
     study, bench = plan.study, Bench.at(plan.study, out, lambda *_: None, say)
     units = [_Unit(study, out, kind, make, cell, index) for cell in cells]
     missing = [unit for unit in units if bench.store.get("kept", unit.key) is None]
     if missing:
-        jobs = default_jobs(study.device)
-        craft(plan, out, Effort(jobs, 1), say)  # in processes: its surrogates and their training
-        for done in run_units(kind, missing, _work, jobs=jobs, threads=1):
-            if done.error is not None:
-                raise TrialFailed(f"{done.unit}: {done.error}")
+        engine = Local(default_jobs((study.device,)), devices=(study.device,))
+        craft(plan, out, engine, say)  # in processes: its surrogates and their training
+        with engine.open(out):
+            for done in engine.run(kind, missing, _work):
+                if done.error is not None:
+                    raise TrialFailed(f"{done.unit}: {done.error}")
     return [bench.store.get_or_make("kept", unit.key, _gone) for unit in units]
 
 

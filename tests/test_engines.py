@@ -1,4 +1,4 @@
-"""Units in processes: a unit that fails or kills its process costs only itself."""
+"""The local engine: a unit that fails or kills its process costs only itself; every process has its device."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.engines.base import Done
+from bench.engines.local import Local
 from bench.errors import TrialFailed
 from bench.progress import Heartbeat
-from bench.workers import run_units
 
 
 def work(unit: str, heartbeat: Heartbeat) -> tuple[str, int, int]:
@@ -29,10 +31,14 @@ def work(unit: str, heartbeat: Heartbeat) -> tuple[str, int, int]:
     return unit, torch.get_num_threads(), os.getpid()
 
 
+def run(units: Sequence[str], jobs: int) -> list[Done]:
+    return list(Local(jobs, quiet=True).run("test", units, work))
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_failures_are_told_in_one_line_and_the_rest_goes_on(jobs: int) -> None:
     units = ["a", "fail", "b", "crash", "c"]
-    done = {item.unit: item for item in run_units("test", units, work, jobs=jobs, threads=1, quiet=True)}
+    done = {item.unit: item for item in run(units, jobs)}
     assert set(done) == set(units)
     assert [done[unit].error for unit in ("a", "b", "c")] == [None] * 3
     assert done["fail"].error == "a clean cause"
@@ -41,23 +47,23 @@ def test_failures_are_told_in_one_line_and_the_rest_goes_on(jobs: int) -> None:
 
 
 def test_work_is_done_in_other_processes_with_one_thread() -> None:
-    done = list(run_units("test", ["a", "b"], work, jobs=2, threads=1, quiet=True))
+    done = run(["a", "b"], 2)
     assert all(item.result[1] == 1 and item.result[2] != os.getpid() for item in done)
 
 
 def test_a_killed_process_costs_its_unit_only() -> None:
     units = ["a", "b", "die", "c", "d", "e"]
-    done = {item.unit: item for item in run_units("test", units, work, jobs=2, threads=1, quiet=True)}
+    done = {item.unit: item for item in run(units, 2)}
     assert set(done) == set(units)
     assert [unit for unit in units if done[unit].error] == ["die"]
     assert "killed twice" in str(done["die"].error)
 
 
 PARENT = """
-import sys, time
-from bench.workers import run_units
-from tests.test_workers import sleep_long
-list(run_units("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"], sleep_long, jobs=2, threads=1, quiet=True))
+import sys
+from bench.engines.local import Local
+from tests.test_engines import sleep_long
+list(Local(2, quiet=True).run("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"], sleep_long))
 """
 
 
