@@ -349,7 +349,12 @@ def test_public_pictures_are_wanted_only_where_they_are_used():
 
 
 def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
-    sets = [*SETS, "public_dataset.train_per_class=4", *(f"defense.denoise-0.25.{k}={v}" for k, v in QUICK.items())]
+    sets = [
+        *SETS,
+        "trials=1",
+        "public_dataset.train_per_class=4",
+        *(f"defense.denoise-0.25.{k}={v}" for k, v in QUICK.items()),
+    ]
     plan = prepare("quick", sets, attack="random-noise", defenses=["denoise-0.25+noise-b"], only=True)
     (record,) = execute(plan, tmp_path, Local(1, quiet=True), lambda line: None, lambda record: None)
     assert record["status"] == "done", record["error"]
