@@ -72,7 +72,8 @@ are the **trials**. Cells of one name are told apart by the settings in which th
 
     {FILTER}
 
-and sorts by `success_rate`; which columns are shown is chosen in the UI. Ranks, paired tests and flags are in `python -m bench leaderboard`.
+and sorts by `success_rate`; which columns are shown is chosen in the UI. Ranks, paired tests and flags are in
+`python -m bench leaderboard`.
 
 | column | meaning |
 |---|---|
