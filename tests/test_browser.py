@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -202,14 +203,15 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert server.poll() is None and time.monotonic() < deadline, (out / "log").read_text()
             time.sleep(0.5)
     yield address
-    os.killpg(server.pid, 15)
-    server.wait(30)
+    os.killpg(server.pid, signal.SIGKILL)  # all that it has started, at once: the store is thrown away
+    server.wait(60)
     log.close()
 
 
 @pytest.mark.parametrize("by", ["hand", "link"])
 def test_the_filter_shows_the_cells_in_the_mlflow_ui(chromium: Any, ui: str, pictures: Path, by: str) -> None:
-    page = chromium.new_page(viewport={"width": 1600, "height": 900})
+    context = chromium.new_context(viewport={"width": 1600, "height": 900})
+    page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto(f"{ui}/#/experiments/1/runs")
     search = page.get_by_placeholder(re.compile("metrics.rmse"))
@@ -220,9 +222,7 @@ def test_the_filter_shows_the_cells_in_the_mlflow_ui(chromium: Any, ui: str, pic
     else:
         with page.expect_popup() as opened:
             page.get_by_role("link", name="Show the leaderboard").click()
-        page.close()
         page = opened.value
-        page.set_viewport_size({"width": 1600, "height": 900})
         page.set_default_timeout(60_000)
     page.get_by_role("link", name="gm x friends-b").wait_for()
     page.get_by_text(re.compile(r"\b6 matching runs")).wait_for()
@@ -230,4 +230,4 @@ def test_the_filter_shows_the_cells_in_the_mlflow_ui(chromium: Any, ui: str, pic
     assert page.get_by_role("link", name=re.compile("^trial ")).count() == 0
     for name in ("none x none", "gm x none", "gm x epic-0.1", "gm x noise-b", "gm x failed"):
         assert page.get_by_role("link", name=name, exact=True).count() == 1
-    page.close()
+    context.close()

@@ -18,8 +18,9 @@ import pytest
 
 from bench import tracking
 from bench.errors import BadInput
-from bench.evaluation import interval
+from bench.statistics import interval
 from bench.tracking import SyncReport, Tracker, resolve_uri, sync
+from tests.made_records import cell
 
 pytest.importorskip("mlflow")
 
@@ -427,3 +428,39 @@ def test_lock_has_a_time_limit(out, uri, monkeypatch):
     monkeypatch.setattr(tracking, "LOCK_PATIENCE", 0.2)
     with tracking._lock(uri, out), pytest.raises(BadInput, match=r"mlflow\.lock.*repair"):
         sync([make(0)], uri, out)
+
+
+def test_cells_of_one_name_are_told_apart_by_their_settings(out, uri):
+    one = cell("gm", "d", [1, 0], settings__defense={"mu": 16})
+    other = cell("gm", "d", [0, 0], settings__defense={"mu": 32})
+    tracking.sync(cell("gm", "none", [1, 1]) + one, uri, out)
+    tracking.sync(other, uri, out)  # a cell that comes later renames the one that was alone before
+    client = tracking._client(uri)
+    experiment = client.get_experiment_by_name("cifar10-scratch")
+    found = client.search_runs([experiment.experiment_id], tracking.FILTER)
+    assert {run.info.run_name for run in found} == {"gm x none", "gm x d [mu=16]", "gm x d [mu=32]"}
+
+
+def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out, uri):
+    defended = cell("gm", "friends-b", [0, 0], seconds__train=3.0, adapted_to=["noise-b"])
+    tracking.sync(cell("gm", "none", [1, 1]) + defended, uri, out)
+    client = tracking._client(uri)
+    experiment = client.get_experiment_by_name("cifar10-scratch")
+    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id], tracking.FILTER)}
+    data = runs["gm x friends-b"]
+    assert data.metrics["train_cost"] == 1.5 and "train_cost" not in runs["gm x none"].metrics
+    assert data.metrics["published_success"] == 0 and runs["gm x none"].metrics["published_success"] == 0.75
+    assert data.tags["bench.published"].startswith("FRIENDS, Table 1 (friends.csv, line 12); differs: mu 16")
+    assert data.tags["bench.adapted_to"] == "noise-b" and data.tags["bench.revision"] == "a" * 40
+    assert data.tags["bench.device"] == "cpu a processor"
+
+
+def test_an_old_description_is_replaced_and_links_to_the_cells(out, uri):
+    tracking.sync(cell("gm", "none", [1]), uri, out)
+    client = tracking._client(uri)
+    number = client.get_experiment_by_name("cifar10-scratch").experiment_id
+    text = client.get_experiment(number).tags["mlflow.note.content"]
+    assert f"(#/experiments/{number}/runs?searchFilter=tags.%22bench.kind%22" in text
+    client.set_experiment_tag(number, "mlflow.note.content", "of another age")
+    tracking.sync(cell("gm", "none", [1]), uri, out)
+    assert client.get_experiment(number).tags["mlflow.note.content"] == text
