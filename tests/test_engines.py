@@ -99,7 +99,11 @@ def _alive(pid: int) -> bool:
 
 
 def seen(unit: str, heartbeat: Heartbeat) -> tuple[int, str]:
-    time.sleep(0.3)
+    """Waits for a second process, so that the first does not do all before the others have started."""
+    Path(unit, str(os.getpid())).touch()
+    deadline = time.monotonic() + 120
+    while len(list(Path(unit).iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "none")
 
 
@@ -112,7 +116,7 @@ def test_every_process_sees_one_gpu_and_the_gpus_are_shared_in_turn(
     engine = Local(3, devices=("cuda:1", "cuda:0"), quiet=True)
     assert engine.device() == "cuda"
     with engine.open(tmp_path):
-        shown = [done.result for done in engine.run("test", [str(i) for i in range(9)], seen)]
+        shown = [done.result for done in engine.run("test", [str(tmp_path)] * 9, seen)]
     get_reusable_executor().shutdown(wait=True)
     by_process = dict(shown)
     assert os.getpid() not in by_process and len(by_process) > 1
