@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
+from bench.devices import choose_devices, default_jobs, visible
 from bench.engines.base import Done
 from bench.engines.local import Local
-from bench.errors import TrialFailed
+from bench.errors import BadInput, TrialFailed
 from bench.progress import Heartbeat
 
 
@@ -94,3 +96,88 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def seen(unit: str, heartbeat: Heartbeat) -> tuple[int, str]:
+    """Waits for a second process, so that the first does not do all before the others have started."""
+    Path(unit, str(os.getpid())).touch()
+    deadline = time.monotonic() + 120
+    while len(list(Path(unit).iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+
+
+def test_every_process_sees_one_gpu_and_the_gpus_are_shared_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is touched: only what each worker process is shown, before it could."""
+    get_reusable_executor().shutdown(wait=True)  # a worker keeps its slot for life
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    engine = Local(3, devices=("cuda:1", "cuda:0"), quiet=True)
+    assert engine.device() == "cuda"
+    with engine.open(tmp_path):
+        shown = [done.result for done in engine.run("test", [str(tmp_path)] * 9, seen)]
+    get_reusable_executor().shutdown(wait=True)
+    by_process = dict(shown)
+    assert os.getpid() not in by_process and len(by_process) > 1
+    assert len(set(shown)) == len(by_process)  # a process always sees the same
+    assert set(by_process.values()) == {"5", "7"}  # and slots 0 and 1 are taken first
+
+
+def test_a_slot_is_free_again_when_its_process_has_ended(tmp_path: Path) -> None:
+    slots = (str(tmp_path / "0-4"), str(tmp_path / "1-6"))
+    script = (
+        "import os, sys, time; from bench.engines.local import _take_slot; _take_slot(tuple(sys.argv[1:3]));"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(60 if sys.argv[3] == 'stay' else 0)"
+    )
+
+    def start(stay: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", script, *slots, stay], stdout=subprocess.PIPE, text=True
+        )
+
+    first = start("stay")
+    assert first.stdout is not None and first.stdout.readline() == "4\n"
+    assert start("go").communicate(timeout=120)[0] == "6\n"
+    first.kill()
+    first.wait()
+    assert start("go").communicate(timeout=120)[0] == "4\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "expected"),
+    [
+        ("auto", 0, ("cpu",)), ("auto", 1, ("cuda",)), ("auto", 2, ("cuda:0", "cuda:1")), ("cpu", 2, ("cpu",)),
+        ("cuda", 3, ("cuda:0", "cuda:1", "cuda:2")), ("cuda:1", 2, ("cuda:1",)),
+        ("cuda:1, cuda:0", 2, ("cuda:1", "cuda:0")),
+    ],
+)  # fmt: skip
+def test_devices(monkeypatch: pytest.MonkeyPatch, asked: str, gpus: int, expected: tuple[str, ...]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert choose_devices(asked) == expected
+    if expected[0] != "cpu":
+        assert default_jobs(expected) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("cuda:2", "'cuda:2' is not there: torch sees 2 GPUs"), ("cuda:0,cpu", "unknown device 'cpu'"),
+        ("cuda:x", "unknown device 'cuda:x'"), ("cuda,cuda:1", "number the GPUs, as in cuda:0,cuda:1"),
+    ],
+)  # fmt: skip
+def test_bad_devices(monkeypatch: pytest.MonkeyPatch, asked: str, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(BadInput, match=expected):
+        choose_devices(asked)
+
+
+def test_what_a_gpu_is_called_where_some_are_hidden() -> None:
+    assert visible(["cuda:0", "cuda:1"], {}) == ["0", "1"]
+    assert visible(["cuda:1", "cuda:0"], {"CUDA_VISIBLE_DEVICES": "3,MIG-ab"}) == ["MIG-ab", "3"]
+
+
+def test_one_job_on_several_gpus_takes_the_first() -> None:
+    assert Local(1, devices=("cuda:1", "cuda:2")).device() == "cuda:1"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench import registry, sweep
+from bench import sweep
 from bench.cli import main
 from bench.errors import BadInput
 from bench.protocol import choose, resolve
@@ -24,9 +24,6 @@ from bench.records import Records, comparable
 from tests.tiny import SETS
 
 ROOT = Path(__file__).parent.parent
-
-# Plug-ins that shipped sweep files name and that are being written; take out each name that has been registered.
-NOT_YET = {"dp-sgd", "denoise-0.1", "denoise-0.25", "denoise-0.5", "denoise-1.0", "strip", "neural-cleanse"}
 
 ATTACK = '''
 from pathlib import Path
@@ -253,13 +250,8 @@ def test_shipped_files_resolve(name: str) -> None:
     for block in blocks:
         for preset in block.protocols:
             protocol, rest = resolve(preset, block.sets())
-            known = [name for name in block.defenses if name not in NOT_YET]
             choose("attack", block.attacks, protocol, rest)
-            choose("defense", known, protocol, rest)
-
-
-def test_what_is_not_yet_known_is_really_unknown() -> None:
-    assert not NOT_YET & set(registry.names("defense")), "registered now: take it out of NOT_YET"
+            choose("defense", block.defenses, protocol, rest)
 
 
 PAPERS = {

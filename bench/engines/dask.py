@@ -45,8 +45,8 @@ class Dask(Engine):
         return f"on {self.width} dask workers at {self.address}"
 
     def device(self) -> str:
-        if self._device == "auto":
-            with self._connected() as client:
+        with self._connected() as client:  # also when it is given: how many workers there are shapes the estimate
+            if self._device == "auto":
                 self._device = "cuda" if all(seen.cuda for seen in self._look(client, Path()).values()) else "cpu"
         return self._device
 

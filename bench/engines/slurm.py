@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 from submitit import AutoExecutor, Job
-from submitit.core.utils import FailedJobError, UncompletedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
 from bench.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
 from bench.engines.shared import Post, attempt_there, stage_folder, tried
@@ -95,9 +95,13 @@ class Slurm(Engine):
         self, indices: Sequence[int], units: Sequence[Any], work: Work, posts: Sequence[Post]
     ) -> dict[int, Job[Done]]:
         """As one array."""
-        with self._executor.batch():
-            jobs = {index: self._executor.submit(attempt_there, units[index], work, posts[index]) for index in indices}
-        return jobs
+        try:
+            with self._executor.batch():
+                return {
+                    index: self._executor.submit(attempt_there, units[index], work, posts[index]) for index in indices
+                }
+        except FailedSubmissionError as error:
+            raise BadInput(f"SLURM refuses the jobs: {error}; see `show engine slurm` for what can be set") from None
 
 
 def _outcome(job: Job[Done], unit: Any) -> Done | None:
