@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bench import __version__
+from bench import __version__, atomic
 from bench.errors import BadInput, TrialFailed
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in atomic.NO_ROOM:
+            raise
+        print(f"bench: {atomic.no_room(error.filename or 'a temporary file', error)}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

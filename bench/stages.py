@@ -216,11 +216,20 @@ class Bench:
     # Victims
 
     def victim(self, attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
+        """The record of a trial, with its victim trained and judged if it is not there.
+
+        Only one process makes it; another run on the same output folder waits for it.
+        """
+        wanted = self.study.wanted(attack, defense, index)
+        with self._alone(wanted):
+            return self.records.find(wanted) or self._victim(attack, defense, index, wanted)
+
+    def _alone(self, wanted: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+        return atomic.lock(self.store.root / "locks" / f"{wanted['key']}.lock")
+
+    def _victim(self, attack: Chosen, defense: Chosen, index: int, wanted: dict[str, Any]) -> dict[str, Any]:
         """Train the victim of a trial behind a defense, judge it, and put its record in place."""
-        study, wanted = self.study, self.study.wanted(attack, defense, index)
-        there = self.records.find(wanted)
-        if there is not None:  # another run on the same output folder was faster
-            return there
+        study = self.study
         started = datetime.now(UTC)
         if torch.device(study.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -363,11 +372,19 @@ class Bench:
             ).only(defense.needs)
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
-        """Write the record of a trial that failed; it will be tried again by the next run."""
+        """Write the record of a trial that failed; it will be tried again by the next run. Where another run has
+        finished it meanwhile, that is its record."""
+        wanted = self.study.wanted(attack, defense, index)
+        with self._alone(wanted):
+            return self.records.find(wanted) or self._failure(attack, defense, index, wanted, error)
+
+    def _failure(
+        self, attack: Chosen, defense: Chosen, index: int, wanted: dict[str, Any], error: str
+    ) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {
             "schema": SCHEMA,
-            **self.study.wanted(attack, defense, index),
+            **wanted,
             "status": "failed",
             "error": error,
             "success": None,

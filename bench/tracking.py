@@ -45,10 +45,11 @@ EMPTY: Texts = {}
 UNDEFENDED = "none"  # the defense against which acc_drop is taken
 STAGES = {"surrogates": "surrogates_s", "craft": "craft_s", "train": "train_s", "evaluate": "evaluate_s"}
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
-CURVE_POINTS = 200
+CURVE_POINTS = 100
 LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
 REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
+REST = 10.0  # times as long as it took, at most 30 s, before the next sync of a run: many trials at once cost a third
 
 # Only where the user has not chosen: leave a dead server in seconds, print no chatter, send no usage data to anyone.
 QUIET = {
@@ -187,6 +188,7 @@ class Tracker:
             if not batch:
                 return
             files = {record["key"]: picture for record, picture in batch}
+            began = time.monotonic()
             try:
                 sync([record for record, _ in batch], str(self._uri), self._out, functools.partial(_picture, files))
             except Exception as error:  # whatever happens to a view, the training that it shows goes on
@@ -203,6 +205,7 @@ class Tracker:
                 self._failing, delay = False, BACK_OFF[0]
                 with self._wake:
                     del self._waiting[: len(batch)]
+                    self._wake.wait_for(lambda: self._closing, timeout=min(REST * (time.monotonic() - began), 30.0))
 
 
 class _Book:
@@ -326,9 +329,13 @@ class _Book:
         self.client.log_batch(run.info.run_id, metrics, told, [RunTag(*tag) for tag in tags.items()])
 
     def _attach(self, run: Run, name: str, content: bytes) -> None:
+        """A file beside a run. Not through the client, which would read the whole run again to learn its place."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        place = get_artifact_repository(run.info.artifact_uri, self.client.tracking_uri)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, name).write_bytes(content)
-            self.client.log_artifact(run.info.run_id, str(Path(folder, name)))
+            place.log_artifact(str(Path(folder, name)))
 
     def _search(self, tag: str, value: str) -> list[Run]:
         runs: list[Run] = []

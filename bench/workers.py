@@ -20,7 +20,7 @@ import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from bench.errors import BadInput, TrialFailed
+from bench.errors import BadInput, DiskFull, TrialFailed
 from bench.progress import Heartbeat, Progress, reporting_folder
 
 Work = Callable[[Any, Heartbeat], Any]
@@ -40,7 +40,10 @@ class Done:
 def run_units(
     title: str, units: Sequence[Any], work: Work, *, jobs: int, threads: int, quiet: bool = False
 ) -> Iterator[Done]:
-    """Yield a Done for every unit, in the order in which they end. jobs: processes; 1 works in this process."""
+    """Yield a Done for every unit, in the order in which they end. jobs: processes; 1 works in this process.
+
+    DiskFull, from whichever process, ends them all.
+    """
     with reporting_folder() as folder, Progress(title, len(units), folder, quiet) as progress:
         left = dict(enumerate(units))
         for index, done in _attempts(left, work, min(jobs, len(units)), threads, folder):
@@ -52,7 +55,7 @@ def run_units(
 def _attempts(left: dict[int, Any], work: Work, jobs: int, threads: int, folder: Path) -> Iterator[tuple[int, Done]]:
     if jobs <= 1:
         for index in list(left):
-            yield _guarded(index, left[index], work, threads, folder, None)
+            yield _guarded(index, left[index], work, threads, folder)
         return
     try:
         yield from _pool(dict(left), work, jobs, threads, folder)
@@ -69,18 +72,18 @@ def _attempts(left: dict[int, Any], work: Work, jobs: int, threads: int, folder:
 
 
 def _pool(units: dict[int, Any], work: Work, jobs: int, threads: int, folder: Path) -> Iterator[tuple[int, Done]]:
-    tasks = (delayed(_guarded)(i, unit, work, threads, folder, os.getpid()) for i, unit in units.items())
-    yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all")(tasks)
+    tasks = (delayed(_guarded)(i, unit, work, threads, folder) for i, unit in units.items())
+    # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
+    life = {"initializer": _end_with, "initargs": (os.getpid(),)}
+    yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all", **life)(tasks)
 
 
-def _guarded(index: int, unit: Any, work: Work, threads: int, folder: Path, parent: int | None) -> tuple[int, Done]:
-    if parent is not None:
-        _end_with(parent)
+def _guarded(index: int, unit: Any, work: Work, threads: int, folder: Path) -> tuple[int, Done]:
     torch.set_num_threads(threads)
     beat = folder / f"{index}.json"
     try:
         return index, Done(unit, work(unit, Heartbeat(beat)), None)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, DiskFull):
         raise
     except (TrialFailed, BadInput) as error:
         return index, Done(unit, None, str(error), traceback.format_exc())

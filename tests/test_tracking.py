@@ -221,7 +221,7 @@ def test_odd_names_long_values_and_gaps_are_taken(out, uri, runs):
     assert child.data.metrics["asr_conditional"] == 0.6 and parent.data.metrics["clean_acc_std"] == 0
     client = tracking._client(uri)
     craft = client.get_metric_history(child.info.run_id, "craft_loss")
-    assert len(craft) == 200 and (craft[0].step, craft[-1].step) == (1, 999)
+    assert len(craft) == 100 and (craft[0].step, craft[-1].step) == (1, 999)
     assert not client.get_metric_history(child.info.run_id, "train_loss")
 
 
@@ -273,8 +273,9 @@ def test_half_written_runs_are_repaired(out, uri, runs, monkeypatch):
 
         return write
 
-    for name in ("create_run", "log_batch", "log_artifact", "set_terminated", "set_tag"):
+    for name in ("create_run", "log_batch", "set_terminated", "set_tag"):
         monkeypatch.setattr(mlflow.MlflowClient, name, mortal(getattr(mlflow.MlflowClient, name)))
+    monkeypatch.setattr(tracking._Book, "_attach", mortal(tracking._Book._attach))
     sync([make(0)], uri, out)
     deaths = 0
     for step in range(1, 30):

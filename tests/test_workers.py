@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.errors import TrialFailed
+from bench.errors import DiskFull, TrialFailed
 from bench.progress import Heartbeat
 from bench.workers import run_units
 
@@ -88,3 +88,15 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def fill(unit: str, heartbeat: Heartbeat) -> str:
+    if unit == "full":
+        raise DiskFull("disk full: cannot write it")
+    return unit
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_ends_all_units(jobs: int) -> None:
+    with pytest.raises(DiskFull, match="cannot write it"):
+        list(run_units("test", ["full", *"abc"], fill, jobs=jobs, threads=1, quiet=True))
