@@ -58,13 +58,15 @@ def nap(unit: tuple[int, float], heartbeat: Heartbeat) -> None:
 
 @dataclass
 class Load:
-    """Seconds: of it all, that the run waited in every `add` and in `close`, that the tracking thread worked.
+    """Seconds: of it all, that the run waited in every `add` and in `close`, that the tracking thread was
+    busy, of these computing (less on a machine that has other work).
     left: records that were not logged; said: its complaints."""
 
     wall: float
     adds: list[float]
     closing: float
     busy: float
+    computing: float
     syncs: int
     left: int
     said: list[str]
@@ -76,15 +78,15 @@ class Load:
 
 def measure(trials: int, jobs: int, seconds: float, uri: str, out: Path) -> Load:
     """Finish the trials in `jobs` processes while a tracker logs them to `uri`."""
-    spent: list[float] = []
+    spent: list[tuple[float, float]] = []
     real = tracking.sync
 
     def timed(*args: Any) -> tracking.SyncReport:
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.thread_time()
         try:
             return real(*args)
         finally:
-            spent.append(time.perf_counter() - began)
+            spent.append((time.perf_counter() - began, time.thread_time() - computed))
 
     tracking.sync = timed
     try:
@@ -105,7 +107,7 @@ def measure(trials: int, jobs: int, seconds: float, uri: str, out: Path) -> Load
         end = time.perf_counter()
     finally:
         tracking.sync = real
-    return Load(end - began, adds, end - clock, sum(spent), len(spent), left, said)
+    return Load(end - began, adds, end - clock, *map(sum, zip(*spent, strict=True)), len(spent), left, said)
 
 
 def main() -> None:
@@ -123,7 +125,9 @@ def main() -> None:
     print(f"{options.trials} trials of {options.seconds:g} s in {options.jobs} processes: {load.wall:.1f} s")
     waits = f"all adds {sum(load.adds):.4f} s, longest {max(load.adds):.4f} s, close {load.closing:.1f} s"
     print(f"held up: {100 * load.held_up / load.wall:.2f} % ({waits})")
-    print(f"busy: {100 * load.busy / load.wall:.2f} % ({load.busy:.1f} s in {load.syncs} syncs)")
+    print(
+        f"busy: {100 * load.busy / load.wall:.2f} % ({load.busy:.1f} s in {load.syncs} syncs; computing {load.computing:.1f} s)"
+    )
     print(f"not logged: {load.left}")
 
 

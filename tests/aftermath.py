@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,8 +24,10 @@ def command(*arguments: str) -> list[str]:
 
 
 def start(*arguments: str, **more: Any) -> subprocess.Popen[str]:
-    """A command of the bench in a session of its own, so that all that it starts can be found again."""
+    """A command of the bench in a session of its own, so that all that it starts can be found again, and heeding
+    Ctrl-C even where the tests themselves run in the background and do not."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    more.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(command(*arguments), cwd=ROOT, **{**pipes, **more})
 
 
@@ -47,7 +50,7 @@ def members(session: int) -> list[int]:
     return found
 
 
-def assert_nobody_left(session: int, within: float = 10.0) -> None:
+def assert_nobody_left(session: int, within: float = 60.0) -> None:
     deadline = time.monotonic() + within
     while left := members(session):
         names = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-90:] for pid in left]

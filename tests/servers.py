@@ -126,10 +126,8 @@ def postgres() -> Iterator[str]:
         try:
             if who:
                 shutil.chown(folder, "nobody", "nogroup")
-            made = subprocess.run(
-                [programs / "initdb", "-D", folder / "data", "-U", "bench", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
-                cwd=folder, capture_output=True, text=True, **who,
-            )  # fmt: skip
+            initdb = [programs / "initdb", "-D", folder / "data", "-U", "bench", "-A", "trust", "-E", "UTF8", "-N"]
+            made = subprocess.run([*initdb, "--locale=C"], cwd=folder, capture_output=True, text=True, **who)
         except (LookupError, PermissionError) as error:
             pytest.skip(f"PostgreSQL refuses to run as root, and there is no other user to run it as: {error}")
         assert made.returncode == 0, made.stderr

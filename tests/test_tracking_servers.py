@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import shutil
 import time
@@ -14,8 +15,7 @@ import pytest
 from bench import runner
 from bench.cli import main
 from bench.tracking import Tracker
-from benchmarks.tracking_load import measure
-from tests.aftermath import RUN, assert_in_step, records, sent
+from tests.aftermath import ROOT, RUN, assert_in_step, records, sent
 from tests.servers import Between, free_port, postgres, tracking_server
 from tests.tiny import ATTACK_SETS, SETS
 
@@ -167,8 +167,10 @@ def test_postgresql_tells_the_same_as_sqlite(
     assert leaderboard(database) == through_server
 
 
-def test_many_trials_from_eight_processes(tmp_path: Path) -> None:
+def test_many_trials_from_eight_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`benchmarks/tracking_load.py` cut down: nothing fails, nothing is lost, and the run does not wait."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    measure = importlib.import_module("tracking_load").measure
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     load = measure(48, 8, 1.0, uri, tmp_path)
     assert (load.left, load.said) == (0, [])
