@@ -43,9 +43,15 @@ Point = tuple[str, float, int, int]  # a metric: name, value, milliseconds, step
 
 EMPTY: Texts = {}
 UNDEFENDED = "none"  # the defense against which acc_drop is taken
-STAGES = {"surrogates": "surrogates_s", "craft": "craft_s", "train": "train_s", "evaluate": "evaluate_s"}
+STAGES = {
+    "surrogates": "surrogates_s",
+    "craft": "craft_s",
+    "external": "external_s",
+    "train": "train_s",
+    "evaluate": "evaluate_s",
+}
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
-CURVE_POINTS = 100
+CURVE_POINTS = 50  # enough for a chart; every point is a row in the database
 LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
 REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
@@ -73,6 +79,8 @@ leaderboard, filter with
 | `clean_acc`, `clean_acc_std` | accuracy on the untouched test set: mean and standard deviation over trials |
 | `acc_drop` | `clean_acc` of the same attack without a defense, less that of this cell |
 | `surrogates_s`, `craft_s`, `train_s` | mean seconds a trial for the surrogates, the poisons and the victim |
+| `external_s` | mean seconds for what the defender could have from elsewhere |
+| `success.*`, `clean_acc.*` | of a trial: other ways to use what was trained, judged beside it |
 | `asr_*`, `base_rate` | of a backdoor trial: success counted in three ways, and the rate without the trigger |
 
 Rules: all defenses of a protocol face the same poisons and seeds, so compare them on the same trials. Attack `none` is
@@ -288,7 +296,18 @@ class _Book:
         self.scenes.add(tags["bench.scene"])
         if "bench.complete" not in tags:
             self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
-            parts = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "data", "code")
+            parts = (
+                "attack",
+                "defense",
+                "protocol",
+                "seed",
+                "cell",
+                "settings",
+                "knowledge",
+                "external",
+                "data",
+                "code",
+            )
             self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
         numbers, end = _cell_metrics(first, trials), max(_milliseconds(trial["finished"]) for trial in trials)
         self._update(parent, numbers, end, "done" if numbers["n_trials"] else "failed")
@@ -388,6 +407,11 @@ def _trial_numbers(record: Record) -> dict[str, float]:
     numbers |= {"target_margin": outcome.get("target_margin"), "memory_peak_mib": record.get("memory_peak_mib")}
     numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()} | _filters(record)
     numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
+    for variant, other in (record.get("variants") or {}).items():
+        numbers |= {
+            _name(f"success.{variant}"): other["success"],
+            _name(f"clean_acc.{variant}"): other["clean_accuracy"],
+        }
     # Where the time of a stage went (`craft.retraining`, `train.networks`), where that is known.
     numbers |= {f"{re.sub(r'[^a-z]', '_', part)}_s": took for part, took in seconds.items() if "." in part}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}

@@ -75,7 +75,7 @@ def _pool(units: dict[int, Any], work: Work, jobs: int, threads: int, folder: Pa
     tasks = (delayed(_guarded)(i, unit, work, threads, folder) for i, unit in units.items())
     # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
     life = {"initializer": _end_with, "initargs": (os.getpid(),)}
-    # No more ahead than loky's own queue holds: it complains with a traceback of work that it still had when it is ended.
+    # No more ahead than loky's own queue holds: when it is ended with more, it complains with a traceback.
     ahead = {"batch_size": 1, "pre_dispatch": 2 * jobs}
     yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", **ahead, **life)(tasks)
 

@@ -125,9 +125,8 @@ def main() -> None:
     print(f"{options.trials} trials of {options.seconds:g} s in {options.jobs} processes: {load.wall:.1f} s")
     waits = f"all adds {sum(load.adds):.4f} s, longest {max(load.adds):.4f} s, close {load.closing:.1f} s"
     print(f"held up: {100 * load.held_up / load.wall:.2f} % ({waits})")
-    print(
-        f"busy: {100 * load.busy / load.wall:.2f} % ({load.busy:.1f} s in {load.syncs} syncs; computing {load.computing:.1f} s)"
-    )
+    works = f"{load.busy:.1f} s in {load.syncs} syncs, of these computing {load.computing:.1f} s"
+    print(f"busy: {100 * load.busy / load.wall:.2f} % ({works})")
     print(f"not logged: {load.left}")
 
 
