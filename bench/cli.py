@@ -187,8 +187,10 @@ def _run(options: argparse.Namespace) -> int:
             say,
             lambda record: tracker.add(record, _picture(options.out, record)),
         )
-    finally:
-        tracker.close()
+    except BaseException:
+        tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
+        raise
+    tracker.close()
     if options.json:
         print(json.dumps(results, allow_nan=False))
     else:

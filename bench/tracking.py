@@ -51,6 +51,7 @@ STAGES = {
     "evaluate": "evaluate_s",
 }
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
+OF_A_CELL = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "external", "data", "code")
 CURVE_POINTS = 50  # enough for a chart; every point is a row in the database
 LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
 REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
@@ -296,19 +297,7 @@ class _Book:
         self.scenes.add(tags["bench.scene"])
         if "bench.complete" not in tags:
             self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
-            parts = (
-                "attack",
-                "defense",
-                "protocol",
-                "seed",
-                "cell",
-                "settings",
-                "knowledge",
-                "external",
-                "data",
-                "code",
-            )
-            self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
+            self._attach(parent, "config.json", _json({part: first.get(part) for part in OF_A_CELL}))
         numbers, end = _cell_metrics(first, trials), max(_milliseconds(trial["finished"]) for trial in trials)
         self._update(parent, numbers, end, "done" if numbers["n_trials"] else "failed")
         if "bench.complete" not in tags:
@@ -408,10 +397,8 @@ def _trial_numbers(record: Record) -> dict[str, float]:
     numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()} | _filters(record)
     numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
     for variant, other in (record.get("variants") or {}).items():
-        numbers |= {
-            _name(f"success.{variant}"): other["success"],
-            _name(f"clean_acc.{variant}"): other["clean_accuracy"],
-        }
+        numbers[_name(f"success.{variant}")] = other["success"]
+        numbers[_name(f"clean_acc.{variant}")] = other["clean_accuracy"]
     # Where the time of a stage went (`craft.retraining`, `train.networks`), where that is known.
     numbers |= {f"{re.sub(r'[^a-z]', '_', part)}_s": took for part, took in seconds.items() if "." in part}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Scene
-from bench import registry
+from bench import registry, tracking
 from bench.augmentation import Augmentation
 from bench.cli import main
 from bench.datasets.base import Dataset, Images
@@ -48,6 +48,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     assert main([*RUN, "--tracking", "none", "--out", str(out), "--jobs", "1", "--json"]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's schema and nothing of ours: making one takes seconds, copying it does not."""
+    pytest.importorskip("mlflow")
+    file = tmp_path_factory.mktemp("blank") / "mlflow.db"
+    tracking._client(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture

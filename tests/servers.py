@@ -39,7 +39,7 @@ def tracking_server(backend: str, folder: Path) -> Iterator[str]:
             [*command, "--workers", "1"], cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 400
         while True:
             try:
                 urllib.request.urlopen(f"{address}/health", timeout=2).close()

@@ -59,15 +59,6 @@ def failed(trial: int, **over: Any):
     return make(trial, **nothing | {"status": "failed", "error": "out of memory"} | over)
 
 
-@pytest.fixture(scope="session")
-def blank(tmp_path_factory) -> Path:
-    """A store with MLflow's schema and nothing of ours: making one takes seconds, copying it does not."""
-    out = tmp_path_factory.mktemp("blank")
-    uri = resolve_uri("sqlite:///" + str(out / "mlflow.db"), out)
-    tracking._client(str(uri)).search_experiments()
-    return out / "mlflow.db"
-
-
 @pytest.fixture
 def out(tmp_path, blank, monkeypatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
