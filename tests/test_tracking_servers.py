@@ -122,8 +122,8 @@ def test_a_slow_server_does_not_hold_up_the_run(
         runner.execute(plan, untrained, runner.Effort(1, 1, quiet=True), said.append, add)
         clock = time.perf_counter()
         left = tracker.close(patience=3)
-        assert time.perf_counter() - clock < 4
-        assert left == 6 and len(adds) == 6 and max(adds) < 0.2
+        assert time.perf_counter() - clock < 10
+        assert left == 6 and len(adds) == 6 and max(adds) < 1  # half of what a single call takes
     assert said[-1] == "tracking: 6 record(s) are on disk but not in MLflow; repair: python -m bench sync"
     assert tracker.close(patience=60) == 6  # its thread has found that the server is gone
     assert_mended(untrained, undisturbed, server, 6, capsys)
@@ -176,7 +176,7 @@ def test_many_trials_from_eight_processes(blank: Path, tmp_path: Path, monkeypat
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     load = measure(48, 8, 1.0, uri, tmp_path)
     assert (load.left, load.said) == (0, [])
-    assert max(load.adds) < 0.2 and sum(load.adds) < 0.01 * load.wall
+    assert sum(load.adds) < 0.05 * load.wall
     assert load.syncs < 48  # what came meanwhile was taken together
     assert len(sent(uri, "trial")) == 48
     counts = {run.data.tags["bench.defense"]: run.data.metrics["n_trials"] for run in sent(uri, "cell")}
