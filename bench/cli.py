@@ -8,17 +8,21 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench import __version__, atomic
-from bench.errors import BadInput, TrialFailed
+from bench.errors import BadInput, TrialFailed, nearest
 
 if TYPE_CHECKING:
-    from bench import runner
+    from bench import runner, sweep
+    from bench.engines import Engine
 
 OUT = Path("results/runs")
+BOARDS = ("table", "md", "csv", "json", "html")
+KINDS = ("attacks", "defenses", "protocols", "sweeps", "datasets", "models", "engines")
+OF_ENGINE = "engine."
 FORMATS = ("native", "benchmark", "friendly-noise", "packed", "numpy", "metapoison")
 
 
@@ -68,6 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     _places(run)
     run.set_defaults(call=_run)
 
+    sweep = verbs.add_parser("sweep", help="many attacks x many defenses: shows the plan, does what is missing")
+    sweep.add_argument("file", nargs="?", metavar="NAME|FILE", help="sweep file, instead of attacks and defenses")
+    sweep.add_argument("--attack", action="append", metavar="A,B", help="attacks, repeatable (default: gm)")
+    sweep.add_argument("--defense", action="append", metavar="A,B+C", help="defenses, repeatable (default: none)")
+    sweep.add_argument("--plan", action="store_true", help="show the plan only")
+    sweep.add_argument("--only", action="store_true", help="without the undefended cells and the clean controls")
+    sweep.add_argument("--json", action="store_true", help="stdout holds one JSON array of trial records, nothing else")
+    _what_is_compared(sweep)
+    _effort(sweep)
+    _places(sweep)
+    sweep.set_defaults(call=_sweep, protocol=None, seed=None)
+
     export = verbs.add_parser("export", help="write an attack's poisons for other tools; crafts what is missing")
     export.add_argument("folder", type=Path, metavar="DIR", help="new folder; gets a sub-folder for each trial")
     export.add_argument("--attack", default="gm", metavar="NAME|FILE", help="attack (default: gm)")
@@ -90,13 +106,24 @@ def _parser() -> argparse.ArgumentParser:
     importing.set_defaults(call=_import)
 
     listing = verbs.add_parser("list", help="what can be run")
-    listing.add_argument("kind", nargs="?", choices=["attacks", "defenses", "protocols", "datasets", "models"])
+    listing.add_argument("kind", nargs="?", choices=[*KINDS])
     listing.set_defaults(call=_list)
 
     show = verbs.add_parser("show", help="the card and the settings of a plug-in or a protocol")
-    show.add_argument("kind", choices=["attack", "defense", "protocol", "dataset", "model"])
+    show.add_argument("kind", choices=[kind.removesuffix("s") for kind in KINDS])
     show.add_argument("name")
     show.set_defaults(call=_show)
+
+    board = verbs.add_parser("leaderboard", help="rank the defenses from trial records, with intervals and tests")
+    board.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"read DIR/records (default: {OUT}, unless --records is given)"
+    )
+    board.add_argument("--records", type=Path, nargs="+", default=[], metavar="FILE", help="files, one record a line")
+    board.add_argument("--protocol", action="append", metavar="NAME", help="only this one, repeatable (default: all)")
+    board.add_argument("--baseline", default="none", metavar="DEFENSE", help="to test against (default: none)")
+    board.add_argument("--format", choices=BOARDS, default="table", help=f"one of {', '.join(BOARDS)}")
+    board.add_argument("--to", type=Path, metavar="FILE", help="write it there (default: print it)")
+    board.set_defaults(call=_leaderboard)
 
     sync = verbs.add_parser("sync", help="bring MLflow in step with the records")
     _places(sync)
@@ -111,6 +138,29 @@ def _parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="contract test of a plug-in")
     check.add_argument("plugin", nargs="+", metavar="NAME|FILE")
     check.set_defaults(call=_check)
+
+    figure = verbs.add_parser("figure", help="draw a figure; without a name, list them")
+    figure.add_argument("name", nargs="?", help="which figure")
+    figure.add_argument("--to", type=Path, metavar="FILE", help="picture: .png, .svg or .pdf (default: NAME.png)")
+    figure.add_argument("--csv", type=Path, metavar="FILE", help="the numbers behind it")
+    figure.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"records and store (default: {OUT})")
+    figure.add_argument("--records", type=Path, metavar="FILE", help="records of a .jsonl file instead of --out")
+    figure.add_argument("--attack", metavar="NAME|FILE", help="of this attack")
+    figure.add_argument("--defense", action="append", metavar="NAME|FILE", help="of these defenses, repeatable")
+    figure.add_argument("--trial", type=int, metavar="N", help="of this trial")
+    figure.add_argument("--protocol", metavar="NAME|FILE", help="of this protocol")
+    figure.add_argument("--seed", type=int, help="of this seed")
+    figure.add_argument("--dataset", metavar="NAME", help="train on another data set, such as folder:PATH")
+    figure.add_argument("--data", type=Path, metavar="DIR", help="where data sets look for their files")
+    figure.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="train with another setting")
+    figure.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    figure.set_defaults(call=_figure)
+
+    new = verbs.add_parser("new", help="start a plug-in of your own: a file that works, and its test")
+    new.add_argument("kind", choices=["attack", "defense"])
+    new.add_argument("name", help="as a Python file is called, such as my_defense")
+    new.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="where to write it (default: here)")
+    new.set_defaults(call=_new)
     return parser
 
 
@@ -126,8 +176,12 @@ def _what_is_compared(parser: argparse.ArgumentParser) -> None:
 
 
 def _effort(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, 1 on a GPU)")
+    parser.add_argument("--engine", default="local", metavar="NAME", help="local, dask or slurm (default: local)")
+    parser.add_argument("--address", metavar="URL", help="of the dask scheduler")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda (all GPUs), cuda:N or cuda:0,cuda:1 (default: auto)"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core on a CPU, one a GPU)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="arithmetic threads a process (default: 1)")
 
 
@@ -137,27 +191,33 @@ def _places(parser: argparse.ArgumentParser) -> None:
 
 
 def _sets(options: argparse.Namespace) -> list[str]:
-    """What --set and --trials change."""
-    return list(options.set) + ([f"trials={options.trials}"] if options.trials is not None else [])
+    """What --set and --trials change of the protocol and the plug-ins."""
+    own = [item for item in options.set if not item.startswith(OF_ENGINE)]
+    return own + ([f"trials={options.trials}"] if options.trials is not None else [])
 
 
-def _plan_and_effort(options: argparse.Namespace) -> tuple[runner.Plan, runner.Effort]:
+def _engine(options: argparse.Namespace) -> Engine:
+    """Where the work is done."""
+    from bench import engines
+
+    return engines.choose(
+        options.engine, device=options.device, jobs=options.jobs, threads=options.threads, address=options.address,
+        sets=[item for item in options.set if item.startswith(OF_ENGINE)],
+    )  # fmt: skip
+
+
+def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
     """What `run` and `export` are asked for, resolved and checked."""
     from bench import runner
-    from bench.devices import choose_device, default_jobs
 
-    device = choose_device(options.device)
-    jobs = options.jobs if options.jobs is not None else default_jobs(device)
-    for name, value in (("--jobs", jobs), ("--threads", options.threads)):
-        if not 1 <= value <= 1024:
-            raise BadInput(f"{name} {value}; allowed: 1 to 1024")
+    engine = _engine(options)
     plan = runner.prepare(
         options.protocol,
         _sets(options),
         dataset=options.dataset,
         data=options.data,
         seed=options.seed,
-        device=device,
+        device=engine.device(),
         attack=options.attack,
         defenses=getattr(options, "defense", None) or ["none"],
         only=getattr(options, "only", True),
@@ -165,27 +225,69 @@ def _plan_and_effort(options: argparse.Namespace) -> tuple[runner.Plan, runner.E
         setup=options.setup,
         poisons=getattr(options, "poisons", None),
     )
-    return plan, runner.Effort(jobs, options.threads)
+    return plan, engine
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench import runner, tracking
-    from bench.progress import say
     from bench.report import table
 
     if options.poisons is not None and options.setups is not None:
         raise BadInput("--poisons brings its own trials; repair: leave --setups out")
-    plan, effort = _plan_and_effort(options)
+    plan, engine = _plan_and_engine(options)
+    return _carry_out(options, plan, engine, table)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from bench import runner, sweep
+    from bench.progress import say
+
+    blocks = _blocks(options)
+    engine = _engine(options)
+    parts = sweep.parts(
+        blocks, dataset=options.dataset, data=options.data, device=engine.device(), setups=options.setups,
+        setup=options.setup,
+    )  # fmt: skip
+    outline = sweep.outline(parts, options.out, engine.width, say)
+    if options.plan:
+        print(outline)
+        return 0
+    say(outline)
+    plan = runner.joined([part.plan for part in parts])
+    return _carry_out(options, plan, engine, lambda results: sweep.report(parts, results, options.out))
+
+
+def _blocks(options: argparse.Namespace) -> list[sweep.Block]:
+    """What a sweep is asked for: of its file, if it has one, with what the command line changes in every block."""
+    from bench import sweep
+    from bench.settings import build
+
+    named = {"attacks": options.attack, "defenses": options.defense}
+    if options.file is not None and (given := [f"--{key[:-1]}" for key, value in named.items() if value]):
+        raise BadInput(f"{given[0]}: the sweep file names them; repair: leave {given[0]} out, or the file")
+    named["protocols"] = [options.protocol] if options.protocol is not None else None
+    lists = {key: [name for item in value for name in item.split(",")] for key, value in named.items() if value}
+    changes: dict[str, Any] = {key: tuple(value) for key, value in lists.items()}
+    if options.seed is not None:
+        changes["seed"] = options.seed
+    if options.only:
+        changes["only"] = True
+    blocks = sweep.read(options.file)[0] if options.file is not None else [build(sweep.Block, changes, "")]
+    return [block.model_copy(update={**changes, "set": (*block.set, *_sets(options))}) for block in blocks]
+
+
+def _carry_out(
+    options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[dict[str, Any]]], str]
+) -> int:
+    """Do the plan and print how it ended."""
+    from bench import runner, tracking
+    from bench.progress import say
+
     uri = tracking.resolve_uri(options.tracking, options.out)
     _make_writable(options.out)
     tracker = tracking.Tracker(uri, options.out, say)
     try:
         results = runner.execute(
-            plan,
-            options.out,
-            effort,
-            say,
-            lambda record: tracker.add(record, _picture(options.out, record)),
+            plan, options.out, engine, say, lambda record: tracker.add(record, _picture(options.out, record))
         )
     except BaseException:
         tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
@@ -194,7 +296,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(results, allow_nan=False))
     else:
-        print(table(results))
+        print(report(results))
         _where_next(options, uri)
     return 1 if any(record["status"] != "done" for record in results) else 0
 
@@ -206,18 +308,18 @@ def _export(options: argparse.Namespace) -> int:
     from bench.progress import say
 
     formats.named(options.format)  # before anything is crafted
-    plan, effort = _plan_and_effort(options)
+    plan, engine = _plan_and_engine(options)
     if not plan.cells[-1].attack.plugin.make.poisons_data:
         raise BadInput(f"attack '{options.attack}' poisons nothing, so there is nothing to export")
     with new_folder(options.folder) as folder:
         _make_writable(options.out)
         notes: dict[str, None] = {}
-        for poisons, trial in runner.craft(plan, options.out, effort, say):
+        for poisons, trial in runner.craft(plan, options.out, engine, say):
             inside = folder / str(trial.index)
             notes |= dict.fromkeys(formats.write(inside, options.format, poisons, trial, plan.study.dataset))
     for note in notes:
         print(note)
-    print(f"{len(plan.trials)} trials of {plan.cells[-1].attack.label} as {options.format}: {options.folder}")
+    print(f"{len(plan.cells[-1].trials)} trials of {plan.cells[-1].attack.label} as {options.format}: {options.folder}")
     return 0
 
 
@@ -268,20 +370,31 @@ def _make_writable(out: Path) -> None:
 
 
 def _where_next(options: argparse.Namespace, uri: str | None) -> None:
+    from bench.tracking import FILTER
+
     place = "" if options.out == OUT else f" --out {options.out}"
     print(f"records: {options.out / 'records'}; logs of failures: {options.out / 'logs'}")
     if uri is not None:
-        print(f"MLflow: {uri}; open it with: python -m bench ui{place}")
+        print(f"MLflow: {uri}; open it with: python -m bench ui{place}; filter by: {FILTER}")
+    print(f"leaderboard: python -m bench leaderboard{place}")
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bench import protocol, registry
+    from bench import engines, protocol, registry, sweep
 
-    for kind in [options.kind] if options.kind else ["attacks", "defenses", "protocols", "datasets", "models"]:
+    for kind in [options.kind] if options.kind else KINDS:
         print(f"{kind}:")
         if kind == "protocols":
             for name in protocol.protocol_names():
                 print(f"  {name:24} {protocol.read_preset(name)[0].get('description', '')}")
+            continue
+        if kind == "sweeps":
+            for name in sweep.names():
+                print(f"  {name:24} {sweep.read(name)[1]}")
+            continue
+        if kind == "engines":
+            for name, card in engines.CARDS.items():
+                print(f"  {name:24} {card}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
@@ -294,11 +407,20 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from bench import protocol, registry
+    from bench import engines, protocol, registry, sweep
     from bench.settings import describe
 
     if options.kind == "protocol":
         print(protocol.read_preset(options.name)[1].rstrip())
+        return 0
+    if options.kind == "sweep":
+        print(sweep.read(options.name)[2].rstrip())
+        return 0
+    if options.kind == "engine":
+        make = engines.find(options.name)
+        print(f"engine {options.name}: {engines.CARDS[options.name]}")
+        if hasattr(make, "Settings"):
+            print(f"\nsettings, as --set engine.key=value:\n{describe(make.Settings, {})}")
         return 0
     plugin = registry.find(options.kind, options.name)
     print(f"{options.kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")
@@ -306,6 +428,40 @@ def _show(options: argparse.Namespace) -> int:
         print("\nsettings:")
         print(describe(plugin.make.Settings, plugin.variant) or "  none")
     return 0
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    # Nothing that is imported here may import torch: this command answers in a second or two.
+    from bench import atomic, leaderboard_html, leaderboard_text
+    from bench.leaderboard import leaderboard
+    from bench.record_reading import read
+
+    out = options.out or (None if options.records else OUT)
+    records = read(out / "records" if out else None, options.records, lambda line: print(line, file=sys.stderr))
+    if not records:
+        raise BadInput(f"leaderboard: no records under '{out or options.records[0]}'; give --out DIR or --records FILE")
+    for wanted in options.protocol or []:
+        _must_be_among(wanted, "protocol", records)
+    records = [record for record in records if record["protocol"] in (options.protocol or [record["protocol"]])]
+    if options.baseline != "none":
+        _must_be_among(options.baseline, "defense", records)
+    write = {**leaderboard_text.FORMATS, "html": leaderboard_html.page}[options.format]
+    text = write(leaderboard(records, options.baseline), options.baseline)
+    if options.to is None:
+        print(text, end="")
+        return 0
+    try:
+        atomic.write_bytes(options.to, text.encode())
+    except OSError as error:
+        raise BadInput(f"--to: '{options.to}' cannot be written: {error.strerror}") from None
+    print(f"leaderboard: {options.to}", file=sys.stderr)
+    return 0
+
+
+def _must_be_among(name: str, kind: str, records: Sequence[Mapping[str, Any]]) -> None:
+    known = {record[kind] for record in records}
+    if name not in known:
+        raise BadInput(f"leaderboard: no records of {kind} '{name}'{nearest(name, known)}")
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -325,6 +481,7 @@ def _sync(options: argparse.Namespace) -> int:
 
     report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, picture)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
+    print(f"to see the cells only, filter by: {tracking.FILTER}")
     return 0
 
 
@@ -340,7 +497,9 @@ def _ui(options: argparse.Namespace) -> int:
     if not (options.out / "mlflow.db").is_file() and options.tracking is None:
         raise BadInput(f"ui: no MLflow store under '{options.out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host]
-    print(f"http://{options.host}:{options.port} (filter the runs by: tags.\"bench.kind\" = 'cell')", flush=True)
+    print(f"http://{options.host}:{options.port} (filter the runs by: {tracking.FILTER})", flush=True)
+    for name, value in tracking.SERVER.items():
+        os.environ.setdefault(name, value)
     os.execv(sys.executable, [*command, "--port", str(options.port)])
 
 
@@ -353,3 +512,29 @@ def _check(options: argparse.Namespace) -> int:
             print(f"{'ok    ' if result.passed else 'FAILED'} {result.plugin}: {result.rule}{result.detail}")
             failed |= not result.passed
     return 1 if failed else 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from bench.scaffold import next_steps, scaffold
+
+    print(next_steps(options.kind, *scaffold(options.kind, options.name, options.dir)))
+    return 0
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from bench.figures import canvas
+    from bench.figures.request import Request
+
+    if options.name is None:
+        for name, line in canvas.catalogue():
+            print(f"  {name:16} {line}")
+        return 0
+    if options.trial is not None and options.trial < 0:
+        raise BadInput(f"--trial {options.trial}; allowed: 0 and more")
+    request = Request(
+        options.out, options.records, options.protocol, tuple(options.set), options.dataset, options.data,
+        options.seed, options.device, options.attack, tuple(options.defense or ()), options.trial,
+    )  # fmt: skip
+    to = options.to or Path(f"{options.name}.png")
+    print(f"{canvas.make(options.name, request, to, options.csv)}\n{to}")
+    return 0

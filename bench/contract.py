@@ -29,7 +29,7 @@ from bench.registry import Plugin, find, names
 from bench.seeds import derive, torch_stream
 from bench.settings import build
 from bench.threat import Threat, draw_trial
-from bench.training import Recipe, train
+from bench.training import Recipe, to_pixels, train
 from defenses.base import Services
 
 FORBIDDEN = {
@@ -51,7 +51,7 @@ FORBIDDEN_NAMES = {"__closure__", "__globals__", "_getframe", "f_back", "f_local
 SIZE, CLASSES = 16, 3
 THREAT = Threat(eps=8, budget=0.1, surrogates=2)
 RECIPE = Recipe(epochs=3, batch=16, schedule="one-cycle", augment="bilinear", shift=2)
-FAST = {"steps": 2, "restarts": 2, "start": 1, "epochs": 1}
+FAST = {"steps": 2, "restarts": 2, "start": 1, "epochs": 1, "repair_epochs": 1}
 """Settings of these names are cut down, so that the test takes seconds."""
 
 
@@ -315,6 +315,11 @@ def _defense_rules(plugin: Plugin) -> Rules:
         _must(whole.shape == (len(pictures), CLASSES), f"scores have the shape {tuple(whole.shape)}")
         single = torch.cat([scores(found, pictures[i : i + 1]) for i in range(len(pictures))])
         _must(torch.allclose(whole, single, atol=1e-4), "a picture's scores depend on what else is in the batch")
+        if hasattr(found, "rejects"):
+            refused = found.rejects(pixels := to_pixels(pictures))
+            _must(refused.dtype == torch.bool and refused.shape == (len(pictures),), "rejects gives no bool [n]")
+            alone = torch.cat([found.rejects(pixels[i : i + 1]) for i in range(len(pixels))])
+            _must(torch.equal(refused, alone), "whether a picture is rejected depends on what else is in the batch")
 
     def deterministic() -> None:
         _must(torch.equal(scores(defend()), scores(defend())), "the same seed gives another classifier")

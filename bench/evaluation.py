@@ -1,19 +1,17 @@
-"""The numbers: success, clean accuracy and their intervals, computed here and nowhere else."""
+"""The numbers of a trial: success and clean accuracy, computed here and nowhere else. Intervals: `bench.statistics`."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bench.datasets.base import Dataset
 from bench.poisons import NOT_A_TEST_PICTURE, Shown
+from bench.statistics import interval as interval
+from bench.statistics import paired_difference as paired_difference
 from bench.threat import Trial
 from bench.training import precision, to_pixels
 
@@ -176,47 +174,3 @@ def filter_quality(all_ids: Tensor, used_ids: Tensor, poison_ids: Tensor) -> Fil
         precision=caught / len(dropped) if len(dropped) else None,
         recall=caught / len(poison_ids) if len(poison_ids) else None,
     )
-
-
-def interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a rate of `successes` in n trials; (0, 1) for n = 0.
-
-    With fractional successes (means of rates over several targets) the beta quantiles are used as they stand.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes in {n} trials")
-    tail = (1 - confidence) / 2
-    low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, n - successes + 1))
-    high = 1.0 if successes == n else float(stats.beta.ppf(1 - tail, successes + 1, n - successes))
-    return low, high
-
-
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of ours - theirs over common trials (at least one), with a 95 % interval.
-
-    Successes of 0 or 1: Newcombe's interval for paired proportions (1998, method 10), which does not collapse when all
-    trials agree. Otherwise (rates over many pictures): Student's t on the differences, (-1, 1) for one trial.
-    """
-    if len(ours) != len(theirs) or not len(ours):
-        raise ValueError("need two equal, non-empty lists of successes")
-    n, gain = len(ours), math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
-    if not set(ours) | set(theirs) <= {0, 1}:
-        if n == 1:
-            return gain, -1.0, 1.0
-        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-        half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-        return gain, max(gain - half, -1.0), min(gain + half, 1.0)
-    both = sum(1 for pair in zip(ours, theirs, strict=True) if pair == (1, 1))
-    neither = sum(1 for pair in zip(ours, theirs, strict=True) if pair == (0, 0))
-    mine, other = sum(ours), sum(theirs)
-    spread = mine * (n - mine) * other * (n - other)
-    tie = both * neither - (mine - both) * (other - both)
-    tie = tie if tie < 0 else max(tie - n / 2, 0)
-    phi = tie / math.sqrt(spread) if spread else 0.0
-    (low1, high1), (low2, high2) = (stats.binomtest(int(k), n).proportion_ci(method="wilson") for k in (mine, other))
-    down1, up1, down2, up2 = mine / n - low1, high1 - mine / n, other / n - low2, high2 - other / n
-    low = gain - math.sqrt(max(down1**2 - 2 * phi * down1 * up2 + up2**2, 0))
-    high = gain + math.sqrt(max(up1**2 - 2 * phi * up1 * down2 + down2**2, 0))
-    return gain, low, high

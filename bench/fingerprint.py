@@ -97,7 +97,8 @@ def revision() -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record."""
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    gpu = device.type == "cuda" and torch.cuda.is_available()
+    named = torch.cuda.get_device_name(device) if gpu else _processor()
     versions = {package: _version(package) for package in ("torch", "torchvision", "numpy", "scipy", "pillow")}
     return {
         "python": platform.python_version(),

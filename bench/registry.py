@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import multiprocessing
 import pkgutil
 import sys
 from collections.abc import Callable
@@ -84,10 +85,20 @@ def _load(kind: str) -> None:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{KINDS[kind]}.{module.name}")
     for entry in metadata.entry_points(group=f"bench.{KINDS[kind]}"):
-        try:
-            entry.load()
-        except Exception as error:  # a broken third-party package must not take the tool down
-            print(f"plug-in '{entry.name}' from {entry.value} could not be loaded: {error}", file=sys.stderr)
+        _load_entry(entry)
+
+
+def _load_entry(entry: metadata.EntryPoint) -> None:
+    """Import a plug-in of an installed package. A broken one is said in one line and must not take the tool down."""
+    before = {each: dict(plugins) for each, plugins in _found.items()}
+    try:
+        entry.load()
+    except (Exception, SystemExit) as error:
+        _found.update(before)  # nothing half-made stays
+        if multiprocessing.parent_process() is None:  # once, not again from every worker
+            package = f" of package '{entry.dist.name}'" if entry.dist is not None else ""
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"plug-in '{entry.name}'{package} ({entry.value}) could not be loaded: {reason}", file=sys.stderr)
 
 
 def _load_file(kind: str, path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attacks.base import CONTROL
-from bench.evaluation import paired_difference
+from bench.statistics import paired_difference
 from bench.summary import Cell, summarise
 
 
@@ -45,16 +45,22 @@ def _row(cell: Cell, undefended: Cell | None) -> tuple[str, ...]:
     )
 
 
+def _shows_trigger(own: list[dict[str, Any]]) -> bool:
+    return own[0]["attack"] == CONTROL[True] or any((record.get("outcome") or {}).get("backdoor") for record in own)
+
+
 def _comparisons(cells: list[list[dict[str, Any]]]) -> list[str]:
     """For every undefended attack its success over the clean control's, for every defense that over the undefended
     attack's, on the trials that both finished."""
     lines = []
+    mixed = len({own[0]["attack"] for own in cells} & set(CONTROL.values())) > 1
     successes = [{r["trial"]: r["success"] for r in own if r["status"] == "done"} for own in cells]
     for mine, own in zip(successes, cells, strict=True):
         attack, defense = own[0]["attack"], own[0]["defense"]
         for theirs, other in zip(successes, cells, strict=True):
             control = other[0]["attack"] in CONTROL.values() and other[0]["defense"] == "none"
             fitting = control and defense == "none" and attack not in CONTROL.values()
+            fitting &= not mixed or _shows_trigger(own) == _shows_trigger(other)
             fitting |= other[0]["attack"] == attack and defense != "none" and other[0]["defense"] == "none"
             common = sorted(mine.keys() & theirs.keys())
             if fitting and common:
@@ -67,20 +73,25 @@ def _comparisons(cells: list[list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as columns, with a rule under the first row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in ruled)
+
+
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Success k/n with its 95 % Clopper-Pearson interval, clean accuracy and seconds of each cell, as aligned text."""
     cells = [summarise(own) for own in group(records)]
     head = ("attack", "defense", "", "success", "rate [95 %]", "clean acc.", "drop", "craft s", "train s")
     undefended = {cell.attack: cell for cell in cells if cell.defense == "none"}
     rows = [head, *(_row(cell, undefended.get(cell.attack)) for cell in cells)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    lines += _comparisons(group(records))
-    controls = [cell for cell in cells if cell.attack in CONTROL.values() and cell.n]
-    if controls:
-        rate = 100 * controls[0].success_rate
-        lines.append(f"base rate (clean control): {rate:.0f} %, what a trial 'succeeds' by without any poison")
+    lines = [aligned(rows), *_comparisons(group(records))]
+    controls = [cell for cell in cells if cell.attack in CONTROL.values() and cell.defense == "none" and cell.n]
+    for control in controls:
+        rate, mixed = 100 * control.success_rate, len(controls) > 1
+        which = ", with a trigger" if mixed and control.attack == CONTROL[True] else ""
+        lines.append(f"base rate (clean control{which}): {rate:.0f} %, what a trial 'succeeds' by without any poison")
     smallest = min(cell.n for cell in cells)
     if smallest < 20:
         lines.append(f"n = {smallest}: too few trials to compare; the usual number is 20 (--trials 20)")

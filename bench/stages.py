@@ -216,19 +216,16 @@ class Bench:
     # Victims
 
     def victim(self, attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
-        """The record of a trial, with its victim trained and judged if it is not there.
-
-        Only one process makes it; another run on the same output folder waits for it.
-        """
-        wanted = self.study.wanted(attack, defense, index)
-        with self._alone(wanted):
-            return self.records.find(wanted) or self._victim(attack, defense, index, wanted)
-
-    def _alone(self, wanted: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
-        return atomic.lock(self.store.root / "locks" / f"{wanted['key']}.lock")
-
-    def _victim(self, attack: Chosen, defense: Chosen, index: int, wanted: dict[str, Any]) -> dict[str, Any]:
         """Train the victim of a trial behind a defense, judge it, and put its record in place."""
+        wanted = self.study.wanted(attack, defense, index)
+        with self.store.lock(wanted["key"]):
+            there = self.records.find(wanted)  # by another run on the same output folder
+            if there is None:
+                there = self._record(wanted, attack, defense, index)
+                self.records.write(there)
+        return there
+
+    def _record(self, wanted: dict[str, Any], attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
         study = self.study
         started = datetime.now(UTC)
         if torch.device(study.device).type == "cuda":
@@ -253,7 +250,7 @@ class Bench:
         finished = time.perf_counter()
         meta = artefact.meta
         provenance = dict(poisons.provenance)
-        record = {
+        return {
             "schema": SCHEMA,
             **wanted,
             "status": "done",
@@ -295,8 +292,17 @@ class Bench:
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.records.write(record)
-        return record
+
+    def trainings(
+        self, attack: Chosen, defense: Chosen, index: int, watch: Callable[[Defense], Defense] = lambda guard: guard
+    ) -> list[Trained]:
+        """The trainings of a trial's victim, the same as in `victim`, for those who want the networks; nothing is kept.
+        watch: puts another defense in place, which looks on."""
+        poisons, _ = self.poisons(attack, index)
+        data = poisons.applied_to(self.study.victim_data(index)).to(self.study.device)
+        what = f"{attack.label} x {defense.label} trial {index}"
+        with self._services(what, index, defense, poisons.ids, Used(), {}) as services:
+            return self._train_behind(watch(defense.defense()), services, data, index, what)[0]
 
     def _train_behind(
         self, guard: Any, services: Services, data: Images, index: int, what: str
@@ -375,14 +381,18 @@ class Bench:
         """Write the record of a trial that failed; it will be tried again by the next run. Where another run has
         finished it meanwhile, that is its record."""
         wanted = self.study.wanted(attack, defense, index)
-        with self._alone(wanted):
-            return self.records.find(wanted) or self._failure(attack, defense, index, wanted, error)
+        with self.store.lock(wanted["key"]):
+            there = self.records.find(wanted)
+            if there is None:
+                there = self._failure(wanted, attack, defense, index, error)
+                self.records.write(there)
+        return there
 
     def _failure(
-        self, attack: Chosen, defense: Chosen, index: int, wanted: dict[str, Any], error: str
+        self, wanted: dict[str, Any], attack: Chosen, defense: Chosen, index: int, error: str
     ) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {
+        return {
             "schema": SCHEMA,
             **wanted,
             "status": "failed",
@@ -401,8 +411,6 @@ class Bench:
             "started": now,
             "finished": now,
         }
-        self.records.write(record)
-        return record
 
     def _sharing(self, meta: dict[str, Any]) -> dict[str, Any]:
         """Which networks and other work of the attacker this trial shares with others."""
@@ -439,6 +447,7 @@ class Bench:
             },
             "knowledge": list(defense.needs),
             "external": self._external(defense),
+            "adapted_to": list(dict.fromkeys(name for kind, name in attack.attack().builds_on if kind == "defense")),
             "data": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
@@ -464,7 +473,7 @@ def picture_path(out: Path, key: str) -> Path:
 
 def peak_memory_mib(device: torch.device) -> float:
     """On a GPU the most that was allocated since the victim began; on a CPU the most that this process ever held."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():  # elsewhere: a failure told by a machine without one
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

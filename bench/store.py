@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ class Store:
     def path(self, kind: str, key: str) -> Path:
         return self.root / kind / key[:2] / f"{key}.safetensors"
 
+    def lock(self, key: str) -> AbstractContextManager[None]:
+        """Hold it while making what has this key, so that nobody else makes it too."""
+        return atomic.lock(self.root / "locks" / f"{key}.lock")
+
     def get(self, kind: str, key: str) -> Artefact | None:
         """The artefact, or None when it is not there. A damaged one is said, removed, and counts as not there."""
         path = self.path(kind, key)
@@ -71,7 +76,7 @@ class Store:
         if found is not None:
             return found
         path = self.path(kind, key)
-        with atomic.lock(self.root / "locks" / f"{key}.lock"):
+        with self.lock(key):
             found = self.get(kind, key)
             if found is not None:
                 return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,12 +165,14 @@ class Study:
             "pretrained": key_of(self.pretrained_identity(model, j)),
         }
 
-    def surrogate_identity(self, k: int) -> dict[str, Any]:
+    def surrogate_identity(self, k: int, epochs: Sequence[int] = ()) -> dict[str, Any]:
         """The k-th surrogate depends on data, architecture, recipe, scenario and seed: all trials and attacks share
-        it."""
+        it. epochs: after which its weights are kept (as `networks.snapshots` keeps them)."""
         model, j = self.protocol.surrogate_model(k)
+        snapshots = {"epochs": list(epochs)} if epochs else {}
         return {
-            "kind": "surrogate",
+            "kind": "snapshots" if epochs else "surrogate",
+            **snapshots,
             **self._common(),
             "per_class": self.protocol.threat.per_class,
             "start": self.start_identity(model, j),

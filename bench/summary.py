@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from bench.evaluation import interval
+from bench.statistics import interval, mean_interval
 
 
 @dataclass(frozen=True)
 class Cell:
     """One attack x defense x protocol. successes: sum over finished trials; low, high: 95 % Clopper-Pearson;
-    seconds: mean of each stage over finished trials, as if nothing had been cached."""
+    clean_accuracy_interval: 95 % of its mean (Student), None for fewer than two trials; seconds: mean of each stage
+    over finished trials, as if nothing had been cached."""
 
     attack: str
     defense: str
@@ -26,10 +30,11 @@ class Cell:
     success_high: float
     clean_accuracy: float
     clean_accuracy_deviation: float
+    clean_accuracy_interval: tuple[float, float] | None
     seconds: dict[str, float]
 
 
-def summarise(records: Sequence[dict[str, Any]]) -> Cell:
+def summarise(records: Sequence[Mapping[str, Any]]) -> Cell:
     """The figures of the records of one cell (at least one record; rates are NaN when none is finished)."""
     done = [record for record in records if record["status"] == "done"]
     successes = sum(record["success"] for record in done)
@@ -48,5 +53,24 @@ def summarise(records: Sequence[dict[str, Any]]) -> Cell:
         success_high=high,
         clean_accuracy=statistics.fmean(accuracies) if done else float("nan"),
         clean_accuracy_deviation=statistics.stdev(accuracies) if len(done) > 1 else 0.0,
+        clean_accuracy_interval=mean_interval(accuracies),
         seconds={stage: statistics.fmean(record["seconds"].get(stage, 0.0) for record in done) for stage in stages},
     )
+
+
+def scene_of(record: Mapping[str, Any]) -> str:
+    """What a cell shares with the undefended cell that it is compared with: everything but the defense."""
+    settings, data = record.get("settings") or {}, record.get("data") or {}
+    same = [record["protocol"], settings.get("protocol"), record["attack"], settings.get("attack"), record["seed"]]
+    text = json.dumps([*same, data.get("fingerprint")], indent=1, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def rank_of(record: Mapping[str, Any]) -> tuple[bool, int]:
+    """Of two results of one trial the greater counts: done before failed, then newer before older."""
+    return record["status"] == "done", milliseconds(record["finished"])
+
+
+def milliseconds(text: str) -> int:
+    """An ISO time as milliseconds since 1970."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)

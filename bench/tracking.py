@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import importlib.util
 import json
 import logging
@@ -23,6 +22,7 @@ import re
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
-from bench.summary import summarise
+from bench.labels import differences
+from bench.published import published
+from bench.summary import milliseconds, rank_of, scene_of, summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,11 +68,20 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
-DESCRIPTION = """\
-One parent run is one **cell** (attack x defense, same settings and seed); its child runs are the **trials**. To see the
-leaderboard, filter with
+FILTER = "tags.\"bench.kind\" = 'cell'"
+"""What to type into the search field of the MLflow UI to see cells only: the leaderboard."""
 
-    tags."bench.kind" = 'cell'
+SERVER = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""For a UI that one person looks at, where the user has not chosen: starts in a quarter of the time, tells nobody."""
+
+DESCRIPTION = f"""\
+[Show the leaderboard](LINK). One parent run is one **cell** (attack x defense, same settings and seed); its child runs
+are the **trials**. Cells of one name are told apart by the settings in which they differ. The link filters with
+
+    {FILTER}
+
+and sorts by `success_rate`; which columns are shown is chosen in the UI. Ranks, paired tests and flags are in
+`python -m bench leaderboard`.
 
 | column | meaning |
 |---|---|
@@ -79,15 +90,19 @@ leaderboard, filter with
 | `n_trials`, `n_failed` | trials that were finished and counted; trials that could not be finished (not counted) |
 | `clean_acc`, `clean_acc_std` | accuracy on the untouched test set: mean and standard deviation over trials |
 | `acc_drop` | `clean_acc` of the same attack without a defense, less that of this cell |
+| `train_cost` | `train_s` over that of the same attack without a defense |
+| `published_success` | the success rate that a paper prints; the tag `bench.published` says where, and what differs |
 | `surrogates_s`, `craft_s`, `train_s` | mean seconds a trial for the surrogates, the poisons and the victim |
 | `external_s` | mean seconds for what the defender could have from elsewhere |
 | `success.*`, `clean_acc.*` | of a trial: other ways to use what was trained, judged beside it |
 | `asr_*`, `base_rate` | of a backdoor trial: success counted in three ways, and the rate without the trigger |
 
 Rules: all defenses of a protocol face the same poisons and seeds, so compare them on the same trials. Attack `none` is
-the clean control: nothing is poisoned, and its success rate is the base rate that an attack must beat. The tag
-`bench.knowledge` names what a plug-in was told beyond the training set. `eps`, `budget` and `seed` are metrics so that
-they can be filtered as numbers. This page is a view of JSON records; `python -m bench sync` rebuilds it at any time.
+the clean control: nothing is poisoned, and its success rate is the base rate that an attack must beat. Tags:
+`bench.knowledge` names what a plug-in was told beyond the training set, `bench.adapted_to` the defenses that the attack
+was crafted against, `bench.revision` and `bench.device` what made the first trial of a cell. `eps`, `budget` and `seed`
+are metrics so that they can be filtered as numbers. This page is a view of JSON records; `python -m bench sync`
+rebuilds it at any time.
 """
 
 
@@ -128,7 +143,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
     (asked in trial order until a cell has its picture). BadInput, in one line, when the store fails.
     """
     cells: dict[tuple[str, str], dict[str, Record]] = {}
-    for record in sorted(records, key=_rank):  # of two with one key, the better
+    for record in sorted(records, key=rank_of):  # of two with one key, the better
         cells.setdefault((record["protocol"], record["cell"]), {})[record["key"]] = record
     if not cells:
         return SyncReport(0, 0, 0)
@@ -142,6 +157,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
                     if owner == protocol:
                         new += book.log_cell(cell, sorted(trials.values(), key=lambda r: r["trial"]), pictures)
                 book.log_drops()
+                book.name_cells()
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
         if isinstance(error, (OSError, ImportError)) or library in ("mlflow", "sqlalchemy", "alembic"):
@@ -227,13 +243,17 @@ class _Book:
         """out: the folder for artefacts; None: the server knows better."""
         self.client: MlflowClient = client
         self.scenes: set[str] = set()
+        self.begun: set[tuple[str, str]] = set()
         found = client.get_experiment_by_name(protocol)
         if found is None:
             place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
-            client.create_experiment(protocol, place, {"mlflow.note.content": DESCRIPTION})
+            client.create_experiment(protocol, place)
             found = client.get_experiment_by_name(protocol)
         elif found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        text = _description(found.experiment_id)
+        if found.tags.get("mlflow.note.content") != text:  # new, or of an older version of this tool
+            client.set_experiment_tag(found.experiment_id, "mlflow.note.content", text)
         self.experiment = found.experiment_id
 
     def log_cell(self, cell: str, records: list[Record], pictures: Pictures | None) -> int:
@@ -243,7 +263,7 @@ class _Book:
         missing = []
         for record in records:
             run = trials.get(record["key"])
-            if run is None or not _whole(run) or _rank(_of_run(run)) < _rank(record):
+            if run is None or not _whole(run) or rank_of(_of_run(run)) < rank_of(record):
                 missing.append(record)
                 spare += [trials.pop(record["key"])] if run is not None else []
         for record in missing:
@@ -257,7 +277,7 @@ class _Book:
             if run.data.tags.get("mlflow.parentRunId") != parent.info.run_id:
                 self.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.info.run_id)
         known = [_of_run(run) for run in trials.values() if _whole(run)]
-        self._log_summary(parent, records, list({r["key"]: r for r in sorted(known + records, key=_rank)}.values()))
+        self._log_summary(parent, records, list({r["key"]: r for r in sorted(known + records, key=rank_of)}.values()))
         if pictures is not None and "bench.picture" not in parent.data.tags:
             png = next(filter(None, map(pictures, records)), None)
             if png:
@@ -279,17 +299,33 @@ class _Book:
             parents = [run for run in self._search("bench.scene", scene) if "clean_acc" in run.data.metrics]
             bare = [run for run in parents if run.data.tags["bench.defense"] == UNDEFENDED]
             if bare:
-                reference = max(bare, key=lambda run: run.info.end_time).data.metrics["clean_acc"]
+                reference = max(bare, key=lambda run: run.info.end_time).data.metrics
                 for run in parents:
                     if run.data.tags["bench.defense"] != UNDEFENDED:
-                        self._update(run, {"acc_drop": reference - run.data.metrics["clean_acc"]})
+                        own = run.data.metrics
+                        more = {"acc_drop": reference["clean_acc"] - own["clean_acc"]}
+                        if reference.get("train_s") and "train_s" in own:
+                            more["train_cost"] = own["train_s"] / reference["train_s"]
+                        self._update(run, more)
+
+    def name_cells(self) -> None:
+        """Cells that share their name with one that was begun now get what differs in their settings behind it."""
+        cells: dict[tuple[str, str], list[Run]] = {}
+        for run in self._search("bench.kind", "cell") if self.begun else []:
+            cells.setdefault((run.data.tags["bench.attack"], run.data.tags["bench.defense"]), []).append(run)
+        for (attack, defense), runs in cells.items():
+            if (attack, defense) in self.begun and len(runs) > 1:
+                for run, text in zip(runs, differences([run.data.params for run in runs]), strict=True):
+                    name = f"{attack} x {defense} [{text or run.data.tags['bench.cell'][:8]}]"
+                    if run.info.run_name != name:
+                        self.client.update_run(run.info.run_id, name=name)
 
     def _log_trial(self, record: Record, parent: Run) -> None:
         run = self._start(record, parent)
         self._log(run, _trial_metrics(record), _params(record) | {"trial": str(record["trial"])})
         self._attach(run, "record.json", _json(record))
         status = "FINISHED" if record["status"] == "done" else "FAILED"
-        self.client.set_terminated(run.info.run_id, status, _milliseconds(record["finished"]))
+        self.client.set_terminated(run.info.run_id, status, milliseconds(record["finished"]))
         self.client.set_tag(run.info.run_id, "bench.complete", "1")
 
     def _log_summary(self, parent: Run, records: list[Record], trials: list[Record]) -> None:
@@ -298,7 +334,7 @@ class _Book:
         if "bench.complete" not in tags:
             self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
             self._attach(parent, "config.json", _json({part: first.get(part) for part in OF_A_CELL}))
-        numbers, end = _cell_metrics(first, trials), max(_milliseconds(trial["finished"]) for trial in trials)
+        numbers, end = _cell_metrics(first, trials), max(milliseconds(trial["finished"]) for trial in trials)
         self._update(parent, numbers, end, "done" if numbers["n_trials"] else "failed")
         if "bench.complete" not in tags:
             self.client.set_tag(parent.info.run_id, "bench.complete", "1")
@@ -317,16 +353,25 @@ class _Book:
     def _start(self, record: Record, parent: Run | None = None) -> Run:
         tags = {f"bench.{part}": record[part] for part in ("attack", "defense", "protocol", "status", "cell")}
         tags["bench.knowledge"] = ", ".join(record.get("knowledge") or [])
+        tags["bench.adapted_to"] = ", ".join(record.get("adapted_to") or [])
+        tags["bench.revision"] = record.get("revision") or ""
+        surroundings = record.get("environment") or {}
+        tags["bench.device"] = " ".join(filter(None, map(surroundings.get, ("device", "device_name"))))
         if parent is None:
             name = f"{record['attack']} x {record['defense']}"
-            tags |= {"bench.kind": "cell", "bench.scene": _scene(record)}
+            tags |= {"bench.kind": "cell", "bench.scene": scene_of(record)}
+            self.begun.add((record["attack"], record["defense"]))
+            found = published(record)
+            tags["bench.published"] = (
+                f"{found.place}; differs: {'; '.join(found.differs) or 'nothing'}" if found else ""
+            )
         else:
             name = f"trial {record['trial']}"
             tags |= {"bench.kind": "trial", "bench.record": record["key"], "mlflow.parentRunId": parent.info.run_id}
             tags["bench.error"] = record.get("error") or ""
             tags["bench.reused"] = ", ".join(part for part, yes in (record.get("reused") or {}).items() if yes)
         tags = {name: str(value)[:500] for name, value in tags.items() if value}
-        return self.client.create_run(self.experiment, _milliseconds(record["started"]), tags, name)
+        return self.client.create_run(self.experiment, milliseconds(record["started"]), tags, name)
 
     def _log(self, run: Run, points: Sequence[Point] = (), params: Texts = EMPTY, tags: Texts = EMPTY) -> None:
         """Everything in one request: a metric at a time is 30 times slower."""
@@ -356,6 +401,12 @@ class _Book:
                 return runs
 
 
+def _description(experiment: str) -> str:
+    """The columns explained, with a link to the cells of the experiment, lowest success first."""
+    query = {"searchFilter": FILTER, "orderByKey": "metrics.`success_rate`", "orderByAsc": "true"}
+    return DESCRIPTION.replace("(LINK)", f"(#/experiments/{experiment}/runs?{urllib.parse.urlencode(query)})")
+
+
 def _of_run(run: Run) -> Record:
     """What the figures of a cell need of a trial, read back from its run."""
     tags, metrics = run.data.tags, run.data.metrics
@@ -369,17 +420,14 @@ def _of_run(run: Run) -> Record:
     } | {name: tags[f"bench.{name}"] for name in ("attack", "defense", "protocol")}
 
 
-def _rank(record: Record) -> tuple[bool, int]:
-    """Of two results of one trial the greater counts: done before failed, then newer before older."""
-    return record["status"] == "done", _milliseconds(record["finished"])
-
-
 def _cell_metrics(first: Record, trials: Sequence[Record]) -> dict[str, float]:
     cell = summarise(trials)
     numbers = {"n_trials": cell.n, "n_failed": cell.failed, "successes": cell.successes}
     numbers |= {"success_rate": cell.success_rate, "success_low": cell.success_low, "success_high": cell.success_high}
     numbers |= {"clean_acc": cell.clean_accuracy, "clean_acc_std": cell.clean_accuracy_deviation}
     numbers |= {name: cell.seconds.get(stage) for stage, name in STAGES.items()} | _filters(first)
+    found = published(first)
+    numbers |= {"published_success": found.success_rate} if found else {}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}
 
 
@@ -406,7 +454,7 @@ def _trial_numbers(record: Record) -> dict[str, float]:
 
 def _trial_metrics(record: Record) -> list[Point]:
     """All metrics of a trial; each curve is spread evenly over the time of its stage, and stages follow each other."""
-    end = _milliseconds(record["finished"])
+    end = milliseconds(record["finished"])
     took = {stage: round(1000 * ((record.get("seconds") or {}).get(stage) or 0)) for stage in STAGES}
     trained = end - took["evaluate"]
     crafted = trained - took["train"]
@@ -446,23 +494,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _scene(record: Record) -> str:
-    """What a cell shares with the undefended cell that it is compared with: everything but the defense."""
-    settings, data = record.get("settings") or {}, record.get("data") or {}
-    same = [record["protocol"], settings.get("protocol"), record["attack"], settings.get("attack"), record["seed"]]
-    return hashlib.sha256(_json([*same, data.get("fingerprint")])).hexdigest()[:16]
-
-
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
-
-
-def _milliseconds(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def _picture(files: Mapping[str, Path | None], record: Record) -> bytes | None:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import tracking
+from bench.engines.local import Local
 from bench.progress import Heartbeat, say
 from bench.protocol import resolve
-from bench.workers import run_units
 
 DEFENSES = ("none", "friends-u", "friends-b", "friends-g", "noise-b", "epic-0.1", "spectral", "deepknn", "mixup", "abl")
 
@@ -91,13 +91,13 @@ def measure(trials: int, jobs: int, seconds: float, uri: str, out: Path) -> Load
     tracking.sync = timed
     try:
         # Processes are started before the clock: that is no trial's time.
-        list(run_units("start", [(i, 1.0) for i in range(jobs)], nap, jobs=jobs, threads=1, quiet=True))
+        list(Local(jobs, quiet=True).run("start", [(i, 1.0) for i in range(jobs)], nap))
         began = time.perf_counter()
         said: list[str] = []
         tracker = tracking.Tracker(uri, out, said.append)
         adds: list[float] = []
         units = [(number, seconds) for number in range(trials)]
-        for done in run_units("trials", units, nap, jobs=jobs, threads=1):
+        for done in Local(jobs).run("trials", units, nap):
             made = record(done.unit[0], trials, seconds)
             clock = time.perf_counter()
             tracker.add(made)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Generator, Tensor
 
 from bench.datasets.base import Images
@@ -80,6 +81,14 @@ class Services:
         )
 
 
+def known_clean(services: Services) -> Images:
+    """The clean hold-out in the order of ids, so that no order of the training set shows. TrialFailed without one."""
+    found = services.clean_holdout
+    if found is None or len(found) < 2:
+        raise TrialFailed("no clean hold-out of two pictures or more; repair: a larger threat.holdout")
+    return found.subset(torch.argsort(found.ids))
+
+
 @dataclass(frozen=True)
 class Job:
     """One training that a defense wants: on `data`, for the victim's full recipe."""
@@ -95,6 +104,8 @@ class Defense:
     """Knowledge beyond the training set: poison_rate, clean_holdout, external_model, attack_family."""
     on_its_own: ClassVar[bool] = True
     """False for what cannot be run by its name alone."""
+    beside: tuple[str, ...] = ()
+    """Names of the other parts of a composition."""
 
     def __init__(self, settings: AnySettings, name: str = "defense") -> None:
         self.settings = settings

@@ -41,6 +41,8 @@ class Composition(Defense):
     def __init__(self, parts: Sequence[Defense], name: str = "composition") -> None:
         super().__init__(Settings(), name)
         self.parts = list(parts)
+        for part in self.parts:
+            part.beside = tuple(other.name for other in self.parts if other is not part)
 
     @staticmethod
     def check(makers: Sequence[type[Defense]], labels: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -56,15 +55,22 @@ def neighbour_votes(
     """Labels of the k nearest others of each sample, counted: int64 [n, classes]. Each sample is left out by its row,
     not as its own nearest, so that duplicates vote. Ties in distance go to the lower row."""
     squares = features.square().sum(1)
-    one_hot = F.one_hot(labels, classes).to(torch.int32)
     votes = torch.empty(len(features), classes, dtype=torch.int64, device=features.device)
     for start in range(0, len(features), chunk):
         part = features[start : start + chunk]
         rows = torch.arange(start, start + len(part), device=features.device)
-        distances = squares - 2 * part @ features.T  # the sample's own square is the same for all its neighbours
+        # |a - b|^2 less the sample's own square, which is the same for all its neighbours.
+        distances = ((-2 * part) @ features.T).add_(squares)
         distances[torch.arange(len(part), device=features.device), rows] = torch.inf
-        nearest = distances.topk(k, largest=False, sorted=False).indices
-        votes[rows] = one_hot[nearest].sum(1).long()
+        found = distances.topk(k, largest=False, sorted=False)
+        voters = labels[found.indices]
+        votes[rows] = votes.new_zeros(len(part), classes).scatter_add_(1, voters, torch.ones_like(voters))
+        # topk leaves open which of equally far samples it takes.
+        last = found.values.amax(1, keepdim=True)
+        for i in torch.nonzero((distances <= last).sum(1) > k).flatten().tolist():
+            nearer, level = distances[i] < last[i], torch.nonzero(distances[i] == last[i]).flatten()
+            votes[start + i] = torch.bincount(labels[nearer], minlength=classes)
+            votes[start + i] += torch.bincount(labels[level[: k - int(nearer.sum())]], minlength=classes)
         if callable(report):
             report("neighbours", min(start + chunk, len(features)), len(features))
     return votes

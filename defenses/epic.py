@@ -61,16 +61,26 @@ class Epic(Defense):
 
     def isolated(self, run: Run) -> Tensor:
         """Which samples are the only member of their medoid's cluster, bool [n]."""
+        labels, classes = run.data.labels, run.model.head.out_features
+        counts = medoids_per_class(labels, self.settings.fraction, classes, run.stream("surplus"))
         gradients = logit_gradients(run.model, run.data)
-        labels, alone = run.data.labels, torch.zeros(len(run.data), dtype=torch.bool, device=run.device)
-        counts = medoids_per_class(labels, self.settings.fraction, run.model.head.out_features, run.stream("surplus"))
-        for label, count in enumerate(counts):
-            rows = torch.nonzero(labels == label).flatten()
-            if count:
-                chosen = similarity(gradients[rows]).cpu().numpy()
-                medoids = facility_location(chosen, count)
-                alone[rows] = torch.from_numpy(cluster_sizes(chosen, medoids) == 1).to(run.device)
-        return alone
+        if not torch.isfinite(gradients).all():
+            raise TrialFailed(
+                f"defense '{self.name}': the network's outputs are not finite; repair: a smaller train.lr"
+            )
+        return alone_in_cluster(gradients, labels, counts)
+
+
+def alone_in_cluster(gradients: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
+    """Which samples share their medoid with nobody, bool [n]; counts: medoids of each class."""
+    alone = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    for label, count in enumerate(counts):
+        rows = torch.nonzero(labels == label).flatten()
+        if count:
+            similar = similarity(gradients[rows]).cpu().numpy()
+            medoids = facility_location(similar, count)
+            alone[rows] = torch.from_numpy(cluster_sizes(similar, medoids) == 1).to(labels.device)
+    return alone
 
 
 def logit_gradients(model: Classifier, data: Images, chunk: int = 1024) -> Tensor:
@@ -96,26 +106,33 @@ def medoids_per_class(labels: Tensor, fraction: float, classes: int, stream: tor
 
 def similarity(gradients: Tensor) -> Tensor:
     """exp(-|g_i - g_j| / C) for gradients [n, C], float32 [n, n]."""
-    return torch.exp(-torch.cdist(gradients, gradients) / gradients.shape[1])
+    return torch.cdist(gradients, gradients).div_(-gradients.shape[1]).exp_()
 
 
 def facility_location(similar: np.ndarray, count: int) -> np.ndarray:
     """Greedy choice of `count` columns j that maximise sum_i max_j similar[i, j]; ties to the lower index.
 
     Lazy (Minoux 1978): gains only shrink, so that an old gain which still leads after being taken anew is the best.
+    That holds to the last bit, because every gain is summed in the same order.
     """
-    covered = np.zeros(len(similar), dtype=np.float64)
-    bounds = [(-gain, j) for j, gain in enumerate(similar.sum(0, dtype=np.float64).tolist())]
+    columns = np.array(similar.T, dtype=np.float64, order="C")  # a column of `similar` is a walk through all memory
+    covered, room = np.zeros(len(similar)), np.empty(len(similar))
+
+    def gain(j: int) -> float:
+        np.maximum(columns[j], covered, out=room)
+        return float(np.subtract(room, covered, out=room).sum())
+
+    bounds = [(-gain(j), j) for j in range(len(columns))]
     heapq.heapify(bounds)
     chosen: list[int] = []
     while len(chosen) < count and bounds:
         _, j = heapq.heappop(bounds)
-        gain = float(np.maximum(similar[:, j] - covered, 0).sum(dtype=np.float64))
-        if bounds and (-gain, j) > bounds[0]:
-            heapq.heappush(bounds, (-gain, j))
+        now = (-gain(j), j)
+        if bounds and now > bounds[0]:
+            heapq.heappush(bounds, now)
             continue
         chosen.append(j)
-        np.maximum(covered, similar[:, j], out=covered)
+        np.maximum(covered, columns[j], out=covered)
     return np.array(chosen, dtype=np.int64)
 
 

@@ -25,11 +25,15 @@ class Filter(Defense):
         ids."""
         raise NotImplementedError
 
+    def kept_by(self, model: Classifier, data: Images, services: Services) -> Tensor:
+        """The same for filters that need more of the warm-up network than its features. data: in the order of ids."""
+        return self.kept(features_of(model, data.images), data.labels, services)
+
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         # By id, so that no order of the training set can change what is kept.
         ordered = data.subset(torch.argsort(data.ids))
         model = services.fit(ordered, services.model, services.recipe.epochs, "warm-up")
-        keep = self.kept(features_of(model, ordered.images), ordered.labels, services)
+        keep = self.kept_by(model, ordered, services)
         left = torch.bincount(ordered.labels[keep], minlength=services.classes)
         for label in torch.nonzero(left == 0).flatten().tolist():
             raise TrialFailed(f"defense '{self.name}' left no training sample of class {label}")

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from bench.datasets.base import Images
+from bench.errors import TrialFailed
 from bench.models.base import Classifier, frozen
 from bench.registry import register
 from bench.settings import Settings
@@ -59,8 +60,9 @@ def friendly_noise(
     """FRIENDS, Algorithm 1: for each picture the largest perturbation that leaves the model's output alone.
 
     data: uint8 pictures on the model's device, un-augmented. Returns int8 [n, 3, h, w], levels of 255 in [-zeta, zeta].
-    The model is used in eval mode and left as it was. The loss is a sum over pictures divided by the reference batch of
-    128, so that every picture takes the same steps whatever the batch size (eval mode makes pictures independent).
+    The model is used in eval mode and left as it was; TrialFailed if its outputs are not finite. The loss is a sum over
+    pictures divided by the reference batch of 128, so that every picture takes the same steps whatever the batch size
+    (eval mode makes pictures independent).
     """
     bound = settings.zeta / 255
     noise = torch.empty(data.images.shape, dtype=torch.int8, device=data.images.device)
@@ -97,6 +99,8 @@ def _optimise(
         slope = torch.autograd.grad(loss, leaf)[0]
         velocity.mul_(0.9).add_(slope)
         noise = leaf.detach() - settings.lr * (slope + 0.9 * velocity)  # Nesterov
+    if not torch.isfinite(noise).all():  # as int8 it would look like noise
+        raise TrialFailed("friendly noise: the network's outputs are not finite; repair: a smaller train.lr")
     return torch.round(noise.clamp(-bound, bound) * 255).to(torch.int8)
 
 

@@ -32,7 +32,9 @@ def test_the_phases_of_a_training(make_small, make_images):
             super().epoch(run, epoch)
             seen.append((run.augmentation.kind, int(run.active.sum()), run.side["phase"]))
 
-    train(make_small(), make_images(40), RECIPE, seed=0, hooks=Watching(AblSettings(isolation=0.1), "abl"))
+    hooks = Watching(AblSettings(isolation=0.1), "abl")
+    result = train(make_small(), make_images(40), RECIPE, seed=0, hooks=hooks)
+    assert len(result.suspected) == 4
     assert seen[:4] == [("none", 40, 0)] * 4
     assert seen[4:16] == [("crop", 36, 1)] * 12
     assert seen[16] == ("crop", 4, 2)

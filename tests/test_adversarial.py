@@ -55,6 +55,26 @@ def test_changes_stay_within_eps_and_range_and_the_model_is_left_alone(name, wor
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_batch_comes_back_in_its_order_and_within_range_at_the_ends_of_it(name, world):
+    """Black and white pixels, so that half of all steps would leave the range; pictures that no eps can confuse."""
+    run, batch = world
+    signs = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    given = batch()
+    given.pixels = signs.float()
+    changed = at_view(make(name), run, given)
+    assert changed.pixels.min() >= 0 and changed.pixels.max() <= 1
+    apart = (changed.pixels[:, None] - signs.float()).abs().flatten(2).amax(2)
+    eps = make(name).settings.eps / 255 + 1e-6
+    assert torch.equal(apart <= eps, torch.eye(16, dtype=torch.bool)) and apart.diagonal().max() > 0.5 * eps
+    for one, other in (
+        (changed.labels, run.data.labels),
+        (changed.ids, run.data.ids),
+        (changed.rows, torch.arange(24)),
+    ):
+        assert torch.equal(one, other[:16])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_done_before_augmentation(name, world):
     run, batch = world
     defense = make(name)

@@ -12,6 +12,7 @@ from bench.training import Recipe, train
 from defenses.epic import (
     Epic,
     EpicSettings,
+    alone_in_cluster,
     cluster_sizes,
     facility_location,
     logit_gradients,
@@ -42,6 +43,35 @@ def test_lazy_greedy_is_naive_greedy(seed):
     expected, value = naive(similar, 20)
     assert lazy.tolist() == expected
     assert similar[:, lazy].max(1).sum() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_go_to_the_lower_index_in_lazy_greedy_too(seed):
+    """Similarities in quarters, so that sums are exact, and every sample four times: most gains are tied."""
+    chance = np.random.default_rng(seed)
+    half = chance.integers(0, 5, size=(50, 50))
+    similar = np.tile(np.maximum(half, half.T) / 4, (4, 4)).astype(np.float32)
+    order = chance.permutation(200)
+    similar = similar[order][:, order]
+    expected, _ = naive(similar, 40)
+    assert facility_location(similar, 40).tolist() == expected
+
+
+def test_samples_that_are_alone_are_those_of_the_naive_choice_in_every_class():
+    chance = np.random.default_rng(0)
+    gradients, labels = chance.dirichlet(np.ones(3) / 2, size=150), chance.integers(3, size=150)
+    counts = [14, 0, 25]
+    expected = np.zeros(150, dtype=bool)
+    for label in (0, 2):
+        rows = np.flatnonzero(labels == label)
+        similar = np.exp(-np.linalg.norm(gradients[rows, None] - gradients[rows], axis=2) / 3)
+        medoids, _ = naive(similar, counts[label])
+        member = np.array([medoids[int(np.argmax(line[medoids]))] for line in similar])
+        clusters = {medoid: np.flatnonzero(member == medoid) for medoid in medoids}
+        assert sum(len(cluster) for cluster in clusters.values()) == len(rows)
+        expected[[rows[cluster[0]] for cluster in clusters.values() if len(cluster) == 1]] = True
+    found = alone_in_cluster(torch.tensor(gradients), torch.tensor(labels), counts)
+    assert found.tolist() == expected.tolist() and 0 < expected.sum() < 39
 
 
 def test_similarity_is_the_exponential_of_the_distance():
@@ -96,6 +126,33 @@ def test_drops_are_permanent_and_begin_when_they_should(make_small, make_images)
     assert samples[:2] == [90, 90]
     assert samples == sorted(samples, reverse=True) and samples[-1] < 90
     assert samples[2] == samples[3] and samples[4] == samples[5]  # every second epoch
+
+
+def test_what_was_dropped_is_suspected(make_small, make_images):
+    result = run_with(make_small, make_images(90))
+    assert 90 - len(result.suspected.unique()) == result.history[-1]["samples"] < 90
+
+
+def test_who_was_dropped_never_comes_back(make_small, make_images):
+    trained_on = {}
+
+    class Watched(Epic):
+        def batch(self, batch, run, stage):
+            trained_on.setdefault(run.current_epoch, set()).update(batch.ids.tolist())
+            return batch
+
+    defense = Watched(EpicSettings(fraction=0.3, start=1), "epic")
+    train(make_small(), make_images(90), RECIPE, seed=0, hooks=defense)
+    for epoch in range(1, 6):
+        assert trained_on[epoch] <= trained_on[epoch - 1]
+    assert len(trained_on[5]) < len(trained_on[1]) < 90
+
+
+def test_outputs_that_are_not_finite_fail_the_trial(make_model, make_images, make_run):
+    run = make_run(make_model(), make_images(9))
+    run.model.head.weight.data.fill_(float("inf"))
+    with pytest.raises(TrialFailed, match="'epic'.*not finite"):
+        Epic(EpicSettings(start=0), "epic").epoch(run, 0)
 
 
 def test_nothing_is_dropped_from_stop_on(make_small, make_images):

@@ -5,7 +5,16 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.evaluation import ModelPredictor, backdoor_rates, evaluate, interval, paired_difference, predict
+from bench.evaluation import (
+    REJECTED,
+    ModelPredictor,
+    backdoor_rates,
+    decide,
+    evaluate,
+    interval,
+    paired_difference,
+    predict,
+)
 from bench.poisons import Shown
 from bench.threat import Trial
 
@@ -210,6 +219,55 @@ def test_an_outcome_becomes_plain_values(numbered):
     plain = evaluate(favour(RIGHT), numbered, trial_of(numbered, 0), "cpu", shown).as_dict()
     assert plain["success"] == 0.0
     assert plain["backdoor"]["n"] == 1
+
+
+class Refusing(Table):
+    """A table that rejects the pictures whose first pixel is one of `rejected`."""
+
+    def __init__(self, predictions, rejected):
+        super().__init__(favour(predictions).table.tolist())
+        self.rejected = torch.tensor(rejected)
+
+    def rejects(self, pixels):
+        return torch.isin((pixels[:, 0, 0, 0] * 255).round().long(), self.rejected)
+
+
+def test_a_rejected_picture_is_of_no_class_whatever_its_scores(numbered):
+    scores, predictions = decide(Refusing(RIGHT, [2, 7]), numbered.test.images, "cpu")
+    assert predictions.tolist() == [REJECTED if row in (2, 7) else row % 3 for row in range(12)]
+    assert torch.equal(scores, predict(favour(RIGHT), numbered.test.images, "cpu"))
+
+
+def test_rejected_pictures_are_neither_correct_nor_a_success(numbered):
+    predictions = list(RIGHT)
+    predictions[0], predictions[3] = 1, 1
+    trial = trial_of(numbered, 0, 3, 6)
+    free = evaluate(favour(predictions), numbered, trial, "cpu")
+    assert (free.success, free.clean_accuracy) == (pytest.approx(2 / 3), 10 / 12)
+    assert (free.rejected, free.rejected_shown) == (0, 0)
+    held = evaluate(Refusing(predictions, [0, 6, 11]), numbered, trial, "cpu")
+    assert held.target_predictions == [REJECTED, 1, REJECTED]
+    assert (held.success, held.clean_accuracy) == (pytest.approx(1 / 3), 8 / 12)  # the first was wrong before
+    assert (held.rejected, held.rejected_shown) == (pytest.approx(3 / 12), pytest.approx(2 / 3))
+    assert held.target_margin == free.target_margin  # of the scores, rejected or not
+
+
+def test_a_rejected_picture_is_no_success_in_any_rate_of_a_trigger(numbered):
+    """Twin rows 0, 3, 6, 9 look, with the trigger, like rows 1, 4, 7, 10, all of the adversarial class 1."""
+    looks, twins = [1, 4, 7, 10], [0, 3, 6, 9]
+    shown = shown_of(numbered, looks, twins)
+    outcome = evaluate(Refusing(RIGHT, [1, 4, 6]), numbered, trial_of(numbered, 9), "cpu", shown)
+    # Two of four triggered pictures are rejected; of the other two, one has a twin that is rejected.
+    assert vars(outcome.backdoor) == pytest.approx(
+        {"asr_all": 0.5, "asr_excluding": 0.25, "asr_conditional": 1 / 3, "base_rate": 0.0, "n": 4, "n_conditional": 3}
+    )
+    assert (outcome.success, outcome.rejected, outcome.rejected_shown) == (0.5, 3 / 12, 0.5)
+    assert outcome.clean_accuracy == 9 / 12
+
+
+def test_all_rejected_leaves_nothing(numbered):
+    outcome = evaluate(Refusing(RIGHT, list(range(12))), numbered, trial_of(numbered, 0), "cpu")
+    assert (outcome.success, outcome.clean_accuracy, outcome.rejected, outcome.rejected_shown) == (0, 0, 1, 1)
 
 
 def successes(both, mine, theirs, neither):

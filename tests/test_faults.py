@@ -21,6 +21,7 @@ import pytest
 
 from bench import runner
 from bench.cli import main
+from bench.engines.local import Local
 from bench.store import key_of
 from tests.aftermath import (
     ROOT,
@@ -88,7 +89,7 @@ def test_workers_that_are_killed_while_crafting_and_while_training(undisturbed: 
 
     killer = threading.Thread(target=kill)
     killer.start()
-    results = runner.execute(plan, out, runner.Effort(2, 1, quiet=True), said.append, lambda record: None)
+    results = runner.execute(plan, out, Local(2, quiet=True), said.append, lambda record: None)
     killer.join()
     assert len(killed) == 2 and {record["status"] for record in results} == {"done"}
     assert records(out) == records(undisturbed)

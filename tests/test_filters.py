@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def planted(n=100, poisons=6, d=8, seed=0):
     return torch.tensor(features, dtype=torch.float32), torch.tensor(labels), torch.tensor(bad)
 
 
-SERVICES = Services(None, 2, None, lambda *_: None, "convnet", 3, 0.1)  # type: ignore[arg-type]
+SERVICES = Services(None, 2, None, lambda *_: None, "convnet", seed=3, poison_rate=0.1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,6 +68,37 @@ def test_planted_poisons_are_all_found(name):
     assert quality.recall == 1.0
     if name.startswith("deepknn"):
         assert quality.precision == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("spectral", 5 / 30), ("spectral-percentile", 5 / 14), ("activation-clustering", None),
+        ("activation-clustering-size", 1), ("deepknn", 1), ("deepknn-plurality", 1),
+    ],
+)  # fmt: skip
+def test_planted_poisons_are_found_by_the_whole_filter(name, precision, lend, make_images, wrap):
+    """From pictures to the evaluator's count: the network sees nothing but mean colours. precision: what the rule
+    allows; every class of 50 gives up 15 samples, or 7, or (smaller cluster) as many as k-means says."""
+    data = make_images(100, classes=2)
+    chance = torch.Generator().manual_seed(0)
+    red = torch.where(data.labels == 0, 60, 190) + torch.randint(-8, 9, (100,), generator=chance)
+    green, blue = (torch.randint(90, 150, (100,), generator=chance) for _ in range(2))
+    bad = torch.nonzero(data.labels == 1).flatten()[3:28:5]
+    red[bad] = torch.tensor([58, 62, 60, 59, 61])
+    colours = torch.stack([red, green, blue], 1).to(torch.uint8)
+    data = data.with_images(colours[:, :, None, None].expand_as(data.images).contiguous())
+    model = wrap(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), 3, classes=2)
+    lent = dataclasses.replace(lend(), fit=lambda *_: model, classes=2)
+    settings = {"components": 2} if name.endswith("size") else {}
+    (job,) = make(name, **settings).jobs(data, lent)
+    quality = filter_quality(data.ids, job.data.ids, data.ids[bad])
+    assert quality.recall == 1.0
+    if precision is not None:
+        assert quality.precision == pytest.approx(precision)
+    else:
+        other = torch.isin(data.ids[data.labels == 1], job.data.ids)
+        assert int((~other).sum()) == 5  # in their own class nobody else goes
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,6 +119,17 @@ def test_what_is_kept_depends_on_the_samples_and_not_on_their_order(name, lend, 
 def test_features_do_not_depend_on_the_batch(make_model, make_images):
     model, images = make_model(), make_images(30).images
     torch.testing.assert_close(features_of(model, images, chunk=7), features_of(model, images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_kept_does_not_depend_on_the_batch(name, lend, make_images, monkeypatch):
+    data, kept = make_images(45), []
+    for chunk in (7, 45, 1024):
+        monkeypatch.setattr("defenses.filtering.features_of", functools.partial(features_of, chunk=chunk))
+        monkeypatch.setattr("defenses.deep_knn.neighbour_votes", functools.partial(neighbour_votes, chunk=chunk))
+        (job,) = make(name).jobs(data, lend())
+        kept.append(job.data.ids.tolist())
+    assert kept[0] == kept[1] == kept[2] and 0 < len(kept[0]) < 45
 
 
 def test_spectral_scores_are_those_of_the_singular_vector():
@@ -127,6 +170,42 @@ def test_the_smaller_cluster_goes_whatever_its_size_or_only_if_it_is_small():
     assert make("activation-clustering-size", components=2).kept(features, labels, one).all()
 
 
+def best_split(values):
+    """The smaller side of the best 2-means of numbers: of all cuts of the sorted ones, that of the least squares."""
+    order = np.argsort(values)
+    cuts = range(1, len(values))
+    cost = [sum(side.var() * len(side) for side in np.split(values[order], [cut])) for cut in cuts]
+    sides = np.split(order, [int(np.argmin(cost)) + 1])
+    return set(min(sides, key=len).tolist())
+
+
+@pytest.mark.parametrize(("share", "goes"), [(0.05, True), (0.3, True), (0.4, False)])
+def test_activation_clustering_is_the_best_of_all_splits(share, goes):
+    """Along the one direction that varies; the others hold next to nothing. Several draws, because k-means may call
+    either side the first."""
+    labels, one = torch.zeros(120, dtype=torch.long), dataclasses.replace(SERVICES, classes=1)
+    for seed in range(5):
+        chance = np.random.default_rng(seed)
+        features = chance.normal(size=(120, 12)) * 0.05
+        line = chance.normal(size=120) + (-1) ** seed * 6 * (np.arange(120) < share * 120)
+        features += line[:, None] * np.eye(12)[3]
+        expected, seeded = best_split(line), dataclasses.replace(one, seed=seed)
+        for name, drops in (("activation-clustering", True), ("activation-clustering-size", goes)):
+            keep = make(name).kept(torch.tensor(features), labels, seeded)
+            assert set(torch.nonzero(~keep).flatten().tolist()) == (expected if drops else set())
+
+
+def test_only_the_longest_components_are_clustered():
+    """The first direction varies most, the second has two sides: raw features split there, one component cannot."""
+    half = np.random.default_rng(0).normal(size=200) * 1.14
+    sides = np.where(np.arange(200) < 80, 1, -1)
+    features = np.stack([np.concatenate([half, -half]), np.concatenate([sides, sides])], 1)  # uncorrelated
+    labels, one = torch.zeros(400, dtype=torch.long), dataclasses.replace(SERVICES, classes=1)
+    for components, side in ((0, features[:, 1] > 0), (1, features[:, 0] > 0)):
+        kept = make("activation-clustering", components=components).kept(torch.tensor(features), labels, one).numpy()
+        assert max((kept == side).mean(), (kept != side).mean()) > 0.98
+
+
 def test_votes_are_those_of_scikit_learn():
     chance = np.random.default_rng(0)
     features, labels = chance.normal(size=(300, 6)).astype(np.float32), chance.integers(4, size=300)
@@ -142,6 +221,40 @@ def test_a_duplicate_votes_for_its_twin_but_nobody_for_himself():
     labels = torch.tensor([0, 1, 0, 0, 1])
     votes = neighbour_votes(features, labels, 1, 2)
     assert votes.tolist() == [[0, 1], [1, 0], [1, 0], [1, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_votes_with_duplicates_are_those_of_scikit_learn(k):
+    """Whole numbers, so that distances are exact; a third of the samples are copies, some with another label."""
+    chance = np.random.default_rng(1)
+    features = chance.integers(-9, 10, size=(300, 6)).astype(np.float32)
+    features[200:] = features[:100]
+    labels = chance.integers(3, size=300)
+    distances, rows = NearestNeighbors(n_neighbors=300, algorithm="brute").fit(features).kneighbors(features)
+    votes, clear = np.zeros((300, 3), dtype=np.int64), np.zeros(300, dtype=bool)
+    for i in range(300):
+        others = rows[i] != i  # by name: a twin is as near as the sample itself
+        far, near = distances[i][others], rows[i][others]
+        votes[i] = np.bincount(labels[near[:k]], minlength=3)
+        clear[i] = far[k] - far[k - 1] > 1e-4
+    found = neighbour_votes(torch.tensor(features), torch.tensor(labels), k, 3, chunk=64).numpy()
+    assert clear.sum() > 60
+    assert (found[clear] == votes[clear]).all() and (found.sum(1) == k).all()
+    copies = np.flatnonzero(clear[:100] & clear[200:])
+    if k > 1:
+        assert ((found[copies] - found[copies + 200]).sum(1) == 0).all() and len(copies)
+
+
+@pytest.mark.parametrize("k", [3, 40, 150])
+def test_of_equally_far_neighbours_the_first_rows_vote(k):
+    chance = np.random.default_rng(2)
+    features, labels = chance.integers(0, 3, size=(400, 2)), chance.integers(3, size=400)
+    distances = ((features[:, None] - features) ** 2).sum(2).astype(float)
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    expected = np.stack([np.bincount(labels[rows], minlength=3) for rows in nearest])
+    found = neighbour_votes(torch.tensor(features, dtype=torch.float32), torch.tensor(labels), k, 3, chunk=128)
+    assert (found.numpy() == expected).all()
 
 
 def test_half_and_plurality_differ_where_they_should():

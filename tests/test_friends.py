@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.errors import BadInput
+from bench.errors import BadInput, TrialFailed
 from bench.registry import find
 from bench.seeds import torch_stream
 from bench.settings import build
@@ -91,6 +91,37 @@ def test_the_noise_does_not_depend_on_the_batch(model, make_images, batch, objec
     assert (whole.abs() < 16).float().mean() > 0.9
     assert (whole - parts).abs().max() <= 1
     assert (whole != parts).float().mean() < 0.01
+
+
+def test_1024_pictures_at_eight_times_the_rate_are_eight_batches_of_128(model, make_images, slopes):
+    """The released form, a mean over the batch, has to scale its learning rate; ours does not depend on the batch."""
+    data = make_images(1024, low=70, high=180)
+    whole = noise_of(model, data, batch=1024, lr=10.0).int()
+    many = [position for _, position, _ in slopes]
+    slopes.clear()
+    assert (noise_of(model, data, batch=128, lr=10.0).int() - whole).abs().max() <= 1
+    few = [position for _, position, _ in slopes]
+    assert (len(many), len(few)) == (5, 40)
+    for step, position in enumerate(many):
+        torch.testing.assert_close(torch.cat(few[step::5]), position, rtol=0, atol=5e-5)
+    assert (many[0] - many[-1]).abs().mean() > 0.004
+
+    def released(start, pixels, rate):
+        noise = start.clone().requires_grad_(True)
+        sgd = torch.optim.SGD([noise], lr=rate, momentum=0.9, nesterov=True)
+        for _ in range(5):
+            inside = noise.clamp(-16 / 255, 16 / 255)
+            outputs = [F.log_softmax(model(x), 1) for x in ((pixels + inside).clamp(0, 1), pixels)]
+            loss = F.kl_div(*outputs, reduction="batchmean", log_target=True) - inside.square().mean()
+            noise.grad = torch.autograd.grad(loss, noise)[0]
+            sgd.step()
+        return (noise.detach().clamp(-16 / 255, 16 / 255) * 255).round().int()
+
+    pixels = data.images.float() / 255
+    found = [released(many[0], pixels, 8 * 10.0)]
+    found.append(torch.cat([released(many[0][i : i + 128], pixels[i : i + 128], 10.0) for i in range(0, 1024, 128)]))
+    for noise in found:
+        assert (noise - whole).abs().max() <= 1 and (noise != whole).float().mean() < 0.01
 
 
 def test_the_noise_of_a_picture_does_not_depend_on_later_pictures(model, make_images):
@@ -293,6 +324,22 @@ def test_a_picture_with_friendly_noise_is_clipped(crafted, level, pixel, result)
 def test_random_noise_comes_after_the_clip_and_is_not_clipped(crafted, level, pixel, middle):
     found = (crafted(level, pixel, noise="bernoulli", mu=16) * 255).round().unique().tolist()
     assert found == [middle - 16, middle + 16]
+
+
+def test_pictures_with_friendly_noise_stay_in_range_and_within_zeta(trained, make_images):
+    data = make_images(20)
+    assert (data.images == 0).any() and (data.images == 255).any()
+    spy = trained(Spy(start=1, noise="none", zeta=20, lr=1e4), data)
+    for epoch, _, before, after in spy.steps:
+        assert after.min() >= 0 and after.max() <= 1
+        assert (after - before).abs().max() <= (20 / 255 + 1e-6 if epoch >= 1 else 0)
+    assert max((after - before).abs().max() for _, _, before, after in spy.steps) > 19.9 / 255
+
+
+def test_outputs_that_are_not_finite_fail_the_trial(model, make_images):
+    model.head.weight.data.fill_(float("inf"))
+    with pytest.raises(TrialFailed, match="friendly noise.*not finite"):
+        noise_of(model, make_images(6))
 
 
 def test_all_of_it_depends_on_the_seed_alone(trained):

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from bench.engines.local import Local
 from bench.evaluation import ModelPredictor
 from bench.lending import Lent, lent
 from bench.registry import register
-from bench.runner import Effort, execute, prepare
+from bench.runner import execute, prepare
 from defenses.base import Defense
 from tests.tiny import SETS
 
@@ -48,6 +49,23 @@ class Informed(Curious):
     needs = ("poison_rate",)
 
 
+class Holding(Curious):
+    """Knows some clean pictures."""
+
+    needs = ("clean_holdout",)
+
+
+class Public(Curious):
+    """Looks at the pictures from elsewhere."""
+
+    needs = ("external_model",)
+    wants_public = True
+
+    def finish(self, trained, services):
+        handed.append(services.public())
+        return super().finish(trained, services)
+
+
 def reachable(roots: list[Any]) -> list[Any]:
     """Every object that leads from the roots: attributes, slots, items, closures, bound objects, defaults; not what a
     module holds, which anyone can import, and not classes."""
@@ -82,9 +100,8 @@ def run(tmp_path):
         handed.clear()
         name = maker.__name__.lower()
         register("defense", name)(maker)
-        plan = prepare("quick", SETS, attack="random-noise-trigger", defenses=[name], only=True)
-        plan = type(plan)(plan.study, plan.cells, (0,))
-        (record,) = execute(plan, tmp_path, Effort(1, 1, quiet=True), lambda line: None, lambda record: None)
+        plan = prepare("quick", [*SETS, "trials=1"], attack="random-noise-trigger", defenses=[name], only=True)
+        (record,) = execute(plan, tmp_path, Local(1, quiet=True), lambda line: None, lambda record: None)
         assert record["status"] == "done", record["error"]
         found = reachable(handed)
         handed.clear()
@@ -93,8 +110,9 @@ def run(tmp_path):
     return go
 
 
-def test_nothing_that_is_handed_leads_to_the_secrets(run):
-    study, found = run(Curious)
+@pytest.mark.parametrize("maker", [Curious, Informed, Holding, Public])
+def test_nothing_that_is_handed_leads_to_the_secrets(run, maker):
+    study, found = run(maker)
     trial = study.trial(0)
     tensors = [item for item in found if isinstance(item, torch.Tensor)]
     assert len(tensors) > 50  # the walk went into networks, optimizers and batches
@@ -134,6 +152,32 @@ def test_the_poison_rate_is_handed_only_to_those_who_declare_it(run):
     for maker, expected in [(Curious, {None}), (Informed, {0.05})]:
         _, found = run(maker)
         assert {item.poison_rate for item in found if type(item).__name__ == "Services"} == expected
+
+
+def test_the_holdout_and_the_public_pictures_are_handed_only_to_those_who_declare_them(run):
+    expected = {Curious: (False, False), Holding: (True, False), Public: (False, True)}
+    for maker, (holdout, public) in expected.items():
+        _, found = run(maker)
+        services = [item for item in found if type(item).__name__ == "Services"]
+        assert services
+        assert {item.clean_holdout is not None for item in services} == {holdout}
+        assert {item.public is not None for item in services} == {public}
+
+
+def test_the_holdout_is_clean_and_the_public_pictures_are_not_those_of_the_test(run):
+    study, found = run(Holding)
+    (holdout,) = {
+        id(item.clean_holdout): item.clean_holdout for item in found if type(item).__name__ == "Services"
+    }.values()
+    assert not torch.isin(holdout.ids, study.trial(0).base_ids).any()  # this attack poisons all its bases
+    clean = study.victim_data(0)
+    assert torch.equal(holdout.images, clean.images[clean.rows_of(holdout.ids)])
+    study, found = run(Public)
+    elsewhere = study.public_dataset.train.images
+    assert any(isinstance(item, torch.Tensor) and torch.equal(item, elsewhere) for item in found)
+    test = {picture.numpy().tobytes() for picture in study.dataset.test.images if picture.float().std() > 1}
+    assert len(test) > 40  # the others are flat: a piece of empty sky looks like any other
+    assert not test & {picture.numpy().tobytes() for picture in elsewhere}
 
 
 def test_a_loan_ends():

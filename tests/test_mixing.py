@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.special import log_softmax
 
 from bench.registry import find
 from bench.settings import build
 from bench.training import Batch
-from defenses.mixing import box, cut_out, simplex_weights
+from defenses.mixing import box, cut_out, permutations, simplex_weights
 
 
 def make(name, **settings):
@@ -75,6 +77,21 @@ def test_the_loss_on_mixed_labels_is_the_weighted_sum_of_losses(world):
         [F.cross_entropy(run.model(mixed.pixels), torch.full((12,), c), reduction="none") for c in range(3)]
     )
     torch.testing.assert_close(loss_of(run, mixed), (mixed.labels.T * each).sum(0))
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_mixup_minimises_the_weighted_sum_of_its_partners_losses(world, ways):
+    """As mixup is written: sum_i w_i CE(f(x), y_i), with scipy's logarithms and the draws of the same stream."""
+    run, batch = world
+    run.model.eval()
+    mixed = at_view(make("mixup", ways=ways), run, batch())
+    stream = run.stream("mixing")
+    weights, orders = simplex_weights(ways, stream), permutations(ways, 12, stream)
+    logs = log_softmax(run.model(mixed.pixels).detach().double().numpy(), axis=1)
+    labels = batch().labels.numpy()
+    expected = sum(-w.item() * logs[np.arange(12), labels[o]] for w, o in zip(weights, orders, strict=True))
+    np.testing.assert_allclose(loss_of(run, mixed).detach().numpy(), expected, rtol=1e-5)
+    assert len({tuple(order.tolist()) for order in orders}) == ways
 
 
 def test_simplex_weights_are_uniform_on_the_simplex():

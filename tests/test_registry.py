@@ -159,15 +159,16 @@ def test_a_file_cannot_change_the_settings_of_a_shipped_variant(write):
 
 def test_a_broken_third_party_package_does_not_take_the_tool_down(monkeypatch, capsys):
     class Broken:
-        name, value = "theirs", "theirs.module"
+        name, value, dist = "theirs", "theirs.module", None
 
         def load(self):
-            raise RuntimeError("cannot start")
+            raise RuntimeError("cannot\nstart")
 
     monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [Broken()])
     monkeypatch.setattr(registry, "_loaded", set())
     assert "friends-b" in registry.names("defense")
-    assert "plug-in 'theirs' from theirs.module could not be loaded: cannot start" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "plug-in 'theirs' (theirs.module) could not be loaded: RuntimeError: cannot start" in said
 
 
 def test_a_file_cannot_use_one_name_twice(write):

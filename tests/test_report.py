@@ -48,3 +48,16 @@ def test_the_control_with_a_trigger_is_a_control():
 def test_a_run_without_a_control_compares_what_it_has():
     assert not lines_with(table(cell("gm", "none", [1, 0])), "against")
     assert len(lines_with(table(cell("gm", "none", [1, 0]) + cell("gm", "d", [0, 0])), "against")) == 1
+
+
+def test_with_both_controls_every_attack_is_compared_with_its_own():
+    backdoor = cell("sleeper", "none", [0.5, 0.9])
+    for one in backdoor:
+        one["outcome"] = {"backdoor": {"asr_all": one["success"]}}
+    controls = cell("none", "none", [0, 0]) + cell("none-trigger", "none", [0.1, 0.1])
+    text = table(controls + cell("gm", "none", [1, 1]) + backdoor)
+    assert [line.partition(":")[0] for line in lines_with(text, "against")] == [
+        "gm x none against none x none",
+        "sleeper x none against none-trigger x none",
+    ]
+    assert "(clean control): 0 %" in text and "(clean control, with a trigger): 10 %" in text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ import torch
 
 from attacks.base import Attack, Scene
 from bench import runner
+from bench.engines.local import Local
 from bench.errors import BadInput, TrialFailed
+from bench.evaluation import ModelPredictor
 from bench.poisons import Poisons
 from bench.records import Records, comparable
 from bench.registry import register
 from bench.stages import Bench
 from bench.store import Store
 from defenses.base import Defense
+from defenses.filtering import Filter
 from tests.tiny import ATTACK_SETS, SETS
 
 
@@ -30,7 +35,7 @@ def prepare(
 
 def execute(plan: runner.Plan, out: Path, jobs: int = 1) -> tuple[list[dict[str, Any]], list[str]]:
     said: list[str] = []
-    results = runner.execute(plan, out, runner.Effort(jobs, 1, quiet=True), said.append, lambda record: None)
+    results = runner.execute(plan, out, Local(jobs, 1, quiet=True), said.append, lambda record: None)
     return results, said
 
 
@@ -185,6 +190,66 @@ class EmptyingDefense(Defense):
         run.active[:] = epoch == 0
 
 
+@register("defense", "test-lost-class")
+class ClassLosingFilter(Filter):
+    """A filter for tests, which keeps nothing of class 2."""
+
+    def kept(self, features: torch.Tensor, labels: torch.Tensor, services: Any) -> torch.Tensor:
+        return labels != 2
+
+
+@register("defense", "test-lost-all")
+class AllLosingFilter(Filter):
+    """A filter for tests, which keeps nothing."""
+
+    def kept(self, features: torch.Tensor, labels: torch.Tensor, services: Any) -> torch.Tensor:
+        return labels < 0
+
+
+@register("defense", "test-nan-features")
+class BlindFilter(Filter):
+    """A filter for tests, whose network has weights that are not finite."""
+
+    def jobs(self, data: Any, services: Any) -> Any:
+        def fit(*who: Any) -> Any:
+            model = services.fit(*who)
+            model.body[0].weight.data.fill_(float("nan"))
+            return model
+
+        return super().jobs(data, replace(services, fit=fit))
+
+    def kept(self, features: torch.Tensor, labels: torch.Tensor, services: Any) -> torch.Tensor:
+        return torch.ones_like(labels, dtype=torch.bool)
+
+
+@register("defense", "test-nan-loss")
+class LossBreakingDefense(Defense):
+    """A defense for tests, whose loss is not finite from epoch 1 on."""
+
+    def loss(self, losses: torch.Tensor, batch: Any, run: Any) -> torch.Tensor:
+        return losses.mean() * (float("nan") if run.current_epoch else 1)
+
+
+FAILING = {
+    "test-lost-class": "defense 'test-lost-class' left no training sample of class 2",
+    "test-lost-all": "defense 'test-lost-all' left no training sample of class 0",
+    "test-nan-features": "the warm-up network's features are not finite",
+    "test-nan-loss": "epoch 1: the training loss is not finite; repair: a smaller train.lr",
+    "test-empty": "epoch 1: the defense left no training sample",
+}
+
+
+def test_defenses_that_cannot_go_on_fail_with_their_cause_and_the_run_goes_on(tmp_path: Path) -> None:
+    plan = prepare("random-noise", (*FAILING, "noise-u"), ("trials=1",), only=True)
+    results, said = execute(plan, tmp_path)
+    assert {record["defense"]: record["error"] for record in results[:-1]} == FAILING
+    assert all((record["status"], record["success"]) == ("failed", None) for record in results[:-1])
+    assert (results[-1]["defense"], results[-1]["status"]) == ("noise-u", "done")
+    kept = {record["defense"]: record for record in Records(tmp_path / "records").all()}
+    assert {name: kept[name]["error"] for name in FAILING} == FAILING
+    assert all(any(cause in line for line in said) for cause in FAILING.values())
+
+
 def test_a_crash_while_crafting_costs_that_trial_only(tmp_path: Path) -> None:
     plan = prepare("test-crash", ("none",))
     results, said = execute(plan, tmp_path)
@@ -212,12 +277,6 @@ def test_poisons_beyond_eps_fail_the_trial(tmp_path: Path) -> None:
     results, _ = execute(prepare("test-cheat", ("none",), only=True), tmp_path)
     assert {record["status"] for record in results} == {"failed"}
     assert "more than eps = " in results[0]["error"]
-
-
-def test_a_defense_that_drops_everything_fails_with_its_cause(tmp_path: Path) -> None:
-    results, _ = execute(prepare("random-noise", ("test-empty",)), tmp_path)
-    assert [record["status"] for record in results] == ["done"] * 4 + ["failed"] * 2
-    assert results[-1]["error"] == "epoch 1: the defense left no training sample"
 
 
 def test_only_leaves_the_other_cells_out() -> None:
@@ -274,3 +333,105 @@ def test_a_failure_does_not_replace_what_another_run_has_finished(
     record = bench.failure(plan.cells[2].attack, plan.cells[2].defense, 0, "its process was killed twice")
     assert comparable(record) == comparable(done[1][4])
     assert bare(list(Records(out / "records").all())) == bare(list(Records(done[0] / "records").all()))
+
+
+class Keeping(Defense):
+    """Keeps work of two kinds, notes what it found, suspects samples, and lends its network in two ways."""
+
+    needs = ("clean_holdout",)
+    made: list[str] = []
+
+    def external(self) -> dict[str, Any]:
+        return {"file": "abc"}
+
+    def jobs(self, data: Any, services: Any) -> Any:
+        def costly() -> dict[str, torch.Tensor]:
+            self.made.append("costly")
+            time.sleep(0.2)
+            return {"sum": data.images.sum()[None]}
+
+        def elsewhere() -> dict[str, torch.Tensor]:
+            self.made.append("elsewhere")
+            time.sleep(0.2)
+            return {"one": torch.ones(1)}
+
+        kept = services.keep("costly", {"data": data.digest}, costly)
+        services.keep("elsewhere", {}, elsewhere, external=True)
+        services.note("sum", int(kept["sum"]))
+        services.note("holdout", services.clean_holdout.ids.tolist())
+        assert services.poison_rate is None and services.public is None
+        yield from super().jobs(data, services)
+
+    def epoch(self, run: Any, epoch: int) -> None:
+        run.suspected[:7] = True
+
+    def finish(self, trained: Any, services: Any) -> Any:
+        predictor = super().finish(trained, services)
+        predictor.variants = {"upside down": ModelPredictor(UpsideDown(trained[0].model))}  # type: ignore[attr-defined]
+        return predictor
+
+
+class UpsideDown(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return -self.model(pixels)
+
+
+def test_what_a_defense_keeps_notes_suspects_and_varies(tmp_path: Path) -> None:
+    register("defense", "keeping")(Keeping)
+    plan = prepare("random-noise", ("keeping",), only=True)
+    Keeping.made.clear()
+    records, _ = execute(plan, tmp_path)
+    assert [record["error"] for record in records] == [None, None]
+    assert sorted(Keeping.made) == ["costly", "costly", "elsewhere"]  # the second depends on no data
+    study = plan.study
+    for record in records:
+        images = Bench.at(study, tmp_path, lambda *_: None, print).poisons(plan.cells[0].attack, record["trial"])[0]
+        assert record["notes"]["sum"] == int(images.applied_to(study.victim_data(record["trial"])).images.sum())
+        assert not set(record["notes"]["holdout"]) & set(record["draw"]["base_ids"])
+        assert record["filter"]["dropped"] == 7 and record["external"] == {"file": "abc"}
+        other = record["variants"]["upside down"]
+        assert other.keys() == record["outcome"].keys()
+        assert other["target_predictions"] != record["outcome"]["target_predictions"]
+        seconds = record["seconds"]
+        assert seconds["external"] >= 0.2 and 0.2 <= seconds["train.networks"] < seconds["train"]
+    shutil.rmtree(tmp_path / "records")
+    again, _ = execute(plan, tmp_path)
+    assert sorted(Keeping.made) == ["costly", "costly", "elsewhere"] and bare(again) == bare(records)
+
+
+def test_what_is_used_from_outside_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    register("defense", "keeping")(Keeping)
+
+    def key() -> str:
+        plan = prepare("none", ("keeping",), only=True)
+        return str(plan.study.wanted(plan.cells[0].attack, plan.cells[0].defense, 0)["key"])
+
+    before = key()
+    monkeypatch.setattr(Keeping, "external", lambda self: {"file": "abd"})
+    assert key() != before
+
+    def missing(self: Any) -> dict[str, Any]:
+        raise BadInput("package 'x' is missing; repair: pip install x")
+
+    monkeypatch.setattr(Keeping, "external", missing)
+    with pytest.raises(BadInput, match="pip install x"):
+        key()
+
+
+def test_pictures_from_elsewhere_are_of_the_right_size_and_part_of_the_key() -> None:
+    class Learned(Defense):
+        needs = ("external_model",)
+        wants_public = True
+
+    register("defense", "learned")(Learned)
+    default = prepare("none", ("learned",), only=True)
+    assert default.study.public_dataset.train.images.shape[1:] == default.study.dataset.train.images.shape[1:]
+    changed = prepare("none", ("learned",), ("public_dataset.train_per_class=11",), only=True)
+    keys = {plan.study.wanted(plan.cells[0].attack, plan.cells[0].defense, 0)["key"] for plan in (default, changed)}
+    assert len(keys) == 2
+    with pytest.raises(BadInput, match="public_dataset 'photographs' has pictures of 24 pixels"):
+        prepare("none", ("learned",), ("public_dataset.size=24",), only=True)

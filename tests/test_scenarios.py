@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench import runner
+from bench.engines.local import Local
 from bench.errors import BadInput
 from bench.models.base import Classifier
 from bench.records import comparable
@@ -61,7 +62,7 @@ def prepare(
 
 def execute(plan: runner.Plan, out: Path) -> list[dict[str, Any]]:
     said: list[str] = []
-    results = runner.execute(plan, out, runner.Effort(1, 1, quiet=True), said.append, lambda record: None)
+    results = runner.execute(plan, out, Local(1, 1, quiet=True), said.append, lambda record: None)
     assert [record["error"] for record in results] == [None] * len(results)
     return results
 

@@ -14,6 +14,7 @@ import pytest
 
 from bench import runner
 from bench.cli import main
+from bench.engines.local import Local
 from bench.tracking import Tracker
 from tests.aftermath import ROOT, RUN, assert_in_step, records, sent
 from tests.servers import Between, free_port, postgres, tracking_server
@@ -119,7 +120,7 @@ def test_a_slow_server_does_not_hold_up_the_run(
             tracker.add(record)
             adds.append(time.perf_counter() - clock)
 
-        runner.execute(plan, untrained, runner.Effort(1, 1, quiet=True), said.append, add)
+        runner.execute(plan, untrained, Local(1, quiet=True), said.append, add)
         clock = time.perf_counter()
         left = tracker.close(patience=3)
         assert time.perf_counter() - clock < 10

@@ -191,6 +191,41 @@ def test_inactive_samples_have_no_influence_at_all(trained, make_images):
     assert not torch.equal(trained(), trained(data=other))
 
 
+def test_a_sampler_of_the_defense_makes_the_batches(trained, make_images):
+    class Sampler(Recorder):
+        def setup(self, run):
+            def sample(rows, stream):
+                first = torch.randint(len(rows), (1,), generator=stream)
+                return [rows[first], rows[:0], rows[[5, 5, 7]]]
+
+            run.sampler = sample
+
+        def epoch(self, run, epoch):
+            run.active[0] = False
+
+        def loss(self, losses, batch, run):
+            return losses.sum()  # the mean of none is no number
+
+    data, recorder, again = make_images(24), Sampler(), Sampler()
+    assert torch.equal(trained(recorder, data=data), trained(again, data=data))
+    sizes = [len(ids) for _, stage, _, ids, _, _ in recorder.batches if stage == "pixel"]
+    assert sizes == [1, 0, 3] * 2
+    rows = [rows for _, stage, _, _, rows, _ in recorder.batches if stage == "pixel"]
+    assert rows[2] == rows[5] == [6, 6, 8]  # of the 23 that are active
+    assert rows == [rows for _, stage, _, _, rows, _ in again.batches if stage == "pixel"]
+
+
+def test_what_a_training_suspects_is_handed_back_by_id(make_small, make_images):
+    class Suspicious(Defense):
+        def epoch(self, run, epoch):
+            run.suspected[[2, 3 + epoch]] = True
+
+    data = make_images(24).subset(torch.arange(23, -1, -1))
+    result = train(make_small(), data, recipe(), seed=0, hooks=Suspicious(Settings()))
+    assert result.suspected.tolist() == data.ids[[2, 3, 4]].tolist()
+    assert train(make_small(), data, recipe(), seed=0).suspected.tolist() == []
+
+
 def test_a_defense_may_swap_the_pictures(trained, make_images):
     class Swap(Defense):
         def epoch(self, run, epoch):

@@ -1,0 +1,105 @@
+"""From numbers to a file: the look that all figures share, and the table beside them. The only user of matplotlib."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import io
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bench import atomic
+from bench.errors import BadInput, nearest
+from bench.figures import FIGURES
+from bench.figures.request import Plate, Request
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 3.4  # inches, a column of a paper
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#999999")
+"""Okabe and Ito's colours, which are told apart by the colour-blind too; black is left for what has no defense."""
+
+STYLE: dict[str, Any] = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "legend.fontsize": 6,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "text.parse_math": False,  # names of plug-ins are shown as they are, whatever they hold
+    "svg.hashsalt": "bench",  # the same numbers give the same file
+}
+SUFFIXES = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+def catalogue() -> list[tuple[str, str]]:
+    """Every figure with its line."""
+    docstrings = ((name, importlib.import_module(module).__doc__ or "") for name, module in FIGURES.items())
+    return [(name, text.partition("\n")[0]) for name, text in docstrings]
+
+
+def make(name: str, request: Request, to: Path, table: Path | None = None) -> str:
+    """Make the figure called `name` and write it to `to`, its numbers to `table` as CSV; return its caption.
+
+    BadInput before any work for an unknown name, a suffix that is none, or a missing matplotlib.
+    """
+    if name not in FIGURES:
+        raise BadInput(f"unknown figure '{name}'{nearest(name, FIGURES)}")
+    for path, allowed in ((to, tuple(SUFFIXES)), (table, (".csv",))):
+        if path is not None and (path.suffix not in allowed or path.is_dir()):
+            raise BadInput(f"'{path}' cannot be written; allowed: a file that ends in {' or '.join(allowed)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadInput("figures need matplotlib, which is not installed; repair: pip install matplotlib")
+    module = importlib.import_module(FIGURES[name])
+    try:
+        plate: Plate = module.measure(request)
+        picture = render(plate, module.draw, to.suffix)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if request.records is None:
+            raise
+        raise BadInput(f"'{request.records}' holds records that no run wrote: {type(error).__name__} {error}") from None
+    try:
+        if table is not None:
+            atomic.write_bytes(table, as_csv(plate).encode())
+        atomic.write_bytes(to, picture)
+    except OSError as error:
+        raise BadInput(f"'{error.filename or to}' cannot be written: {error.strerror}; repair: --to FILE") from None
+    return plate.caption
+
+
+def render(plate: Plate, draw: Any, suffix: str = ".png") -> bytes:
+    """The figure as the bytes of a file."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(cast(Any, STYLE)):
+        figure = Figure(figsize=plate.size, layout="constrained")
+        draw(plate, figure)
+        lines = textwrap.wrap(plate.caption, int(26 * plate.size[0]))
+        figure.supxlabel("\n".join(lines), fontsize=5.5, color="#555555")
+        file = io.BytesIO()
+        smaller: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if suffix == ".png" else {}
+        figure.savefig(file, format=suffix[1:], dpi=180, metadata=SUFFIXES[suffix], **smaller)
+    return file.getvalue()
+
+
+def as_csv(plate: Plate) -> str:
+    """The table behind a figure, with a head line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(plate.columns)
+    writer.writerows(plate.rows)
+    return text.getvalue()
+
+
+def legend_above(figure: Figure, handles: list[Any], columns: int) -> None:
+    """One legend for the whole figure, above its axes; below them stands the caption."""
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, handletextpad=0.4, columnspacing=1.0)

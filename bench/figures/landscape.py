@@ -1,0 +1,153 @@
+"""Training loss around a trial's poisons, undefended and behind defenses (FRIENDS, Figs. 2c and 3; trains victims).
+
+Measured is the mean cross-entropy of the poisons' labels over all poisons of the trial, at
+
+    clip(base_i + u (poison_i - base_i) + v eps r_i, 0, 1)
+
+u: along the poison's own direction, 0 the base picture, 1 the poison; v: along a random direction of the poison's size,
+every value of r_i -1 or 1 with equal chance, drawn once for each picture, independent of the poison. The paper varies
+two random directions around the base pictures and marks the poison; here one axis goes through the poison, so that it
+lies in the plane. Networks: the attacker's first surrogate, trained on clean data, where the poisons stand out (Fig.
+2c), and the victims, trained on the poisons to their last epoch (Fig. 3). Eval mode, no augmentation, and none of a
+defense's noise, as when the victim is judged. Colours are logarithmic and the same in all panels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.errors import BadInput, TrialFailed
+from bench.figures.canvas import WIDTH
+from bench.figures.request import Plate, Request, Row, plan_of
+from bench.figures.training import made
+from bench.models.base import Classifier, frozen
+from bench.progress import say
+from bench.runner import Cell
+from bench.seeds import derive, torch_stream
+from bench.stages import Bench
+from bench.store import Made
+from bench.training import precision, to_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ALONG = [i / 8 - 1 for i in range(25)]  # u, from -1 to 2 by way of 0 and 1
+ACROSS = [i / 4 - 2 for i in range(17)]  # v, from -2 to 2 by way of 0
+CHUNK = 512  # pictures at once
+SHADES = 24
+LINES = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 3)]  # nats, where a white line stands
+
+
+@dataclass(frozen=True)
+class Surface:
+    """name: of the network; loss: [len(ACROSS)][len(ALONG)]."""
+
+    name: str
+    loss: list[list[float]]
+
+    def at(self, u: float, v: float) -> float:
+        return self.loss[ACROSS.index(v)][ALONG.index(u)]
+
+
+@torch.no_grad()
+def mean_loss(model: Classifier, pixels: Tensor, labels: Tensor) -> float:
+    """Mean cross-entropy of float pixels [n, 3, h, w], which are clipped to [0, 1]."""
+    total = 0.0
+    for part, wanted in zip(pixels.clamp(0, 1).split(CHUNK), labels.split(CHUNK), strict=True):
+        with precision(part.device):
+            logits = model(part).float()
+        total += F.cross_entropy(logits, wanted, reduction="sum").item()
+    return total / len(labels)
+
+
+def surface(model: Classifier, base: Tensor, along: Tensor, across: Tensor, labels: Tensor) -> Tensor:
+    """Loss [len(ACROSS), len(ALONG)] at base + u along + v across; all [n, 3, h, w] in [0, 1] units."""
+    with frozen(model):
+        grid = [[mean_loss(model, base + u * along + v * across, labels) for u in ALONG] for v in ACROSS]
+    return torch.tensor(grid, dtype=torch.float64)
+
+
+def _around(bench: Bench, cell: Cell, index: int, model: Classifier) -> Tensor:
+    """The surface of a network around the poisons of a trial."""
+    study, (poisons, _) = bench.study, bench.poisons(cell.attack, index)
+    clean = study.victim_data(index)
+    base, poison = to_pixels(clean.images[clean.rows_of(poisons.ids)]), to_pixels(poisons.images)
+    signs = torch.empty_like(base).bernoulli_(
+        0.5, generator=torch_stream("cpu", derive(study.seed, "figure", "landscape"), index)
+    )
+    across = (2 * signs - 1) * study.protocol.threat.eps / 255
+    parts = (part.to(study.device) for part in (base, poison - base, across, poisons.labels))
+    return surface(model, *parts)
+
+
+def _of_victim(bench: Bench, cell: Cell, index: int) -> Made:
+    trained = bench.trainings(cell.attack, cell.defense, index)
+    if len(trained) > 1:
+        raise TrialFailed(f"defense '{cell.defense.label}' trains {len(trained)} networks, and this figure shows one")
+    return {"loss": _around(bench, cell, index, trained[0].model)}, {}
+
+
+def _of_surrogate(bench: Bench, cell: Cell, index: int) -> Made:
+    return {"loss": _around(bench, cell, index, bench.networks.surrogate(0)[0])}, {}
+
+
+def measure(request: Request) -> Plate:
+    """content: [Surface], the surrogate's first, then those of the victims."""
+    plan = plan_of(request, "gm", ("friends-b",))
+    attack = plan.cells[-1].attack
+    if not attack.plugin.make.poisons_data:
+        raise BadInput(f"attack '{attack.label}' poisons nothing, so there is nothing to look around")
+    (undefended,) = plan_of(replace(request, defenses=("none",), sets=_without_defense(request)), "gm", ()).cells
+    cells = [undefended, *(cell for cell in plan.cells if cell.defense.label != "none")]
+    study, (index,) = plan.study, plan.cells[0].trials
+    (first,) = made("loss around poisons", _of_surrogate, plan, cells[:1], request.out)
+    found = [first, *made("loss around poisons, victim", _of_victim, plan, cells, request.out)]
+    names = ["attacker's surrogate", "victim, undefended", *(f"victim, {cell.defense.label}" for cell in cells[1:])]
+    surfaces = [Surface(name, a.tensors["loss"].tolist()) for name, a in zip(names, found, strict=True)]
+    rows: list[Row] = [
+        (one.name, u, v, loss)
+        for one in surfaces
+        for v, line in zip(ACROSS, one.loss, strict=True)
+        for u, loss in zip(ALONG, line, strict=True)
+    ]
+    n = len(Bench.at(study, request.out, lambda *_: None, say).poisons(attack, index)[0].ids)
+    caption = (
+        f"{study.protocol.name}, {attack.label}, trial {index}, seed {study.seed}; n = {n} poisons, "
+        f"eps {study.protocol.threat.eps}/255; circle: base pictures, star: poisons"
+    )
+    return Plate(("network", "u", "v", "loss"), rows, caption, surfaces, (2 * WIDTH, 2.6))
+
+
+def _without_defense(request: Request) -> tuple[str, ...]:
+    """The settings that hold for an undefended victim too."""
+    return tuple(item for item in request.sets if not item.startswith("defense."))
+
+
+def draw(plate: Plate, figure: Figure) -> None:
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter
+
+    surfaces: list[Surface] = plate.content
+    axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
+    floor = 1e-4  # nats; what is lower is shown like it
+    clipped = [[[max(loss, floor) for loss in line] for line in one.loss] for one in surfaces]
+    values = [loss for loss_of in clipped for line in loss_of for loss in line]
+    low, high = min(values), max(max(values), 2 * min(values))
+    shades = [low * (high / low) ** (i / SHADES) for i in range(SHADES)] + [high]
+    ticks = [mark for mark in LINES if low < mark < high]
+    for axis, one, loss in zip(axes, surfaces, clipped, strict=True):
+        field = axis.contourf(ALONG, ACROSS, loss, levels=shades, norm=LogNorm(low, high), cmap="cividis")
+        axis.contour(ALONG, ACROSS, loss, levels=ticks, colors="white", linewidths=0.3)
+        axis.plot(0, 0, "o", markersize=4, markerfacecolor="none", color="white")
+        axis.plot(1, 0, "*", markersize=6, color="white")
+        axis.set(
+            title=f"{one.name}\nbase {one.at(0, 0):.2g}, poison {one.at(1, 0):.2g}", xlabel="poison's direction, u"
+        )
+    axes[0].set_ylabel("random direction, v (units of eps)")
+    bar = figure.colorbar(field, ax=list(axes), ticks=ticks, format=FuncFormatter(lambda loss, _: f"{loss:g}"))
+    bar.set_label("mean training loss, nats")

@@ -1,0 +1,80 @@
+"""The crafting objective over the steps, one line a trial and the median (from records).
+
+The objective is the attack's own: 1 - cos of gradients for Gradient Matching, another for others, so that panels do not
+compare. Of several restarts the kept one is shown. Where surrogates were retrained (dotted) it becomes another one.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.errors import BadInput
+from bench.figures.canvas import COLOURS, WIDTH
+from bench.figures.request import Plate, Request, Row, read, seeds_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The kept restart of one crafting. turns: steps before which surrogates were retrained."""
+
+    attack: str
+    trial: int
+    seed: int
+    restart: int
+    losses: list[float]
+    turns: list[int]
+
+
+def measure(request: Request) -> Plate:
+    """content: {attack: [Curve]}. Defenses share poisons, so each crafting counts once."""
+    records = read(request)
+    curves: dict[str, list[Curve]] = {}
+    seen = set()
+    for record in records:
+        poisons = record["poisons"] or {}
+        if not poisons.get("losses") or poisons["key"] in seen:
+            continue
+        seen.add(poisons["key"])
+        losses, final = poisons["losses"], poisons["final_losses"]
+        best = min(range(len(losses)), key=final.__getitem__)
+        turns = [int(turn) for turn in poisons.get("retrained_at", [])]
+        line = [float(loss) for loss in losses[best]]
+        curve = Curve(str(record["attack"]), int(record["trial"]), int(record["seed"]), best, line, turns)
+        curves.setdefault(curve.attack, []).append(curve)
+    if not curves:
+        raise BadInput("these records hold no crafting losses: their attacks optimise nothing")
+    rows: list[Row] = [
+        (curve.attack, curve.trial, curve.seed, curve.restart, step, loss)
+        for own in curves.values()
+        for curve in own
+        for step, loss in enumerate(curve.losses)
+    ]
+    counts = ", ".join(f"{attack} n = {len(own)}" for attack, own in curves.items())
+    caption = f"{records[0]['protocol']}, {seeds_of(records)}; trials: {counts}; thick: median"
+    wide = min(len(curves), 2)
+    size = (WIDTH if wide == 1 else 2 * WIDTH, 0.3 + 2.0 * -(-len(curves) // wide))
+    return Plate(("attack", "trial", "seed", "restart", "step", "objective"), rows, caption, curves, size)
+
+
+def draw(plate: Plate, figure: Figure) -> None:
+    curves: dict[str, list[Curve]] = plate.content
+    wide = min(len(curves), 2)
+    axes = figure.subplots(-(-len(curves) // wide), wide, squeeze=False)
+    for axis, (attack, own) in zip(axes.flat, curves.items(), strict=False):
+        for curve in own:
+            axis.plot(curve.losses, color=COLOURS[5], linewidth=0.5, alpha=0.7)
+        shortest = min(len(curve.losses) for curve in own)
+        median = [statistics.median(curve.losses[i] for curve in own) for i in range(shortest)]
+        axis.plot(median, color=COLOURS[0])
+        for turn in own[0].turns:
+            axis.axvline(turn, color="#000000", linewidth=0.5, linestyle=":")
+        axis.set(title=attack, xlabel="crafting step", ylabel="objective")
+        if min(map(min, (curve.losses for curve in own))) > 0:
+            axis.set_ylim(bottom=0)
+    for axis in axes.flat[len(curves) :]:
+        axis.axis("off")

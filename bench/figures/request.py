@@ -1,0 +1,137 @@
+"""What a figure is asked for, and where it gets it: trial records, the data set behind them, or a study to train in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.datasets.base import Dataset, Place
+from bench.devices import choose_devices
+from bench.errors import BadInput, nearest
+from bench.progress import say
+from bench.records import NEEDED, SCHEMA, Records
+from bench.registry import find
+from bench.runner import Plan, prepare
+from bench.settings import build
+
+Record = dict[str, Any]
+Row = tuple[str | int | float, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; None where it leaves the choice to the figure.
+
+    out: the output folder of runs; records: a .jsonl file to read instead of its records; data: where data sets look
+    for files.
+    """
+
+    out: Path
+    records: Path | None = None
+    protocol: str | None = None
+    sets: tuple[str, ...] = ()
+    dataset: str | None = None
+    data: Path | None = None
+    seed: int | None = None
+    device: str = "auto"
+    attack: str | None = None
+    defenses: tuple[str, ...] = ()
+    trial: int | None = None
+
+
+@dataclass(frozen=True)
+class Plate:
+    """The numbers of a figure: a table for people who plot it themselves, and what its `draw` needs.
+
+    caption: protocol, n and seed, in a line; size: of the figure, inches.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+    caption: str
+    content: Any
+    size: tuple[float, float]
+
+
+def read(request: Request) -> list[Record]:
+    """The trial records that a request means, all of one protocol. BadInput when there are none, or of several."""
+    if request.sets or request.dataset is not None:
+        raise BadInput("this figure shows records as they are: --set and --dataset have no place here")
+    if request.records is not None:
+        found, where = list(_of_file(request.records)), request.records
+    else:
+        found, where = list(Records(request.out / "records", say).all()), request.out / "records"
+    if not found:
+        raise BadInput(f"no trial records in '{where}'; repair: run something first, or --out DIR or --records FILE")
+    wanted = {"protocol": request.protocol, "attack": request.attack, "seed": request.seed, "trial": request.trial}
+    for name, value in wanted.items():
+        found = _only(found, name, [] if value is None else [value])
+    found = _only(found, "defense", list(request.defenses))
+    protocols = sorted({str(record["protocol"]) for record in found})
+    if len(protocols) > 1:
+        raise BadInput(f"these are records of {', '.join(protocols)}; choose one with --protocol")
+    return found
+
+
+def _only(records: list[Record], name: str, values: list[Any]) -> list[Record]:
+    known = sorted({str(record[name]) for record in records})
+    for value in values:
+        if str(value) not in known:
+            raise BadInput(f"no records with {name} '{value}'{nearest(str(value), known)}")
+    return [record for record in records if not values or record[name] in values]
+
+
+def _of_file(path: Path) -> Iterable[Record]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"records file '{path}' cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or any(name not in record for name in NEEDED) or record["schema"] != SCHEMA:
+            raise BadInput(f"'{path}', line {number}: not a trial record of this version")
+        yield record
+
+
+def dataset_of(record: Record, data: Path | None) -> Dataset:
+    """The data set that a record was made with; BadInput when it comes out otherwise today."""
+    values = dict(record["settings"]["protocol"]["dataset"])
+    base, _, argument = str(values.pop("name")).partition(":")
+    make = find("dataset", base).make
+    dataset: Dataset = make(build(make.Settings, values, "dataset"), Place(data, argument))
+    if dataset.fingerprint != record["data"]["fingerprint"]:
+        raise BadInput(f"data set '{base}' is not the one that the records were made with: its fingerprint differs")
+    return dataset
+
+
+def seeds_of(records: Iterable[Record]) -> str:
+    """`seed 0` or `seeds 0, 1`, for a caption."""
+    seeds = sorted({int(record["seed"]) for record in records})
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def plan_of(request: Request, attack: str, defenses: tuple[str, ...]) -> Plan:
+    """The study to train in, with one cell for each defense and the one trial that is asked for (default: 0); checked
+    as a run is. attack, defenses: unless the request names others."""
+    if request.records is not None:
+        raise BadInput("this figure trains networks and reads no records: --records has no place here")
+    plan = prepare(
+        request.protocol or "quick",
+        request.sets,
+        attack=request.attack or attack,
+        defenses=request.defenses or defenses,
+        only=True,
+        dataset=request.dataset,
+        data=request.data,
+        seed=request.seed or 0,
+        device=choose_devices(request.device)[0],
+    )
+    return Plan(tuple(replace(cell, trials=(request.trial or 0,)) for cell in plan.cells))

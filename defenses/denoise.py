@@ -1,0 +1,203 @@
+"""Diffusion denoising: noise is added to the training pictures and taken out again by a diffusion model, once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench import fingerprint
+from bench.datasets.base import Images
+from bench.errors import TrialFailed
+from bench.evaluation import ModelPredictor, Predictor
+from bench.models.base import build_model
+from bench.registry import find, register
+from bench.seeds import derive
+from bench.settings import Settings
+from bench.training import Run, Trained, train
+from defenses.base import Defense, Job, Services
+from defenses.denoisers import FIT, fitted, loaded, outside
+from defenses.diffusion import Denoiser, denoise_images, names_by_content, noise_by_name, noise_of, one_shot, step_for
+
+
+class DenoiseSettings(Settings):
+    """Noise levels and variants of the paper: sections 4.1 and 4.2."""
+
+    sigma: float = Field(0.25, ge=0.025, le=1, description="noise, in units of pixels in [0, 1]")
+    scale: Literal[1, 2] = Field(
+        2,
+        description="noise on pixels in [-1, 1] over sigma; 2: the same noise; 1: the paper's released form",
+    )
+    source: str = Field(
+        FIT,
+        description="the denoiser: 'fit' (trained here on public pictures), a diffusers folder or hub id "
+        "(google/ddpm-cifar10-32), or a checkpoint of improved-diffusion (.pt)",
+    )
+    warm_start: float = Field(0.0, ge=0, lt=1, description="share of the epochs on the raw set first (paper: 0.25)")
+    init: Literal["fresh", "pretrained"] = Field(
+        "fresh", description="first weights: the victim's own, or features learned on public pictures"
+    )
+    denoise_test: bool = Field(False, description="the test pictures too; the other way is recorded as a variant")
+    width: int = Field(32, ge=8, le=512, multiple_of=8, description="channels of the fitted U-Net")
+    steps: int = Field(3000, ge=1, le=10_000_000, description="training steps of the fitted U-Net")
+    batch: int = Field(64, ge=1, le=65536, description="pictures a training step of the fitted U-Net")
+    chunk: int = Field(
+        256, ge=1, le=65536, description="pictures denoised at once; no number depends on it but for rounding"
+    )
+
+
+class DenoisedPictures:
+    """A classifier that is shown denoised pictures.
+
+    A picture's noise is drawn from its content: the same picture always gets the same noise, whatever else is in the
+    batch, and different pictures get independent noise, so that no single draw decides for all of them.
+    """
+
+    def __init__(self, inner: Predictor, denoiser: Denoiser, step: int, seed: int, chunk: int) -> None:
+        self.inner, self.denoiser, self.step, self.seed, self.chunk = inner, denoiser, step, seed, chunk
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        cleaned = [
+            one_shot(self.denoiser, part, noise_by_name(self.seed, names_by_content(part), part), self.step)
+            for part in pixels.split(self.chunk)
+        ]
+        return self.inner.scores(torch.cat(cleaned))
+
+
+class WithVariants:
+    """A predictor, and other ways to use what was trained, judged beside it."""
+
+    def __init__(self, headline: Predictor, variants: dict[str, Predictor]) -> None:
+        self.headline, self.variants = headline, variants
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        return self.headline.scores(pixels)
+
+
+@register("defense", "denoise-0.1", sigma=0.1)
+@register("defense", "denoise-0.25", sigma=0.25)
+@register("defense", "denoise-0.5", sigma=0.5)
+@register("defense", "denoise-1.0", sigma=1.0)
+@register("defense", "denoise-0.25-warm", sigma=0.25, warm_start=0.25)
+class Denoise(Defense):
+    """Diffusion denoising (Hong, Carlini, Kurakin: "... as a Certified Defense against Clean-Label Poisoning"), without
+    the certificate.
+
+    The training set is noised with deviation sigma and denoised by one call of a diffusion model, then trained on as
+    usual; the test pictures are left alone (both ways are recorded). `warm_start`: the first epochs on the raw set.
+    `init = pretrained`: the features start from a training on public pictures; the paper starts from torchvision's
+    ImageNet ResNet-18, whose stem is not that of the ResNet-18 for small pictures, so that it cannot be loaded here.
+
+    Threat model: any small change of the training pictures. Needs: a diffusion model, which is knowledge from outside;
+    one that was trained on CIFAR-10 has seen the clean twins of the poisons, which is more than other defenses know.
+    Nothing is certified: that takes many trainings and votes. Cost: one call of the network a picture; `source = fit`
+    first trains a small U-Net on public pictures, once a study (minutes on a CPU).
+    """
+
+    Settings = DenoiseSettings
+    settings: DenoiseSettings
+    needs = ("external_model",)
+
+    @property
+    def wants_public(self) -> bool:
+        return self.settings.source == FIT or self.settings.init == "pretrained"
+
+    def external(self) -> dict[str, Any]:
+        return outside(self.settings.source)
+
+    def jobs(self, data: Images, services: Services) -> Iterable[Job]:
+        # With a warm start the training begins on the raw set; `epoch` puts the denoised one in its place.
+        yield Job(data if self.settings.warm_start else self._denoised(data, services))
+
+    def epoch(self, run: Run, epoch: int) -> None:
+        if epoch == 0 and self.settings.init == "pretrained":
+            self._initialise(run)
+        raw = min(round(self.settings.warm_start * run.recipe.epochs), run.recipe.epochs - 1)
+        if self.settings.warm_start and epoch == raw:
+            run.data = self._denoised(run.data, run.services)
+
+    def finish(self, trained: Sequence[Trained], services: Services) -> Predictor:
+        model = trained[0].model
+        denoiser = self._denoiser(services, next(model.parameters()).device)
+        raw = ModelPredictor(model)
+        seed = derive(services.seed, "test pictures")
+        denoised = DenoisedPictures(raw, denoiser, self._step(denoiser), seed, self.settings.chunk)
+        if self.settings.denoise_test:
+            return WithVariants(denoised, {"raw test pictures": raw})
+        return WithVariants(raw, {"denoised test pictures": denoised})
+
+    def _denoiser(self, services: Services, device: torch.device) -> Denoiser:
+        chosen = self.settings
+        if chosen.source != FIT:
+            return loaded(chosen.source, device)
+        return fitted(_public(services), chosen.width, chosen.steps, chosen.batch, services)
+
+    def _step(self, denoiser: Denoiser) -> int:
+        return step_for(denoiser.alphas, self.settings.scale * self.settings.sigma)
+
+    def _denoised(self, data: Images, services: Services) -> Images:
+        """The training set, denoised: one for all trials and defenses that have the same one before them."""
+        denoiser = self._denoiser(services, data.images.device)
+        denoiser.must_take(data.images.shape[2])
+        step = self._step(denoiser)
+        services.note(
+            "denoise", {"step": step, "steps": len(denoiser.alphas), "noise": float(noise_of(denoiser.alphas)[step])}
+        )
+        inputs = {
+            "data": data.digest,
+            "denoiser": denoiser.identity,
+            "sigma": self.settings.sigma,
+            "scale": self.settings.scale,
+        }
+        seed = derive(0, "denoise", json.dumps(inputs, sort_keys=True))
+
+        def make() -> dict[str, Tensor]:
+            chunk, report = self.settings.chunk, services.report
+            return {"images": denoise_images(denoiser, data.images, data.ids, step, seed, chunk, report)}
+
+        return data.with_images(services.keep("denoised pictures", inputs, make)["images"])
+
+    def _initialise(self, run: Run) -> None:
+        """Put features that were learned on the public pictures, with their own classes, into the victim's network."""
+        public, services, normalise = _public(run.services), run.services, run.model.normalise
+        mean, deviation = (tuple(part.flatten().tolist()) for part in (normalise.mean, normalise.std))
+        inputs = {
+            "model": services.model,
+            "code": fingerprint.code(find("model", services.model).make),
+            "public": public.digest,
+            "recipe": services.recipe.as_dict(),
+            "normalisation": [mean, deviation],
+        }
+        seed = derive(0, "pretrained", services.model)
+        network = build_model(
+            services.model,
+            classes=int(public.labels.max()) + 1,
+            size=public.images.shape[2],
+            normalisation=(mean, deviation),
+            seed=seed,
+            device=run.device,
+        )
+
+        def make() -> dict[str, Tensor]:
+            def report(epoch: int, epochs: int, _: dict[str, float]) -> None:
+                services.report("pretraining", epoch, epochs)
+
+            return dict(train(network, public, services.recipe, seed=seed, report=report).model.state_dict())
+
+        network.load_state_dict(services.keep("pretrained features", inputs, make, external=True))
+        try:
+            run.model.take_features(network)
+        except RuntimeError:
+            raise TrialFailed(
+                f"defense '{self.name}': init = pretrained, but another defense has replaced the layers of the network"
+            ) from None
+
+
+def _public(services: Services) -> Images:
+    if services.public is None:
+        raise TrialFailed("no public pictures here to train an external model on")
+    return services.public()

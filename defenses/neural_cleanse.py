@@ -1,0 +1,258 @@
+"""Neural Cleanse: the smallest mask and pattern that turn any picture into a class; one far too small is a backdoor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor
+
+from bench.evaluation import ModelPredictor
+from bench.models.base import Classifier, frozen
+from bench.registry import register
+from bench.seeds import derive, torch_stream
+from bench.settings import Settings
+from bench.training import Batch, Recipe, Run, Trained, precision, to_pixels, train
+from defenses.base import Defense, Services, known_clean
+
+PICTURES = 1024
+"""Stamped pictures in one pass of the network."""
+
+
+class NeuralCleanseSettings(Settings):
+    epochs: int = Field(80, ge=1, le=10000, description="most epochs of the search")
+    steps: int = Field(
+        20, ge=1, le=10000, description="fewest steps of an epoch: a small hold-out is passed through several times"
+    )
+    batch: int = Field(32, ge=1, le=65536, description="clean pictures in a step, each stamped for every class")
+    lr: float = Field(0.1, gt=0, le=100, description="learning rate of Adam, for mask and pattern before tanh")
+    cost: float = Field(1e-3, gt=0, le=100, description="first weight c of the mask's norm")
+    threshold: float = Field(0.99, gt=0, le=1, description="share of the hold-out that a trigger must turn")
+    patience: int = Field(
+        5, ge=1, le=1000, description="good epochs in a row before c is doubled; bad ones before /2.8"
+    )
+    stop: int = Field(25, ge=1, le=10000, description="epochs without a smaller mask after which a class is done")
+    index: float = Field(2.0, gt=0, le=100, description="anomaly index from which on a small mask is flagged")
+    repair_epochs: int = Field(100, ge=1, le=10000, description="epochs on the hold-out that repair a flagged network")
+    repair_lr: float = Field(0.01, gt=0, le=100, description="learning rate of the repair")
+    stamped: float = Field(0.2, gt=0, le=1, description="share of the pictures that the repair stamps")
+
+
+@register("defense", "neural-cleanse")
+class NeuralCleanse(Defense):
+    """Neural Cleanse (Wang et al., IEEE S&P 2019): looks for a trigger in the trained network and unlearns it.
+
+    For each class the smallest trigger (mask, pattern) is sought that turns the whole clean hold-out into it; a class
+    whose mask is an outlier to the small side (median absolute deviations) is flagged, and the network is fine-tuned on
+    the hold-out, a fifth of it with the recovered trigger and the true labels. Nothing flagged: the network stays as
+    it is. With normally distributed norms the outlier test flags a class of a clean network of ten classes in 33 % of
+    4000 draws (6 classes 27 %, 100 classes 87 %); norms, indices and what was flagged are in the record's notes.
+    Threat model: one static trigger for one class; targeted poisons have none. Needs: a clean hold-out. Cost: up to 80
+    epochs on the hold-out for each class (of at least 20 steps of 32 pictures), about a third of that again to measure
+    success, and 100 epochs on the hold-out if something was flagged.
+    """
+
+    Settings = NeuralCleanseSettings
+    settings: NeuralCleanseSettings
+    needs = ("clean_holdout",)
+
+    def finish(self, trained: Sequence[Trained], services: Services) -> ModelPredictor:
+        model, clean = trained[0].model, known_clean(services)
+        chance = torch_stream(clean.images.device, services.seed, "neural cleanse")
+
+        def report(done: int) -> None:
+            services.report("searching triggers", done, self.settings.epochs)
+
+        pixels = to_pixels(clean.images)
+        found = search(model, pixels, services.classes, self.settings, chance, report)
+        indices = anomalies(found.norms)
+        flagged = flag(found, indices, self.settings.index)
+        notes = {
+            "norms": found.norms.tolist(),
+            "indices": indices.tolist(),
+            "meets the threshold": found.met.tolist(),
+            "epochs": found.epochs,
+            "flagged": flagged.tolist(),
+        }
+        if len(flagged):
+            notes["success before repair"] = successes(model, pixels, found.masks, found.patterns)[flagged].tolist()
+            repair = Stamping(found.masks[flagged], found.patterns[flagged], self.settings.stamped)
+            train(model, clean, self.recipe(services.recipe), seed=derive(services.seed, "repair"), hooks=repair)
+            notes["success after repair"] = successes(model, pixels, found.masks, found.patterns)[flagged].tolist()
+        services.note("neural_cleanse", notes)
+        return ModelPredictor(model)
+
+    def recipe(self, victim: Recipe) -> Recipe:
+        """How the repair trains: as the victim was trained, but short and at a small constant rate."""
+        short = {"epochs": self.settings.repair_epochs, "lr": self.settings.repair_lr, "schedule": "step", "drops": ()}
+        return victim.model_copy(update=short)
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """One trigger a class: masks [c, 1, h, w] and patterns [c, 3, h, w] in [0, 1], norms float [c] = |mask|_1, met bool
+    [c]: whether it turns enough pictures; epochs that the search took."""
+
+    masks: Tensor
+    patterns: Tensor
+    norms: Tensor
+    met: Tensor
+    epochs: int
+
+
+def stamp(pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
+    """(1 - m) x + m p, in [0, 1] as its parts are."""
+    return torch.lerp(pixels, patterns, masks)
+
+
+class Costs:
+    """The weight c of the norm, for each class: doubled after `patience` good epochs in a row, divided by 2^1.5 after
+    as many bad ones; the count begins anew then. turned: bool [classes], whether c has gone up and down."""
+
+    def __init__(self, classes: int, start: float, patience: int, device: torch.device | str = "cpu") -> None:
+        self.values = torch.full((classes,), start, device=device)
+        self.patience = patience
+        self.good = torch.zeros(classes, dtype=torch.long, device=device)
+        self.bad = torch.zeros_like(self.good)
+        self.risen = torch.zeros(classes, dtype=torch.bool, device=device)
+        self.fallen = torch.zeros_like(self.risen)
+
+    @property
+    def turned(self) -> Tensor:
+        return self.risen & self.fallen
+
+    def epoch(self, met: Tensor) -> None:
+        """An epoch ended; met: bool [classes], whether the trigger turned enough pictures."""
+        self.good = torch.where(met, self.good + 1, 0)
+        self.bad = torch.where(met, 0, self.bad + 1)
+        up, down = self.good >= self.patience, self.bad >= self.patience
+        self.values = torch.where(up, self.values * 2, torch.where(down, self.values / 2**1.5, self.values))
+        self.good[up], self.bad[down] = 0, 0
+        self.risen, self.fallen = self.risen | up, self.fallen | down
+
+
+def search(
+    model: Classifier,
+    pixels: Tensor,
+    classes: int,
+    settings: NeuralCleanseSettings,
+    chance: Generator,
+    report: Callable[[int], None] = lambda done: None,
+) -> Triggers:
+    """The smallest trigger for each class on clean pixels [n, 3, h, w], all classes at once (Wang et al., equation 3).
+
+    m and p are (tanh + 1) / 2 of what Adam changes. After each epoch success and norm are measured on all pictures; the
+    smallest mask that meets the threshold is kept, the last one if none did. A class is done when its mask has not
+    become smaller by 1 % for `stop` epochs while its cost has gone both up and down.
+    """
+    device, (_, _, h, w) = pixels.device, pixels.shape
+    start = torch.rand((classes, 4, h, w), generator=chance, device=device)
+    free = torch.atanh((start - 0.5) * 1.999).requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=settings.lr, betas=(0.5, 0.9))
+    costs = Costs(classes, settings.cost, settings.patience, device)
+    best = torch.tanh(free.detach()) / 2 + 0.5
+    norms = torch.full((classes,), torch.inf, device=device)
+    landmark, idle = norms.clone(), torch.zeros(classes, dtype=torch.long, device=device)
+    active = torch.arange(classes, device=device)
+    passes = math.ceil(settings.steps / math.ceil(len(pixels) / settings.batch))
+    epochs = 0
+    with frozen(model):
+        while epochs < settings.epochs and len(active):
+            for _ in range(passes):
+                for rows in torch.randperm(len(pixels), generator=chance, device=device).split(settings.batch):
+                    _step(model, pixels[rows], free, active, costs.values, optimizer)
+            now = torch.tanh(free.detach()) / 2 + 0.5
+            size = now[:, 0].flatten(1).sum(1)
+            met = torch.zeros_like(costs.risen)
+            met[active] = successes(model, pixels, now[active, :1], now[active, 1:], active) >= settings.threshold
+            smaller = met & (size < norms)
+            best[smaller], norms[smaller] = now[smaller], size[smaller]
+            shrunk = norms < 0.99 * landmark
+            idle = torch.where(shrunk, 0, idle + 1)
+            landmark = torch.where(shrunk, norms, landmark)
+            costs.epoch(met)
+            done = norms.isfinite() & costs.turned & (idle >= settings.stop)
+            active = active[~done[active]]
+            epochs += 1
+            report(epochs)
+    found = norms.isfinite()
+    best[~found] = (torch.tanh(free.detach()) / 2 + 0.5)[~found]
+    masks = best[:, :1]
+    return Triggers(masks, best[:, 1:], masks.flatten(1).sum(1), found, epochs)
+
+
+def _step(
+    model: Classifier, pixels: Tensor, free: Tensor, active: Tensor, costs: Tensor, optimizer: torch.optim.Optimizer
+) -> None:
+    """One step of Adam on the classes that are not done; the classes do not meet, so that they may be summed."""
+    optimizer.zero_grad(set_to_none=True)
+    for classes in active.split(max(PICTURES // len(pixels), 1)):
+        trigger = torch.tanh(free[classes]) / 2 + 0.5
+        losses = F.cross_entropy(
+            stamped_logits(model, pixels, trigger[:, :1], trigger[:, 1:]),
+            classes.repeat_interleave(len(pixels)),
+            reduction="none",
+        )
+        norms = trigger[:, 0].flatten(1).sum(1)
+        (losses.view(len(classes), -1).mean(1) + costs[classes] * norms).sum().backward()
+    optimizer.step()
+
+
+def stamped_logits(model: Classifier, pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
+    """Logits [k n, classes] of n pictures with each of k triggers, trigger by trigger."""
+    stamped = stamp(pixels[None], masks[:, None], patterns[:, None]).flatten(0, 1)
+    with precision(pixels.device):
+        return model(stamped.contiguous(memory_format=torch.channels_last)).float()
+
+
+@torch.no_grad()
+def successes(
+    model: Classifier, pixels: Tensor, masks: Tensor, patterns: Tensor, classes: Tensor | None = None
+) -> Tensor:
+    """Share of the pictures that each trigger turns into its class, [k]. classes: int64 [k], 0 to k - 1 if None."""
+    classes = torch.arange(len(masks), device=pixels.device) if classes is None else classes
+    hits = torch.zeros(len(masks), device=pixels.device)
+    with frozen(model):
+        for part in pixels.split(max(PICTURES // max(len(masks), 1), 1)):
+            made = stamped_logits(model, part, masks, patterns).argmax(1).view(len(masks), -1)
+            hits += (made == classes[:, None]).sum(1)
+    return hits / len(pixels)
+
+
+def anomalies(norms: Tensor) -> Tensor:
+    """|norm - median| / (1.4826 MAD) [c]: deviations, of a normal distribution as wide as the norms'."""
+    values = norms.double()
+    away = (values - values.quantile(0.5)).abs()
+    # Half of the norms alike leaves no spread to measure with; the floor, in pixels, keeps the index finite.
+    return away / (1.4826 * away.quantile(0.5)).clamp(min=1e-6)
+
+
+def flag(found: Triggers, indices: Tensor, limit: float) -> Tensor:
+    """The classes, int64, whose trigger works and is far too small."""
+    small = found.norms < found.norms.double().quantile(0.5)
+    return torch.nonzero(found.met & small & (indices > limit)).flatten()
+
+
+class Stamping(Defense):
+    """In a training: puts a trigger, any of those given, on a share of every batch; labels stay as they are."""
+
+    def __init__(self, masks: Tensor, patterns: Tensor, share: float) -> None:
+        super().__init__(Settings(), "stamping")
+        self.masks, self.patterns, self.share = masks, patterns, share
+
+    def epoch(self, run: Run, epoch: int) -> None:
+        run.side["stamping"] = run.stream("stamping")
+
+    def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
+        if stage != "view":  # after augmentation, because the trigger was found on pictures without
+            return batch
+        stream, n = run.side["stamping"], len(batch.pixels)
+        chosen = torch.rand(n, generator=stream, device=run.device) < self.share
+        which = torch.randint(len(self.masks), (n,), generator=stream, device=run.device)
+        masks = self.masks[which] * chosen.view(-1, 1, 1, 1)
+        batch.pixels = stamp(batch.pixels, masks, self.patterns[which])
+        return batch

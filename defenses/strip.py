@@ -1,0 +1,149 @@
+"""STRIP: what carries a trigger is classified alike whatever it is blended with, so that the entropy stays low."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.datasets.base import Images
+from bench.evaluation import ModelPredictor
+from bench.models.base import Classifier, frozen
+from bench.registry import register
+from bench.seeds import torch_stream
+from bench.settings import Settings
+from bench.training import Trained, precision, to_pixels
+from defenses.base import Defense, Services, known_clean
+from defenses.filtering import Filter
+
+BLENDS = 1024
+"""Blended pictures in one forward pass."""
+
+
+class StripSettings(Settings):
+    pictures: int = Field(
+        100, ge=2, le=10000, description="N, clean pictures that each picture is blended with (at most the hold-out)"
+    )
+    blend: float = Field(0.5, gt=0, lt=1, description="weight of the picture itself in a blend")
+    fpr: float = Field(0.05, gt=0, lt=1, description="share of clean pictures that may be taken for suspicious")
+
+
+@dataclass(frozen=True)
+class Blends:
+    """A network and the clean pictures to blend with: the same for every picture that is looked at.
+
+    model: in eval mode inside; partners: float [N, 3, h, w] in [0, 1]; ids: int64 [N]; weight: of the picture itself.
+    """
+
+    model: Classifier
+    partners: Tensor
+    ids: Tensor
+    weight: float
+
+    @torch.no_grad()
+    def entropy(self, pixels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """H, float64 [n], for pixels [n, 3, h, w]: the mean over the partners of the entropy (nats) over classes of
+        softmax f(weight x + (1 - weight) partner). ids: int64 [n]; a picture is not blended with itself."""
+        parts = []
+        many = max(BLENDS // len(self.partners), 1)
+        with frozen(self.model):
+            for rows in torch.arange(len(pixels), device=pixels.device).split(many):
+                each = self._entropies(pixels[rows])
+                other = torch.ones_like(each) if ids is None else (ids[rows, None] != self.ids).double()
+                parts.append((each * other).sum(1) / other.sum(1))
+        return torch.cat(parts)
+
+    def _entropies(self, pixels: Tensor) -> Tensor:
+        """Of each picture with each partner, float64 [n, N]."""
+        mixed = torch.lerp(self.partners[None], pixels[:, None], self.weight).flatten(0, 1)
+        with precision(pixels.device):
+            logits = self.model(mixed.contiguous(memory_format=torch.channels_last))
+        # entr(p) = -p log p, and 0 at p = 0.
+        entropies = torch.special.entr(logits.double().softmax(1)).sum(1)
+        return entropies.view(len(pixels), len(self.partners))
+
+
+def prepare(model: Classifier, settings: StripSettings, services: Services) -> tuple[Blends, float]:
+    """The partners, drawn once, and the threshold below which H is suspicious; both are noted.
+
+    The threshold is the value that a fresh clean picture falls below with probability fpr (the quantile at
+    fpr (n + 1), between order statistics), from the hold-out, each picture against the partners but itself.
+    """
+    clean = known_clean(services)
+    chance = torch_stream("cpu", services.seed, "strip")
+    chosen = torch.randperm(len(clean), generator=chance)[: settings.pictures].to(clean.ids.device)
+    pixels = to_pixels(clean.images)
+    blends = Blends(model, pixels[chosen], clean.ids[chosen], settings.blend)
+    entropies = blends.entropy(pixels, clean.ids).cpu().numpy()
+    threshold = float(np.quantile(entropies, settings.fpr, method="weibull"))
+    services.note(
+        "strip",
+        {
+            "holdout": len(clean),
+            "blended with": len(chosen),
+            "capped by the hold-out": settings.pictures > len(chosen),
+            "threshold": threshold,
+            "median entropy of the hold-out": float(np.median(entropies)),
+        },
+    )
+    return blends, threshold
+
+
+class StripPredictor(ModelPredictor):
+    """A network that refuses pictures whose entropy is below the threshold."""
+
+    def __init__(self, model: Classifier, blends: Blends, threshold: float) -> None:
+        super().__init__(model)
+        self.blends, self.threshold = blends, threshold
+
+    def rejects(self, pixels: Tensor) -> Tensor:
+        return self.blends.entropy(pixels) < self.threshold
+
+
+@register("defense", "strip")
+class Strip(Defense):
+    """STRIP (Gao et al., ACSAC 2019): the trained network refuses pictures that look triggered.
+
+    A picture is blended half and half with N clean ones; when the predictions stay the same (mean entropy below that
+    of 95 % of the clean hold-out), something in it outvotes what it is blended with. A rejected picture counts as
+    neither success nor correct. Threat model: a trigger that works on any picture; clean-label poisons without one,
+    and triggers that work on one class only, need not lower the entropy. The hold-out is part of the training set, as
+    the defender has no other, so that on test pictures, of which the network is less sure, fewer may be rejected than
+    fpr says. Needs: a clean hold-out. Cost: nothing in training, N forward passes for every picture that is classified.
+    """
+
+    Settings = StripSettings
+    settings: StripSettings
+    needs = ("clean_holdout",)
+
+    def finish(self, trained: Sequence[Trained], services: Services) -> StripPredictor:
+        model = trained[0].model
+        return StripPredictor(model, *prepare(model, self.settings, services))
+
+
+@register("defense", "strip-filter", fpr=0.1)
+class StripFilter(Filter):
+    """STRIP (Gao et al., ACSAC 2019) on the training set, as toolboxes for backdoors use it.
+
+    The test of `strip` with a network trained on all samples; those that look triggered are dropped, and the victim
+    is trained on the rest. Drops a tenth of the clean samples by design (fpr). Those toolboxes add the clean picture to
+    the sample in normalised space; here blends are STRIP's own, half and half of pixels. Threat model: as `strip`, and
+    the trigger is in the poisons. Needs: a clean hold-out; its pictures are training samples too and are not blended
+    with themselves. Cost: one more training (shared by all filters), and N forward passes over the training set.
+    """
+
+    Settings = StripSettings
+    settings: StripSettings
+    needs = ("clean_holdout",)
+
+    def kept_by(self, model: Classifier, data: Images, services: Services) -> Tensor:
+        blends, threshold = prepare(model, self.settings, services)
+        step, parts = max(BLENDS // len(blends.partners), 1), []
+        for rows in torch.arange(len(data), device=data.ids.device).split(step):
+            parts.append(blends.entropy(to_pixels(data.images[rows]), data.ids[rows]) >= threshold)
+            services.report("blending", int(rows[-1]) + 1, len(data))
+        return torch.cat(parts)
