@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.errors import DiskFull
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step; a kill or a full disk at any moment leaves the old file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    """Put `data` at `path` in one step; a kill or a full disk at any moment leaves the old file or none.
+
+    DiskFull when there is no room for it.
+    """
+    with _room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def clear_leftovers(path: Path) -> None:
@@ -39,7 +48,27 @@ def clear_leftovers(path: Path) -> None:
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the inter-process lock `path`; it is released when the holder ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with _room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise no_room(path, error) from error
+
+
+def no_room(path: Path | str, error: OSError) -> DiskFull:
+    """The line for a person when the system has no room for `path`."""
+    return DiskFull(
+        f"disk full: cannot write {path} ({error.strerror}); repair: free space there, or raise your quota, then the "
+        "same command goes on where this one stopped"
+    )

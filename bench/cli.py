@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bench import __version__
+from bench import __version__, atomic
 from bench.errors import BadInput, TrialFailed, nearest
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in atomic.NO_ROOM:
+            raise
+        print(f"bench: {atomic.no_room(error.filename or 'a temporary file', error)}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -284,8 +289,10 @@ def _carry_out(
         results = runner.execute(
             plan, options.out, engine, say, lambda record: tracker.add(record, _picture(options.out, record))
         )
-    finally:
-        tracker.close()
+    except BaseException:
+        tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
+        raise
+    tracker.close()
     if options.json:
         print(json.dumps(results, allow_nan=False))
     else:

@@ -13,6 +13,10 @@ class BadInput(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class DiskFull(BadInput):
+    """Nothing more can be written: the run ends here, because what comes next could not be kept either."""
+
+
 class TrialFailed(Exception):
     """One trial cannot be finished (its cause is in the message); the other trials go on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,10 +72,11 @@ class Records:
                 raise ValueError(f"schema {record['schema']}, this version reads {SCHEMA}")
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             aside = path.with_suffix(".damaged")
             self.say(f"record {path} is damaged ({error}); moved to {aside.name}, the trial will be run again")
-            path.replace(aside)
+            with contextlib.suppress(FileNotFoundError):  # another process has done it
+                path.replace(aside)
             return None
         return record
 

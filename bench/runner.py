@@ -9,6 +9,7 @@ victims             one for every cell and trial, each with its record
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 from attacks.base import CONTROL
 from bench import atomic
 from bench.engines.base import Engine
-from bench.errors import BadInput, TrialFailed
+from bench.errors import BadInput, DiskFull, TrialFailed
 from bench.poisons import Poisons
 from bench.progress import Say
 from bench.protocol import Chosen, Protocol, choose, resolve
@@ -260,20 +261,23 @@ def _stage(
     say: Say,
     on_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> dict[str, str]:
-    """Have the units done; return what failed, by key, with the cause."""
+    """Have the units done; return what failed, by key, with the cause. DiskFull from any of them ends them all."""
     failed: dict[str, str] = {}
     if not units:
         return failed
-    for done in engine.run(title, units, work):
-        if done.error is not None:
-            failed[done.unit.key] = done.error
-            log = out / "logs" / f"{str(done.unit).replace(' ', '_')}-{done.unit.key[:8]}.log"
-            atomic.write_bytes(log, (done.trace or done.error).encode())
-            say(f"failed: {done.unit}: {done.error} (see {log})")
-            continue
-        record, said = done.result
-        for line in said:
-            say(line)
-        if record is not None:
-            on_record(record)
+    with contextlib.closing(engine.run(title, units, work)) as ended:
+        for done in ended:
+            if done.disk_full:
+                raise DiskFull(str(done.error))
+            if done.error is not None:
+                failed[done.unit.key] = done.error
+                log = out / "logs" / f"{str(done.unit).replace(' ', '_')}-{done.unit.key[:8]}.log"
+                atomic.write_bytes(log, (done.trace or done.error).encode())
+                say(f"failed: {done.unit}: {done.error} (see {log})")
+                continue
+            record, said = done.result
+            for line in said:
+                say(line)
+            if record is not None:
+                on_record(record)
     return failed

@@ -378,11 +378,23 @@ class Bench:
             ).only(defense.needs)
 
     def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
-        """Write the record of a trial that failed; it will be tried again by the next run."""
+        """Write the record of a trial that failed; it will be tried again by the next run. Where another run has
+        finished it meanwhile, that is its record."""
+        wanted = self.study.wanted(attack, defense, index)
+        with self.store.lock(wanted["key"]):
+            there = self.records.find(wanted)
+            if there is None:
+                there = self._failure(wanted, attack, defense, index, error)
+                self.records.write(there)
+        return there
+
+    def _failure(
+        self, wanted: dict[str, Any], attack: Chosen, defense: Chosen, index: int, error: str
+    ) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {
+        return {
             "schema": SCHEMA,
-            **self.study.wanted(attack, defense, index),
+            **wanted,
             "status": "failed",
             "error": error,
             "success": None,
@@ -399,8 +411,6 @@ class Bench:
             "started": now,
             "finished": now,
         }
-        self.records.write(record)
-        return record
 
     def _sharing(self, meta: dict[str, Any]) -> dict[str, Any]:
         """Which networks and other work of the attacker this trial shares with others."""

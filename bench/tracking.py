@@ -45,12 +45,20 @@ Point = tuple[str, float, int, int]  # a metric: name, value, milliseconds, step
 
 EMPTY: Texts = {}
 UNDEFENDED = "none"  # the defense against which acc_drop is taken
-STAGES = {"surrogates": "surrogates_s", "craft": "craft_s", "train": "train_s", "evaluate": "evaluate_s"}
+STAGES = {
+    "surrogates": "surrogates_s",
+    "craft": "craft_s",
+    "external": "external_s",
+    "train": "train_s",
+    "evaluate": "evaluate_s",
+}
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
-CURVE_POINTS = 200
+OF_A_CELL = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "external", "data", "code")
+CURVE_POINTS = 50  # enough for a chart; every point is a row in the database
 LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
 REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
+REST = 10.0  # times as long as it took, at most 30 s, before the next sync of a run: many trials at once cost a third
 
 # Only where the user has not chosen: leave a dead server in seconds, print no chatter, send no usage data to anyone.
 QUIET = {
@@ -85,6 +93,8 @@ and sorts by `success_rate`; which columns are shown is chosen in the UI. Ranks,
 | `train_cost` | `train_s` over that of the same attack without a defense |
 | `published_success` | the success rate that a paper prints; the tag `bench.published` says where, and what differs |
 | `surrogates_s`, `craft_s`, `train_s` | mean seconds a trial for the surrogates, the poisons and the victim |
+| `external_s` | mean seconds for what the defender could have from elsewhere |
+| `success.*`, `clean_acc.*` | of a trial: other ways to use what was trained, judged beside it |
 | `asr_*`, `base_rate` | of a backdoor trial: success counted in three ways, and the rate without the trigger |
 
 Rules: all defenses of a protocol face the same poisons and seeds, so compare them on the same trials. Attack `none` is
@@ -203,6 +213,7 @@ class Tracker:
             if not batch:
                 return
             files = {record["key"]: picture for record, picture in batch}
+            began = time.monotonic()
             try:
                 sync([record for record, _ in batch], str(self._uri), self._out, functools.partial(_picture, files))
             except Exception as error:  # whatever happens to a view, the training that it shows goes on
@@ -219,6 +230,7 @@ class Tracker:
                 self._failing, delay = False, BACK_OFF[0]
                 with self._wake:
                     del self._waiting[: len(batch)]
+                    self._wake.wait_for(lambda: self._closing, timeout=min(REST * (time.monotonic() - began), 30.0))
 
 
 class _Book:
@@ -321,8 +333,7 @@ class _Book:
         self.scenes.add(tags["bench.scene"])
         if "bench.complete" not in tags:
             self._log(parent, params={k: v for k, v in _params(first).items() if k not in parent.data.params})
-            parts = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "data", "code")
-            self._attach(parent, "config.json", _json({part: first.get(part) for part in parts}))
+            self._attach(parent, "config.json", _json({part: first.get(part) for part in OF_A_CELL}))
         numbers, end = _cell_metrics(first, trials), max(milliseconds(trial["finished"]) for trial in trials)
         self._update(parent, numbers, end, "done" if numbers["n_trials"] else "failed")
         if "bench.complete" not in tags:
@@ -371,9 +382,13 @@ class _Book:
         self.client.log_batch(run.info.run_id, metrics, told, [RunTag(*tag) for tag in tags.items()])
 
     def _attach(self, run: Run, name: str, content: bytes) -> None:
+        """A file beside a run. Not through the client, which would read the whole run again to learn its place."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        place = get_artifact_repository(run.info.artifact_uri, self.client.tracking_uri)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, name).write_bytes(content)
-            self.client.log_artifact(run.info.run_id, str(Path(folder, name)))
+            place.log_artifact(str(Path(folder, name)))
 
     def _search(self, tag: str, value: str) -> list[Run]:
         runs: list[Run] = []
@@ -429,6 +444,9 @@ def _trial_numbers(record: Record) -> dict[str, float]:
     numbers |= {"target_margin": outcome.get("target_margin"), "memory_peak_mib": record.get("memory_peak_mib")}
     numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()} | _filters(record)
     numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
+    for variant, other in (record.get("variants") or {}).items():
+        numbers[_name(f"success.{variant}")] = other["success"]
+        numbers[_name(f"clean_acc.{variant}")] = other["clean_accuracy"]
     # Where the time of a stage went (`craft.retraining`, `train.networks`), where that is known.
     numbers |= {f"{re.sub(r'[^a-z]', '_', part)}_s": took for part, took in seconds.items() if "." in part}
     return {name: float(value) for name, value in numbers.items() if _finite(value)}

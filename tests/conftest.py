@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from attacks.base import Scene
-from bench import registry
+from bench import registry, tracking
 from bench.augmentation import Augmentation
+from bench.cli import main
 from bench.datasets.base import Dataset, Images
 from bench.models.base import Classifier, Normalise, build_model
 from bench.threat import Threat, Trial
 from bench.training import Recipe, Run, make_optimizer
 from defenses.base import Services
+from tests.aftermath import RUN
 
 torch.set_num_threads(1)
 
@@ -37,6 +40,23 @@ def registry_as_it_was() -> Iterator[None]:
     for module in set(registry._of_file) - modules:
         del registry._of_file[module]
         sys.modules.pop(module, None)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of `aftermath.RUN`, untracked, with which nothing happened. Do not change it: copy it."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert main([*RUN, "--tracking", "none", "--out", str(out), "--jobs", "1", "--json"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's schema and nothing of ours: making one takes seconds, copying it does not."""
+    pytest.importorskip("mlflow")
+    file = tmp_path_factory.mktemp("blank") / "mlflow.db"
+    tracking._client(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 @pytest.fixture

@@ -7,42 +7,24 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from bench.cli import main
-from bench.records import Records, comparable
-from tests.tiny import ATTACK_SETS, SETS
+from tests import aftermath
+from tests.aftermath import ROOT, command, records
+from tests.tiny import SETS
 
-ROOT = Path(__file__).parent.parent
-TINY = [word for item in (*SETS, *ATTACK_SETS) for word in ("--set", item)]
-RUN = ["run", "--attack", "gm", "--defense", "friends-b", *TINY, "--tracking", "none"]
+RUN = [*aftermath.RUN, "--tracking", "none"]
 
 
 def in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = main(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", "bench", *arguments]
-
-
-def records(out: Path) -> dict[str, dict[str, Any]]:
-    return {record["key"]: comparable(record) for record in Records(out / "records").all()}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
-    assert main([*RUN, "--out", str(out), "--jobs", "1", "--json"]) == 0
-    return out
 
 
 def test_json_is_one_array_and_nothing_else(undisturbed: Path, tmp_path: Path) -> None:

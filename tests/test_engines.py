@@ -17,7 +17,7 @@ from joblib.externals.loky import get_reusable_executor
 from bench.devices import choose_devices, default_jobs, visible
 from bench.engines.base import Done
 from bench.engines.local import Local
-from bench.errors import BadInput, TrialFailed
+from bench.errors import BadInput, DiskFull, TrialFailed
 from bench.progress import Heartbeat
 
 
@@ -25,6 +25,8 @@ def work(unit: str, heartbeat: Heartbeat) -> tuple[str, int, int]:
     heartbeat(unit, 1, 2)
     if unit == "fail":
         raise TrialFailed("a clean cause")
+    if unit == "full":
+        raise DiskFull("disk full: cannot write it")
     if unit == "crash":
         raise ValueError("several\nlines")
     if unit == "die":
@@ -46,6 +48,12 @@ def test_failures_are_told_in_one_line_and_the_rest_goes_on(jobs: int) -> None:
     assert done["fail"].error == "a clean cause"
     assert done["crash"].error == "ValueError: several lines"
     assert "Traceback" in done["crash"].trace
+
+
+def test_a_full_disk_is_told_apart() -> None:
+    done = {item.unit: item for item in run(["full", "fail"], 1)}
+    assert done["full"].disk_full and done["full"].error == "disk full: cannot write it"
+    assert not done["fail"].disk_full
 
 
 def test_work_is_done_in_other_processes_with_one_thread() -> None:

@@ -60,7 +60,9 @@ def test_a_failed_record_is_listed_but_not_found(records: Records) -> None:
     assert [r["status"] for r in records.all()] == ["done"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"key": 1}', json.dumps(record(schema=99)), "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"key": 1}', json.dumps(record(schema=99)), "\x00\xff", "[" * 10**5]
+)
 def test_a_damaged_record_is_said_and_set_aside(records: Records, said: list[str], text: str) -> None:
     records.write(record())
     path = records.path(record())
@@ -80,3 +82,17 @@ def test_nan_is_refused(records: Records) -> None:
     with pytest.raises(ValueError):
         records.write(record(success=float("nan")))
     assert list(records.all()) == []
+
+
+def test_two_readers_of_one_damaged_record(records: Records, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other has moved it away between our reading and our moving."""
+    records.write(record())
+    records.path(record()).write_text("{")
+    move = Path.replace
+
+    def late(path: Path, to: Path) -> Path:
+        move(path, to)
+        return move(path, to)
+
+    monkeypatch.setattr(Path, "replace", late)
+    assert records.find(record()) is None and len(said) == 1

@@ -324,6 +324,17 @@ def test_trial_failed_is_a_clean_message(tmp_path: Path) -> None:
     assert (record["status"], record["error"], record["success"]) == ("failed", "because", None)
 
 
+def test_a_failure_does_not_replace_what_another_run_has_finished(
+    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+    plan = prepare()
+    bench = Bench.at(plan.study, out, lambda *_: None, print)
+    record = bench.failure(plan.cells[2].attack, plan.cells[2].defense, 0, "its process was killed twice")
+    assert comparable(record) == comparable(done[1][4])
+    assert bare(list(Records(out / "records").all())) == bare(list(Records(done[0] / "records").all()))
+
+
 class Keeping(Defense):
     """Keeps work of two kinds, notes what it found, suspects samples, and lends its network in two ways."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import atomic
+from bench.errors import DiskFull
 from bench.store import Damaged, Store, decode, encode, key_of
 
 TENSORS = {"images": torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), "weights": torch.linspace(-1, 1, 7)}
@@ -100,7 +101,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match=f"cannot write {path} .No space left.*repair: "):
         atomic.write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.errors import BadInput, TrialFailed
+from bench.errors import BadInput, DiskFull, TrialFailed
 from bench.progress import Heartbeat
 
 Work = Callable[[Any, Heartbeat], Any]
@@ -28,12 +28,13 @@ KILLED = "its process was killed twice (out of memory?)"
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a unit: its result, or in one line why there is none."""
+    """What became of a unit: its result, or in one line why there is none. disk_full: and no other has a chance."""
 
     unit: Any
     result: Any
     error: str | None
     trace: str = ""
+    disk_full: bool = False
 
 
 class Engine(ABC):
@@ -50,7 +51,7 @@ class Engine(ABC):
         """Be ready for `run`, with output below `out`. BadInput when no work can be done there."""
 
     @abstractmethod
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Iterator[Done]:
+    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
         """Yield a Done for every unit. Leaving the iterator early stops what is running."""
 
 
@@ -59,6 +60,8 @@ def attempt(unit: Any, work: Work, heartbeat: Heartbeat, threads: int) -> Done:
     torch.set_num_threads(threads)
     try:
         return Done(unit, work(unit, heartbeat), None)
+    except DiskFull as error:
+        return Done(unit, None, str(error), traceback.format_exc(), disk_full=True)
     except (TrialFailed, BadInput) as error:
         return Done(unit, None, str(error), traceback.format_exc())
     except Exception as error:

@@ -11,7 +11,8 @@ import contextlib
 import queue
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Dask(Engine):
                 "repair: install the same version there, or start the workers in the same folder"
             ) from None
 
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Iterator[Done]:
+    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
         client = self._client
         assert client is not None, "open the engine first"
         with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
@@ -146,8 +147,8 @@ class Dask(Engine):
 def _outcome(future: Future, unit: Any) -> Done | None:
     """What a future brought; None when its workers were killed."""
     if future.status == "finished":
-        done = future.result()
-        return Done(unit, done.result, done.error, done.trace)
+        done: Done = future.result()
+        return replace(done, unit=unit)
     if future.status == "error":
         error = future.exception()
         if isinstance(error, KilledWorker):

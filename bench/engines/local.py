@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Local(Engine):
             finally:
                 self._slots = ()
 
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Iterator[Done]:
+    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
         with reporting_folder() as folder, Progress(title, len(units), folder, self.quiet) as progress:
             left = dict(enumerate(units))
             for index, done in self._attempts(left, work, folder):
@@ -78,15 +78,18 @@ class Local(Engine):
                 yield index, Done(left[index], None, f"{KILLED}; repair: fewer --jobs")
 
     def _pool(self, units: dict[int, Any], work: Work, jobs: int, folder: Path) -> Iterator[tuple[int, Done]]:
-        own = (work, self.threads, folder, os.getpid(), self._slots)
+        own = (work, self.threads, folder, self._slots)
         tasks = (delayed(_in_worker)(index, unit, *own) for index, unit in units.items())
-        yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all")(tasks)
+        # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
+        life = {"initializer": _end_with, "initargs": (os.getpid(),)}
+        # No more ahead than loky's own queue holds: when it is ended with more, it complains with a traceback.
+        ahead = {"batch_size": 1, "pre_dispatch": 2 * jobs}
+        yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", **ahead, **life)(tasks)
 
 
 def _in_worker(
-    index: int, unit: Any, work: Work, threads: int, folder: Path, parent: int, slots: tuple[str, ...]
+    index: int, unit: Any, work: Work, threads: int, folder: Path, slots: tuple[str, ...]
 ) -> tuple[int, Done]:
-    _end_with(parent)
     if slots:
         _take_slot(slots)
     return index, attempt(unit, work, Heartbeat(folder / f"{index}.json"), threads)

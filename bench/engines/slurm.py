@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ class Slurm(Engine):
         )  # fmt: skip
         yield
 
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Iterator[Done]:
+    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
         with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
             posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
             running: dict[int, Job[Done]] = {}
@@ -112,4 +113,4 @@ def _outcome(job: Job[Done], unit: Any) -> Done | None:
         return Done(unit, None, str(error).strip().splitlines()[-1], str(error))
     except UncompletedJobError:
         return None
-    return Done(unit, done.result, done.error, done.trace)
+    return replace(done, unit=unit)
