@@ -169,10 +169,10 @@ def _document(
     right = {i for i, text in enumerate(head) if text in RIGHT}
     for protocol, own in by_protocol(entries).items():
         attacks, defenses, cells = matrix(own)
-        square = [["attack", *map(clean, defenses)]]
-        for attack in attacks:
-            found = [cells.get((attack, defense)) for defense in defenses]
-            square.append([clean(attack), *(f"{count(one)}  {rate(one)}" if one else "" for one in found)])
+        square = [["", *map(clean, attacks)]]  # defenses downwards: they are many, and a line has an end
+        for defense in defenses:
+            found = [cells.get((attack, defense)) for attack in attacks]
+            square.append([clean(defense), *(f"{count(one)}  {rate(one)}" if one else "" for one in found)])
         rows = [head, *([clean(text) for text in _row(entry, notes)] for entry in own)]
         parts += [heading.format(f"protocol {clean(protocol)}"), draw(square, set()), draw(rows, right)]
     parts.append("\n".join(bullet + clean(f"[{number}] {text}") for text, number in notes.items()))

@@ -27,11 +27,12 @@ from typing import Any
 
 from pydantic import Field
 
-from bench import runner
+from bench import leaderboard_text, runner
 from bench.errors import BadInput, nearest
+from bench.leaderboard import leaderboard
 from bench.protocol import MOST_TRIALS
 from bench.records import Records
-from bench.report import aligned, table
+from bench.report import aligned
 from bench.settings import Settings, build
 from bench.units import Unit, work_for
 
@@ -219,12 +220,12 @@ def _text(*parts: Any) -> str:
 
 
 def report(found: Sequence[Part], results: Sequence[dict[str, Any]], out: Path) -> str:
-    """A table for every part, then what failed and why."""
+    """A leaderboard for every part, then what failed and why."""
     by_key = {record["key"]: record for record in results}
     blocks = []
     for part in found:
         own = [by_key[key] for key in part.plan.victims(out)]
-        blocks.append("\n".join([part.title, table(own)]))
+        blocks.append("\n".join([part.title, leaderboard_text.table(leaderboard(own), "none").rstrip()]))
     failed = [record for record in results if record["status"] != "done"]
     if failed:
         causes = [f"  {r['protocol']}: {r['attack']} x {r['defense']} trial {r['trial']}: {r['error']}" for r in failed]
