@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.tracking import SERVER
+
 
 def free_port() -> int:
     with socket.socket() as found:
@@ -36,7 +38,7 @@ def tracking_server(backend: str, folder: Path) -> Iterator[str]:
     command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
-            [*command, "--workers", "1"], cwd=folder, stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **SERVER}
         )
     try:
         deadline = time.monotonic() + 400
