@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -386,23 +387,23 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{kind}:")
         if kind == "protocols":
             for name in protocol.protocol_names():
-                print(f"  {name:24} {protocol.read_preset(name)[0].get('description', '')}")
+                print(f"  {name:27} {protocol.read_preset(name)[0].get('description', '')}")
             continue
         if kind == "sweeps":
             for name in sweep.names():
-                print(f"  {name:24} {sweep.read(name)[1]}")
+                print(f"  {name:27} {sweep.read(name)[1]}")
             continue
         if kind == "engines":
             for name, card in engines.CARDS.items():
-                print(f"  {name:24} {card}")
+                print(f"  {name:27} {card}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
             needs = getattr(plugin.make, "needs", ())
             knows = f" [needs {', '.join(needs)}]" if needs else ""
             variant = ", ".join(f"{key} = {value}" for key, value in plugin.variant.items())
-            card = " ".join(plugin.card.split()).partition(". ")[0].rstrip(".")
-            print(f"  {name:24} {card}{f' ({variant})' if variant else ''}{knows}")
+            card = re.split(r"(?<! al)\. ", " ".join(plugin.card.split()))[0].rstrip(".")
+            print(f"  {name:27} {card}{f' ({variant})' if variant else ''}{knows}")
     return 0
 
 
