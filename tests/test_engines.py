@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from bench.devices import choose_devices, default_jobs, visible
 from bench.engines.base import Done
-from bench.engines.local import Local
+from bench.engines.local import Local, _take_slot
 from bench.errors import BadInput, DiskFull, TrialFailed
 from bench.progress import Heartbeat
 
@@ -132,24 +135,32 @@ def test_every_process_sees_one_gpu_and_the_gpus_are_shared_in_turn(
     assert set(by_process.values()) == {"5", "7"}  # and slots 0 and 1 are taken first
 
 
-def test_a_slot_is_free_again_when_its_process_has_ended(tmp_path: Path) -> None:
+def hold_slot(slots: tuple[str, ...], told: Connection) -> None:
+    _take_slot(slots)
+    told.send(os.environ["CUDA_VISIBLE_DEVICES"])
+    time.sleep(600)
+
+
+def test_a_slot_is_free_again_when_its_process_is_killed(tmp_path: Path) -> None:
     slots = (str(tmp_path / "0-4"), str(tmp_path / "1-6"))
-    script = (
-        "import os, sys, time; from bench.engines.local import _take_slot; _take_slot(tuple(sys.argv[1:3]));"
-        "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(60 if sys.argv[3] == 'stay' else 0)"
-    )
+    context = multiprocessing.get_context("fork")
 
-    def start(stay: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", script, *slots, stay], stdout=subprocess.PIPE, text=True
-        )
+    def start() -> tuple[Any, str]:
+        mine, theirs = context.Pipe()
+        process = context.Process(target=hold_slot, args=(slots, theirs))
+        process.start()
+        assert mine.poll(60)
+        return process, mine.recv()
 
-    first = start("stay")
-    assert first.stdout is not None and first.stdout.readline() == "4\n"
-    assert start("go").communicate(timeout=120)[0] == "6\n"
+    (first, of_first), (second, of_second) = start(), start()
+    assert (of_first, of_second) == ("4", "6")
     first.kill()
-    first.wait()
-    assert start("go").communicate(timeout=120)[0] == "4\n"
+    first.join()
+    third, of_third = start()
+    assert of_third == "4"
+    for process in (second, third):
+        process.kill()
+        process.join()
 
 
 @pytest.mark.parametrize(
