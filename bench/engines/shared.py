@@ -96,7 +96,9 @@ def stage_folder(out: Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # Under another name first: a unit that reports while the folder is emptied would keep it alive.
+        gone = folder.rename(folder.with_name(f"{folder.name}.gone"))
+        shutil.rmtree(gone, ignore_errors=True)
         with contextlib.suppress(OSError):
             root.rmdir()
 
