@@ -145,7 +145,7 @@ def postgres() -> Iterator[str]:
                 except psycopg2.OperationalError:
                     assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
                     time.sleep(0.1)
-            yield f"postgresql://bench@/postgres?host={folder}"
+            yield f"postgresql+psycopg2://bench@/postgres?host={folder}"  # SQLAlchemy 2.1 means psycopg 3 without
         finally:
             server.send_signal(signal.SIGINT)  # fast shutdown
             server.wait(30)

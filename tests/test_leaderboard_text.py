@@ -79,7 +79,9 @@ def test_csv_reads_back_and_holds_no_formulas(records: list[dict[str, Any]]) -> 
 def test_the_table_shows_matrix_ranks_rule_and_source(records: list[dict[str, Any]]) -> None:
     text = table(leaderboard(records), "none")
     matrix, ranks = text.split("\n\n")[1:3]
-    assert re.search(r"^gm +3/4  75 % \[19, 99\] +0/3  0 % \[0, 71\] +0/0", matrix, re.M)
+    assert re.search(r"^ +none +gm +<script>", matrix, re.M)  # attacks across, defenses downwards
+    assert re.search(r"^none .* 3/4  75 % \[19, 99\]", matrix, re.M)
+    assert re.search(r"^friends-b +0/3  0 % \[0, 71\]", matrix, re.M)
     assert re.search(r"^ +1  gm +friends-b .* poison_rate +static +0 % \(other\) \[1\] .*1 failed; n < 20", ranks, re.M)
     assert "against none" in ranks and "lower success first, then higher clean accuracy" in text
     assert "[1] FRIENDS, Table 1 (friends.csv, line 12), 20 trials; not our setting: mu 16, here unknown" in text
@@ -91,7 +93,7 @@ def test_markdown_cells_cannot_break_out(records: list[dict[str, Any]]) -> None:
     assert "<script" not in text and "&lt;script&gt;" in text and "[x](" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
-    assert widths == {6, 14}  # the matrix (attack, four defenses) and the ranked list, whatever the names are
+    assert widths == {5, 14}  # the matrix (defense, three attacks) and the ranked list, whatever the names are
 
 
 class _Page(html.parser.HTMLParser):

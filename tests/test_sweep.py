@@ -351,7 +351,7 @@ def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(counted: tup
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "interrupted; the same command goes on" in err and "Traceback" not in err
     deadline = time.monotonic() + 15
