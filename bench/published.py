@@ -1,8 +1,7 @@
 """What the papers printed for a cell: the nearest row of results/published, and in what its setting differs from ours.
 
 Rows are found by name and scenario; nothing is computed from them. Names in the tables are this tool's, except as
-said in `SETTINGS`. Not mapped: `friends` of the diffusion paper (which noise is not said) and its `dp-sgd` (clips each
-sample, `noisy-sgd` does not).
+said in `SETTINGS` and `_plugin`. Not mapped: `friends` of the diffusion paper (which noise is not said).
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "friends-": {"mu": 16, "zeta": 16},
     "friendly": {"zeta": 32},
     "noise-": {"mu": 32},
+    "dp-sgd": {"noise_multiplier": 0.05, "clip": 1},
 }
+
+TAMPERED = "cifar10-tampered"  # first epochs on the attacked data as they are: a warm start
 
 # Columns of a row and what they are called in a protocol.
 COLUMNS = {"eps": "threat.eps", "epochs": "train.epochs", "surrogates": "threat.surrogates"}
@@ -68,7 +70,11 @@ def published(record: Mapping[str, Any]) -> Published | None:
     found = []
     for source, line, row in _rows():
         name, _, network = row["defense"].partition(" (source: ")
-        if (row["attack"], name, row["scenario"]) != (record["attack"], record["defense"], scenario):
+        if (row["attack"], _plugin(source, name, row), row["scenario"]) != (
+            record["attack"],
+            record["defense"],
+            scenario,
+        ):
             continue
         differs = [*_protocol(source, row, protocol), *_defense(row, network.rstrip(")"), defense, protocol)]
         far = abs(float(row["eps"]) - eps) if isinstance(eps, int | float) else 0.0
@@ -83,7 +89,7 @@ def published(record: Mapping[str, Any]) -> Published | None:
 
 @functools.cache
 def _rows() -> tuple[tuple[str, int, dict[str, str]], ...]:
-    """(source, line, row) of all rows with a success rate that started from nothing but the attacked data."""
+    """(source, line, row) of all rows with a success rate whose victims saw no data but the attacked ones."""
     return tuple(_read())
 
 
@@ -91,8 +97,15 @@ def _read() -> Iterator[tuple[str, int, dict[str, str]]]:
     for source, name in SOURCES.items():
         rows = csv.DictReader((resources.files("results") / "published" / name).read_text("utf-8").splitlines())
         for row in rows:
-            if row["success"] and row.get("pretraining", "") in ("", "none"):
+            if row["success"] and row.get("pretraining", "") in ("", "none", TAMPERED):
                 yield source, rows.line_num, row
+
+
+def _plugin(source: str, name: str, row: Mapping[str, str]) -> str:
+    """This tool's name for a defense of a table."""
+    if name == "diffusion":
+        return f"denoise-{row['sigma']}" + ("-warm" if row["pretraining"] == TAMPERED else "")
+    return "dp-sgd-0.05" if source == "Diffusion Denoising" and name == "dp-sgd" else name
 
 
 def _protocol(source: str, row: Mapping[str, str], protocol: Mapping[str, Any]) -> Iterator[str]:

@@ -244,3 +244,28 @@ def test_settings_of_the_wrong_kind_are_taken_as_different() -> None:
     assert found is not None and "model resnet18, here unknown" in found.differs
     odd = {"threat": {"scenario": "from-scratch", "eps": "much", "surrogate": 3}, "dataset": 5, "train": []}
     assert published(record("gm", "none", 0, 0.0, settings__protocol=odd)) is not None
+
+
+@pytest.mark.parametrize(
+    ("defense", "settings", "table", "success"),
+    [
+        ("denoise-0.25", {"sigma": 0.25}, "1", 0.03),
+        ("denoise-0.25-warm", {"sigma": 0.25}, "3", 0.05),  # ten of forty epochs on the attacked data
+        ("dp-sgd-0.05", {"noise_multiplier": 0.05, "clip": 1.0}, "5", 0.04),
+    ],
+)
+def test_defenses_that_the_diffusion_paper_calls_otherwise(
+    defense: str, settings: dict[str, Any], table: str, success: float
+) -> None:
+    found = published(
+        record("gm", defense, 0, 0.0, settings__defense=settings, settings__protocol__threat__surrogates=4)
+    )
+    assert found is not None and found.source == "Diffusion Denoising"
+    assert (found.table, found.success_rate) == (table, success)
+    assert not any("sigma" in difference or "noise" in difference for difference in found.differs)
+    other = published(record("gm", defense, 0, 0.0, settings__defense={**settings, next(iter(settings)): 0.7}))
+    assert other is not None and any("here 0.7" in difference for difference in other.differs)
+
+
+def test_private_sgd_at_our_own_noise_has_no_row() -> None:
+    assert published(record("gm", "dp-sgd", 0, 0.0, settings__defense={"noise_multiplier": 1.0, "clip": 1.0})) is None
