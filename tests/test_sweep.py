@@ -345,7 +345,11 @@ def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(counted: tup
     whole = Path(file).read_text()
     Path(file).write_text(whole + WAITING.format(log=log))
     arguments = command("--attack", file, *TINY, "--out", str(tmp_path / "out"), "--jobs", "2", "--only")
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell has its background jobs ignore the interrupt, and they hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while len(pids := [int(path.suffix[1:]) for path in tmp_path.glob("log.*")]) < 2:
         assert time.monotonic() < deadline and process.poll() is None
