@@ -10,7 +10,7 @@ from typing import Any
 from bench.labels import differences
 from bench.published import Published, published
 from bench.statistics import mean_interval, paired_difference, paired_test
-from bench.summary import Cell, rank_of, scene_of, summarise
+from bench.summary import Cell, protocol_of, rank_of, scene_of, summarise
 
 Record = Mapping[str, Any]
 
@@ -196,7 +196,7 @@ def _scene_settings(record: Record) -> dict[str, Any]:
     """What `scene_of` hashes besides the names."""
     settings, data = record["settings"], record.get("data") or {}
     return {
-        **(settings.get("protocol") or {}),
+        **protocol_of(record),
         "attack": settings.get("attack") or {},
         "seed": record["seed"],
         "data": str(data.get("fingerprint", ""))[:8],

@@ -58,10 +58,23 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> Cell:
     )
 
 
+# Settings that came later, with what records from before them were made with.
+CAME_LATER = {"threat": {"holdout": 0.05}}
+
+
+def protocol_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record's protocol, with those that it is too old to name."""
+    found = dict((record.get("settings") or {}).get("protocol") or {})
+    for section, later in CAME_LATER.items():
+        if isinstance(found.get(section), Mapping):
+            found[section] = {**later, **found[section]}
+    return found
+
+
 def scene_of(record: Mapping[str, Any]) -> str:
     """What a cell shares with the undefended cell that it is compared with: everything but the defense."""
     settings, data = record.get("settings") or {}, record.get("data") or {}
-    same = [record["protocol"], settings.get("protocol"), record["attack"], settings.get("attack"), record["seed"]]
+    same = [record["protocol"], protocol_of(record), record["attack"], settings.get("attack"), record["seed"]]
     text = json.dumps([*same, data.get("fingerprint")], indent=1, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -269,3 +269,16 @@ def test_defenses_that_the_diffusion_paper_calls_otherwise(
 
 def test_private_sgd_at_our_own_noise_has_no_row() -> None:
     assert published(record("gm", "dp-sgd", 0, 0.0, settings__defense={"noise_multiplier": 1.0, "clip": 1.0})) is None
+
+
+def test_a_record_from_before_a_setting_stands_beside_those_that_name_its_value() -> None:
+    old = record("gm", "none", 0, 1.0, settings__protocol__threat={"scenario": "from-scratch", "eps": 16})
+    new, other = (
+        record("gm", "strip", 0, 0.0, settings__protocol__threat={**THREAT, "holdout": share}) for share in (0.05, 0.1)
+    )
+    with_old, with_other = leaderboard([old, new]), leaderboard([old, other])
+    assert len({entry.scene for entry in with_old}) == 1 and len({entry.scene for entry in with_other}) == 2
+    assert {entry.attack_label for entry in with_old} == {"gm"}
+
+
+THREAT = {"scenario": "from-scratch", "eps": 16}
