@@ -41,14 +41,13 @@ def tracking_server(backend: str, folder: Path) -> Iterator[str]:
             command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **SERVER}
         )
     try:
-        deadline = time.monotonic() + 400
-        while True:
+        while True:  # pytest's own time limit ends it
             try:
                 urllib.request.urlopen(f"{address}/health", timeout=2).close()
                 break
             except OSError:
                 said = (folder / "server.log").read_text()[-2000:]
-                assert server.poll() is None and time.monotonic() < deadline, said
+                assert server.poll() is None, said
                 time.sleep(0.2)
         yield address
     finally:
