@@ -5,6 +5,7 @@ Pictures are kept under the folder that BENCH_SCREENSHOTS names, for a person to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -201,7 +202,8 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(0.5)
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # all that it has started, at once: the store is thrown away
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # all that it has started, at once: the store is thrown away
         server.wait(60)
         log.close()
 
