@@ -5,6 +5,7 @@ Pictures are kept under the folder that BENCH_SCREENSHOTS names, for a person to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -195,17 +196,24 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = (out / "log").open("wb")
     server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5)
-            break
-        except OSError:
+    try:
+        while not _answers(f"{address}/health"):
             assert server.poll() is None and time.monotonic() < deadline, (out / "log").read_text()
             time.sleep(0.5)
-    yield address
-    os.killpg(server.pid, signal.SIGKILL)  # all that it has started, at once: the store is thrown away
-    server.wait(60)
-    log.close()
+        yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # all that it has started, at once: the store is thrown away
+        server.wait(60)
+        log.close()
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("by", ["hand", "link"])
