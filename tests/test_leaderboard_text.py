@@ -245,3 +245,13 @@ def test_many_records_are_read_in_seconds() -> None:
     command = [sys.executable, "benchmarks/leaderboard.py", "--records", "3000", "--repeats", "1", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
     assert max(one["cpu"] for one in json.loads(done.stdout.splitlines()[-1])["seconds"].values()) < 6
+
+
+@pytest.mark.parametrize("protocol", ["quick", "quick-transfer"])
+def test_the_committed_leaderboards_are_those_of_the_committed_records(
+    protocol: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ROOT / "results" / "defenses"
+    for form in ("md", "csv"):
+        _, out, _ = run(capsys, "--records", str(place / f"{protocol}.jsonl"), "--format", form)
+        assert out == (place / f"{protocol}.{form}").read_text()
