@@ -57,6 +57,7 @@ OF_A_CELL = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowl
 CURVE_POINTS = 50  # enough for a chart; every point is a row in the database
 LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
 REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
+DRIVER = "install that driver, or name the one that you have, as in postgresql+psycopg2://"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
 REST = 10.0  # times as long as it took, at most 30 s, before the next sync of a run: many trials at once cost a third
 
@@ -161,7 +162,8 @@ def sync(records: Sequence[Record], uri: str, out: Path, pictures: Pictures | No
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
         if isinstance(error, (OSError, ImportError)) or library in ("mlflow", "sqlalchemy", "alembic"):
-            line = f"cannot log to {uri}: {_first_line(error)}; repair: {REPAIR}"
+            repair = DRIVER if isinstance(error, ImportError) else REPAIR
+            line = f"cannot log to {uri}: {_first_line(error)}; repair: {repair}"
             raise BadInput(re.sub(r"//[^/@\s]+@", "//***@", line)) from error  # a password is not for the log
         raise
     return SyncReport(len(cells), new, sum(map(len, cells.values())) - new)

@@ -50,7 +50,7 @@ def members(session: int) -> list[int]:
     return found
 
 
-def assert_nobody_left(session: int, within: float = 60.0) -> None:
+def assert_nobody_left(session: int, within: float = 120.0) -> None:
     deadline = time.monotonic() + within
     while left := members(session):
         names = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-90:] for pid in left]
@@ -58,7 +58,7 @@ def assert_nobody_left(session: int, within: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def wait_for(true: Any, process: subprocess.Popen[str] | None = None, within: float = 120.0) -> None:
+def wait_for(true: Any, process: subprocess.Popen[str] | None = None, within: float = 500.0) -> None:
     """Until `true()`; fails when the process ends before, or the time is over."""
     deadline = time.monotonic() + within
     while not true():

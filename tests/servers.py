@@ -46,8 +46,7 @@ def tracking_server(backend: str, folder: Path) -> Iterator[str]:
                 urllib.request.urlopen(f"{address}/health", timeout=2).close()
                 break
             except OSError:
-                said = (folder / "server.log").read_text()[-2000:]
-                assert server.poll() is None, said
+                assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
                 time.sleep(0.2)
         yield address
     finally:
@@ -144,7 +143,7 @@ def postgres() -> Iterator[str]:
                 except psycopg2.OperationalError:
                     assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
                     time.sleep(0.1)
-            yield f"postgresql+psycopg2://bench@/postgres?host={folder}"  # SQLAlchemy 2.1 means psycopg 3 without
+            yield f"postgresql+psycopg2://bench@/postgres?host={folder}"  # SQLAlchemy 2.1 would take psycopg 3
         finally:
             server.send_signal(signal.SIGINT)  # fast shutdown
             server.wait(30)

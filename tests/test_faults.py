@@ -129,7 +129,7 @@ def test_control_c(undisturbed: Path, tmp_path: Path, whom: str) -> None:
     process = start(*RUN, "--out", str(tmp_path), "--jobs", "2")
     wait_for(has_file(tmp_path, "records/*/*/*/*.json"), process)
     (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 130 and stdout == ""
     assert "Traceback" not in stderr and "Error" not in stderr
     assert stderr.splitlines()[-1] == "bench: interrupted; the same command goes on where this one stopped"
@@ -141,7 +141,7 @@ def test_control_c(undisturbed: Path, tmp_path: Path, whom: str) -> None:
 @pytest.mark.slow
 def test_two_runs_at_once_in_one_folder(undisturbed: Path, tmp_path: Path) -> None:
     pair = [start(*RUN, "--out", str(tmp_path), "--jobs", "1", "--json") for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in pair]
+    said = [process.communicate(timeout=500) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
     mine, yours = ({r["key"]: {**r, "cached": None} for r in json.loads(stdout)} for stdout, _ in said)
     assert mine == yours and len(mine) == 6  # seconds and all: each record was made once
@@ -225,7 +225,7 @@ def test_the_kernel_refuses_to_write_more(undisturbed: Path, tmp_path: Path, lim
         *UNTRACKED, "--out", str(out), "--jobs", str(jobs),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
-    stdout, stderr = limited.communicate(timeout=300)
+    stdout, stderr = limited.communicate(timeout=500)
     assert (limited.returncode, stdout) == (2, ""), stderr
     assert_one_line(stderr, out / place)
     assert_nobody_left(limited.pid)
@@ -247,7 +247,7 @@ def test_a_real_disk_that_is_full(undisturbed: Path, small_disk: Path) -> None:
     """Room for one network of two, and then for all."""
     out = small_disk / "out"
     first = start(*UNTRACKED, "--out", str(out), "--jobs", "2")
-    stdout, stderr = first.communicate(timeout=300)
+    stdout, stderr = first.communicate(timeout=500)
     assert (first.returncode, stdout) == (2, ""), stderr
     assert_one_line(stderr, out / "store/networks")
     assert_nobody_left(first.pid)

@@ -433,6 +433,11 @@ def test_broken_store_is_one_line_without_the_password(out):
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_missing_database_driver_is_named(out):
+    with pytest.raises(BadInput, match=r"No module named 'pymssql'; repair: install that driver, or name the one"):
+        sync([make(0)], "mssql+pymssql://host/x", out)
+
+
 def test_lock_has_a_time_limit(out, uri, monkeypatch):
     monkeypatch.setattr(tracking, "LOCK_PATIENCE", 0.2)
     with tracking._lock(uri, out), pytest.raises(BadInput, match=r"mlflow\.lock.*repair"):
