@@ -10,9 +10,19 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.errors import DiskFull
+from bench.errors import BadInput, DiskFull
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def make_folder(out: Path) -> None:
+    """Create the output folder; BadInput when nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise BadInput(f"output folder '{out}' cannot be written: {error.strerror}; repair: --out DIR") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

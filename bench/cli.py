@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bench import __version__, atomic
+from bench.atomic import make_folder
 from bench.errors import BadInput, TrialFailed, nearest
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _carry_out(
     from bench.progress import say
 
     uri = tracking.resolve_uri(options.tracking, options.out)
-    _make_writable(options.out)
+    make_folder(options.out)
     tracker = tracking.Tracker(uri, options.out, say)
     try:
         results = runner.execute(
@@ -313,7 +314,7 @@ def _export(options: argparse.Namespace) -> int:
     if not plan.cells[-1].attack.plugin.make.poisons_data:
         raise BadInput(f"attack '{options.attack}' poisons nothing, so there is nothing to export")
     with new_folder(options.folder) as folder:
-        _make_writable(options.out)
+        make_folder(options.out)
         notes: dict[str, None] = {}
         for poisons, trial in runner.craft(plan, options.out, engine, say):
             inside = folder / str(trial.index)
@@ -358,16 +359,6 @@ def _picture(out: Path, record: dict[str, Any]) -> Path:
     from bench.stages import picture_path
 
     return picture_path(out, record["poisons"].get("key", "none"))
-
-
-def _make_writable(out: Path) -> None:
-    """Create the output folder; BadInput when nothing can be written there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK | os.X_OK):
-            raise PermissionError(13, "permission denied")
-    except OSError as error:
-        raise BadInput(f"output folder '{out}' cannot be written: {error.strerror}; repair: --out DIR") from None
 
 
 def _where_next(options: argparse.Namespace, uri: str | None) -> None:

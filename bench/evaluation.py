@@ -10,8 +10,6 @@ from torch import Tensor
 
 from bench.datasets.base import Dataset
 from bench.poisons import NOT_A_TEST_PICTURE, Shown
-from bench.statistics import interval as interval
-from bench.statistics import paired_difference as paired_difference
 from bench.threat import Trial
 from bench.training import precision, to_pixels
 

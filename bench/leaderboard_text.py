@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench.columns import aligned
 from bench.leaderboard import NOTES, Entry
 
 HEAD = (
@@ -22,7 +23,7 @@ Cells = Sequence[Sequence[str]]
 
 def table(entries: Sequence[Entry], baseline: str) -> str:
     """Aligned text for a terminal: of every protocol the matrix and the ranked list, then the notes."""
-    return _document(entries, baseline, _aligned, "{}", plain)
+    return _document(entries, baseline, aligned, "{}", plain)
 
 
 def markdown(entries: Sequence[Entry], baseline: str) -> str:
@@ -200,19 +201,6 @@ def _row(entry: Entry, notes: dict[str, int]) -> list[str]:
         comparison(entry),
         "; ".join(entry.flags),
     ]
-
-
-def _aligned(rows: Cells, right: set[int]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.rjust(width) if i in right else text.ljust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
 
 
 def _github(rows: Cells, right: set[int]) -> str:

@@ -18,8 +18,10 @@ from bench.settings import Settings, build, literal
 from bench.threat import Threat
 from bench.training import Recipe
 
-DATASETS = ("dataset", "pretrain_dataset", "public_dataset")
-SECTIONS = (*DATASETS, "train", "surrogate", "pretrain", "threat", "attack", "defense")
+SECTIONS = (
+    *("dataset", "pretrain_dataset", "public_dataset"),
+    *("train", "surrogate", "pretrain", "threat", "attack", "defense"),
+)
 PLAIN = ("name", "version", "description", "trials", "model")
 MOST_TRIALS = 100_000
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attacks.base import CONTROL
+from bench.columns import aligned
 from bench.statistics import paired_difference
 from bench.summary import Cell, summarise
 
@@ -71,13 +72,6 @@ def _comparisons(cells: list[list[dict[str, Any]]]) -> list[str]:
                     f"[{100 * low:+.0f}, {100 * high:+.0f}], paired, {len(common)} trials"
                 )
     return lines
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length as columns, with a rule under the first row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in ruled)
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

@@ -47,34 +47,28 @@ def must_build_on(attack: Chosen, kind: str, name: str) -> None:
         raise TrialFailed(f"attack '{attack.label}' uses {kind} '{name}'; repair: declare it in `builds_on`")
 
 
+class Spent(list[Artefact]):
+    """Artefacts, and the seconds that they took."""
+
+    @property
+    def just_now(self) -> float:
+        """Spent now, by whoever is timed around it."""
+        return sum(artefact.meta["seconds"] for artefact in self if not artefact.reused)
+
+    @property
+    def all_told(self) -> float:
+        """Spent when they were made."""
+        return sum(artefact.meta["seconds"] for artefact in self)
+
+
 class Used:
     """What a crafting or a defense used of kept networks and other work, and where its time went."""
 
     def __init__(self) -> None:
-        self.networks: list[Artefact] = []
-        self.external: list[Artefact] = []
+        self.networks = Spent()
+        self.external = Spent()
         self.kept: dict[str, bool] = {}
         self.parts: dict[str, float] = {}
-
-    @property
-    def just_now(self) -> float:
-        """Seconds of them that were spent now, by whoever is timed around it."""
-        return sum(artefact.meta["seconds"] for artefact in self.networks if not artefact.reused)
-
-    @property
-    def all_told(self) -> float:
-        """Seconds that the networks took when they were trained."""
-        return sum(artefact.meta["seconds"] for artefact in self.networks)
-
-    @property
-    def external_just_now(self) -> float:
-        """Seconds spent now on what the defender could have from elsewhere."""
-        return sum(artefact.meta["seconds"] for artefact in self.external if not artefact.reused)
-
-    @property
-    def external_all_told(self) -> float:
-        """Seconds that it took when it was made."""
-        return sum(artefact.meta["seconds"] for artefact in self.external)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -120,9 +114,9 @@ class Bench:
                 "identity": identity,
                 "provenance": poisons.provenance,
                 # What the surrogates took is theirs, whether they were trained just now or long ago.
-                "seconds": max(seconds - used.just_now, 0.0),
+                "seconds": max(seconds - used.networks.just_now, 0.0),
                 "parts": used.parts,
-                "surrogate_seconds": used.all_told,
+                "surrogate_seconds": used.networks.all_told,
                 "surrogates_reused": bool(used.networks) and all(artefact.reused for artefact in used.networks),
                 "kept_reused": used.kept,
             }
@@ -277,10 +271,10 @@ class Bench:
                 "craft": meta["seconds"],
                 **{f"craft.{name}": value for name, value in meta["parts"].items()},
                 # With what the defense had trained beside, as if it had been made now, whoever made it.
-                "train": trained_at - clock - fits.just_now - fits.external_just_now + fits.all_told,
-                **({"train.networks": fits.all_told} if fits.networks else {}),
+                "train": trained_at - clock - fits.networks.just_now - fits.external.just_now + fits.networks.all_told,
+                **({"train.networks": fits.networks.all_told} if fits.networks else {}),
                 # What the defender could have from elsewhere is no part of his training.
-                **({"external": fits.external_all_told} if fits.external else {}),
+                **({"external": fits.external.all_told} if fits.external else {}),
                 "evaluate": finished - trained_at,
             },
             "reused": {

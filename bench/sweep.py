@@ -28,11 +28,11 @@ from typing import Any
 from pydantic import Field
 
 from bench import leaderboard_text, runner
+from bench.columns import aligned
 from bench.errors import BadInput, nearest
 from bench.leaderboard import leaderboard
 from bench.protocol import MOST_TRIALS
 from bench.records import Records
-from bench.report import aligned
 from bench.settings import Settings, build
 from bench.units import Unit, work_for
 

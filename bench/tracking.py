@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
-from bench.labels import differences
+from bench.labels import differences, flat
 from bench.published import published
 from bench.summary import milliseconds, rank_of, scene_of, summarise
 
@@ -478,22 +478,14 @@ def _curve(name: str, values: Sequence[Any], begin: int, end: int) -> list[Point
 
 
 def _params(record: Record) -> dict[str, str]:
-    flat = {**dict(_flat(record.get("settings") or {})), "seed": record["seed"]}
-    return {_name(name): (v if isinstance(v, str) else json.dumps(v))[:6000] for name, v in flat.items()}
+    settings = {**dict(flat(record.get("settings") or {})), "seed": record["seed"]}
+    return {_name(name): (v if isinstance(v, str) else json.dumps(v))[:6000] for name, v in settings.items()}
 
 
 def _name(text: str) -> str:
     """A name that MLflow takes: no other signs than its own, not too long, nothing that reads as another path."""
     clean = posixpath.normpath(re.sub(r"[^\w./: -]", "_", text)).lstrip("./")
     return clean[:250].rstrip("/") or "_"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _finite(value: Any) -> bool:

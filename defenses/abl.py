@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bench.models.base import frozen
 from bench.registry import register
 from bench.settings import Settings
-from bench.training import Batch, Run, precision
+from bench.training import Batch, Run
 from defenses.base import Defense
+from defenses.outputs import outputs_of
 
 
 class AblSettings(Settings):
@@ -77,13 +77,9 @@ class Abl(Defense):
 
     def isolated(self, run: Run) -> Tensor:
         """The samples with the lowest loss, bool [n], ties to the lower row: eval mode, un-augmented."""
-        losses = []
-        with frozen(run.model), torch.no_grad(), precision(run.device):
-            for rows in torch.arange(len(run.data), device=run.device).split(1024):
-                logits = run.model(run.pixels(rows)).float()
-                losses.append(F.cross_entropy(logits, run.data.labels[rows], reduction="none"))
+        losses = F.cross_entropy(outputs_of(run.model, run.data.images), run.data.labels, reduction="none")
         count = max(round(self.settings.isolation * len(run.data)), 1)
-        chosen = torch.argsort(torch.cat(losses), stable=True)[:count]
+        chosen = torch.argsort(losses, stable=True)[:count]
         found = torch.zeros(len(run.data), dtype=torch.bool, device=run.device)
         found[chosen] = True
         return found

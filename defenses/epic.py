@@ -13,11 +13,12 @@ from torch import Tensor
 
 from bench.datasets.base import Images
 from bench.errors import TrialFailed
-from bench.models.base import Classifier, frozen
+from bench.models.base import Classifier
 from bench.registry import register
 from bench.settings import Settings
-from bench.training import Run, precision, to_pixels
+from bench.training import Run
 from defenses.base import Defense
+from defenses.outputs import outputs_of
 
 
 class EpicSettings(Settings):
@@ -85,8 +86,7 @@ def alone_in_cluster(gradients: Tensor, labels: Tensor, counts: list[int]) -> Te
 
 def logit_gradients(model: Classifier, data: Images, chunk: int = 1024) -> Tensor:
     """softmax(z) - onehot(y), [n, classes], in eval mode on un-augmented pictures."""
-    with frozen(model), torch.no_grad(), precision(data.images.device):
-        logits = torch.cat([model(to_pixels(part)).float() for part in data.images.split(chunk)])
+    logits = outputs_of(model, data.images, chunk=chunk)
     return logits.softmax(1) - F.one_hot(data.labels, logits.shape[1])
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bench.datasets.base import Images
 from bench.errors import TrialFailed
-from bench.models.base import Classifier, frozen
-from bench.training import precision, to_pixels
+from bench.models.base import Classifier
 from defenses.base import Defense, Job, Services
+from defenses.outputs import outputs_of
 
 
 class Filter(Defense):
@@ -43,8 +43,7 @@ class Filter(Defense):
 
 def features_of(model: Classifier, images: Tensor, chunk: int = 1024) -> Tensor:
     """Penultimate features, float32 [n, d], of uint8 pictures: eval mode, un-augmented. TrialFailed if not finite."""
-    with frozen(model), torch.no_grad(), precision(images.device):
-        found = torch.cat([model.features(to_pixels(part)).float() for part in images.split(chunk)])
+    found = outputs_of(model, images, model.features, chunk)
     if not torch.isfinite(found).all():
         raise TrialFailed("the warm-up network's features are not finite")
     return found

@@ -11,11 +11,10 @@ from bench.evaluation import (
     backdoor_rates,
     decide,
     evaluate,
-    interval,
-    paired_difference,
     predict,
 )
 from bench.poisons import Shown
+from bench.statistics import interval, paired_difference
 from bench.threat import Trial
 
 

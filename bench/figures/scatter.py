@@ -6,10 +6,7 @@ interval of that mean (none for one trial). A good defense stands to the lower r
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
-
-from scipy import stats
 
 from bench.errors import BadInput
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
@@ -23,11 +20,9 @@ if TYPE_CHECKING:
 MARKS = "osD^vP*X<>hp"
 
 
-def half_width(cell: Cell) -> float:
-    """Half of the 95 % interval of the mean clean accuracy; 0 for a single trial."""
-    if cell.n < 2:
-        return 0.0
-    return float(stats.t.ppf(0.975, cell.n - 1)) * cell.clean_accuracy_deviation / math.sqrt(cell.n)
+def accuracy_interval(cell: Cell) -> tuple[float, float]:
+    """95 % interval of the mean clean accuracy; the mean itself for a single trial."""
+    return cell.clean_accuracy_interval or (cell.clean_accuracy, cell.clean_accuracy)
 
 
 def measure(request: Request) -> Plate:
@@ -45,7 +40,7 @@ def measure(request: Request) -> Plate:
     rows = [
         (c.attack, c.defense, c.n, c.success_rate, c.success_low, c.success_high, c.clean_accuracy, low, high)
         for c in cells
-        for low, high in [(c.clean_accuracy - half_width(c), c.clean_accuracy + half_width(c))]
+        for low, high in [accuracy_interval(c)]
     ]
     caption = f"{cells[0].protocol}, n = {count} trials a cell, {seeds_of(records)}; bars: 95 % intervals"
     height = 2.6 + 0.12 * (-(-len({c.attack for c in cells}) // 2) + -(-len({c.defense for c in cells}) // 2))
@@ -65,7 +60,7 @@ def draw(plate: Plate, figure: Figure) -> None:
     for cell in cells:
         rate = 100 * cell.success_rate
         axis.errorbar(
-            100 * cell.clean_accuracy, rate, xerr=100 * half_width(cell),
+            100 * cell.clean_accuracy, rate, xerr=100 * (accuracy_interval(cell)[1] - cell.clean_accuracy),
             yerr=[[rate - 100 * cell.success_low], [100 * cell.success_high - rate]],
             fmt=marks[cell.attack], color=colours[cell.defense], markersize=4, elinewidth=0.5, alpha=0.85,
         )  # fmt: skip

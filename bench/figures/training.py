@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.atomic import make_folder
 from bench.devices import default_jobs
 from bench.engines.local import Local
-from bench.errors import BadInput, TrialFailed
+from bench.errors import TrialFailed
 from bench.progress import Heartbeat, say
 from bench.runner import Cell, Plan, craft
 from bench.stages import Bench
@@ -48,10 +49,7 @@ def made(kind: str, make: Make, plan: Plan, cells: Sequence[Cell], out: Path) ->
 
     kind: names it in the store and to the user. TrialFailed when one cannot be made.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"output folder '{out}' cannot be written: {error.strerror}; repair: --out DIR") from None
+    make_folder(out)
     (index,) = plan.cells[0].trials
     study, bench = plan.study, Bench.at(plan.study, out, lambda *_: None, say)
     units = [_Unit(study, out, kind, make, cell, index) for cell in cells]
