@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from attacks.base import Attack, Scene
-from attacks.feature_matching import FeatureSettings, match_features, mean_over
-from bench.poisons import Poisons
-from bench.registry import register
+from bench.attacks.crafting.feature_matching import FeatureSettings, match_features, mean_over
+from bench.foundation.registry import register
+from bench.science.attack import Attack, Scene
+from bench.science.poisons import Poisons
 
 
 class BullseyeSettings(FeatureSettings):
@@ -33,7 +33,7 @@ class BullseyePolytope(Attack):
     crafting engine of Witches' Brew, which FRIENDS section 4.2 uses; `bp-original` un-squared, relative to |phi(x_t)|,
     with plain Adam from the clean bases and no augmentation (poisoning benchmark: lr 0.04, 1200 steps); `bp-end2end`
     the mean of that over the ends of all resolutions of the network (for victims that train all layers).
-    Needs: K feature extractors, the target picture, the bases. Cost: K x 3 forward-equivalents x n x steps x restarts.
+    Needs: K feature extractors, the target image, the bases. Cost: K x 3 forward-equivalents x n x steps x restarts.
     """
 
     Settings = BullseyeSettings

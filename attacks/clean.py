@@ -5,23 +5,21 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from attacks.base import Attack, Scene
-from bench.poisons import Poisons
-from bench.registry import register
-from bench.settings import Settings
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.attack import Attack, Scene
+from bench.science.poisons import Poisons
 
 
 class CleanControlSettings(Settings):
-    trigger: bool = Field(
-        False, description="judge on pictures with the threat model's trigger, as backdoor attacks do"
-    )
+    trigger: bool = Field(False, description="judge on images with the threat model's trigger, as backdoor attacks do")
 
 
 @register("attack", "none")
 @register("attack", "none-trigger", trigger=True)
 class CleanControl(Attack):
-    """Clean control: nothing is poisoned. Its success rate is how often a target (`none-trigger`: a picture with the
-    trigger) is already taken for the adversarial class, which every attack must beat. Needs: nothing. Cost: nothing."""
+    """Clean control: nothing is poisoned. Its success rate is how often a target (`none-trigger`: a image with the
+    trigger) is already taken for the target class, which every attack must beat. Needs: nothing. Cost: nothing."""
 
     Settings = CleanControlSettings
     uses_surrogates = False

@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attacks.base import Attack, Scene
-from attacks.feature_matching import FeatureSettings, match_features, mean_over
-from bench.poisons import Poisons
-from bench.registry import register
+from bench.attacks.crafting.feature_matching import FeatureSettings, match_features, mean_over
+from bench.foundation.registry import register
+from bench.science.attack import Attack, Scene
+from bench.science.poisons import Poisons
 
 
 class ConvexPolytopeSettings(FeatureSettings):
@@ -28,7 +28,7 @@ class ConvexPolytope(Attack):
     coefficients c on the simplex, each surrogate its own. They alternate: the coefficients are solved for
     (accelerated projected gradient on the n x n Gram matrix, from the last solution on), then the perturbation takes
     a step with them held fixed, which is the exact gradient of the minimum (envelope theorem). Surrogates start from
-    equal coefficients. Needs: K feature extractors, the target picture, the bases.
+    equal coefficients. Needs: K feature extractors, the target image, the bases.
     Cost: K x (3 forward-equivalents x n + the solver, n^2 a step) x steps.
     """
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Scene
-from attacks.descent import craft
-from attacks.matching import Matcher, MatchingSettings, augmented
-from bench.poisons import Poisons
-from bench.registry import register
-from bench.training import to_pixels
+from bench.attacks.crafting.descent import craft
+from bench.attacks.crafting.matching import Matcher, MatchingSettings, augmented
+from bench.foundation.registry import register
+from bench.science.attack import Attack, Scene
+from bench.science.poisons import Poisons
+from bench.science.training import to_pixels
 
 
 @register("attack", "gm")
@@ -18,8 +18,8 @@ class GradientMatching(Attack):
     """Gradient Matching, "Witches' Brew" (Geiping et al., ICLR 2021); FRIENDS section 4.2.
 
     Threat model: clean-label, targeted, from scratch, gray box (architecture and recipe known, weights not).
-    Minimises 1 - cos(grad CE(target, adversarial class), mean grad CE(poisons, their labels)), one cosine over all
-    weights, summed over K surrogates in eval mode. Needs: K clean surrogates, the target picture, the bases.
+    Minimises 1 - cos(grad CE(target, target class), mean grad CE(poisons, their labels)), one cosine over all
+    weights, summed over K surrogates in eval mode. Needs: K clean surrogates, the target image, the bases.
     Cost: K x (3 forward-equivalents for the gradient + 6 for its derivative) x n x steps x restarts.
     Departs from the released code in one point: restarts are compared on the rounded, un-augmented poisons, not on the
     last noisy training value.
@@ -30,7 +30,7 @@ class GradientMatching(Attack):
 
     def craft(self, scene: Scene) -> Poisons:
         surrogates, target = scene.surrogates(), to_pixels(scene.targets)
-        wanted = torch.full((len(target),), scene.trial.adversarial_class, device=scene.device)
+        wanted = torch.full((len(target),), scene.trial.target_class, device=scene.device)
         matcher = Matcher(surrogates, target, wanted, scene.bases.labels, self.settings.chunk)
 
         def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:

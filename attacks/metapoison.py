@@ -6,13 +6,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from attacks.base import Attack, Scene
-from attacks.descent import DescentSettings, craft
-from attacks.matching import augmented
-from attacks.parameter_gradients import ParameterGradients, Weights
-from bench.poisons import Poisons
-from bench.registry import register
-from bench.training import to_pixels
+from bench.attacks.crafting.descent import DescentSettings, craft
+from bench.attacks.crafting.matching import augmented
+from bench.foundation.registry import register
+from bench.science.attack import Attack, Scene
+from bench.science.gradients import ParameterGradients, Weights
+from bench.science.poisons import Poisons
+from bench.science.training import to_pixels
 
 LEAST = -100.0  # of the CW loss, as in the released code
 
@@ -21,11 +21,11 @@ class MetaPoisonSettings(DescentSettings):
     augment: bool = Field(True, description="craft through the victim's random shift and flip, redrawn every step")
     unroll: int = Field(2, ge=1, le=20, description="training steps that are unrolled")
     inner_lr: float = Field(0.01, gt=0, le=10, description="learning rate of the unrolled steps (SGD without momentum)")
-    clean: int = Field(64, ge=0, le=65536, description="clean training pictures in each unrolled batch")
+    clean: int = Field(64, ge=0, le=65536, description="clean training images in each unrolled batch")
     ages: tuple[int, ...] = Field(
         (2, 4, 8, 12, 16, 20, 24, 28), description="epochs of the surrogates' training at which they are used, rising"
     )
-    chunk: int = Field(256, ge=1, le=65536, description="pictures that are differentiated at once; bounds the memory")
+    chunk: int = Field(256, ge=1, le=65536, description="images that are differentiated at once; bounds the memory")
 
     @model_validator(mode="after")
     def _rising(self) -> MetaPoisonSettings:
@@ -40,11 +40,11 @@ class MetaPoison(Attack):
 
     Threat model: clean-label, targeted, from scratch, gray box. Every crafting step takes each of K surrogates at an
     age of its own (staggered by one age from surrogate to surrogate, moving on by one at each step), trains it for
-    `unroll` steps of SGD, the first on all poisons with clean pictures, the others on clean pictures alone, and
+    `unroll` steps of SGD, the first on all poisons with clean images, the others on clean images alone, and
     descends the mean over these steps of the CW loss of the target, max(max_{c != adv} z_c - z_adv, -100),
     differentiated through the steps: gradients flow to the poisons through the first step only, as in the released
-    code. Needs: K surrogates' training histories, the target picture, the bases, clean training pictures.
-    Cost: K x (9 forward-equivalents x n + 12 x clean pictures) x steps.
+    code. Needs: K surrogates' training histories, the target image, the bases, clean training images.
+    Cost: K x (9 forward-equivalents x n + 12 x clean images) x steps.
     Departs from the released code: the ages are snapshots of one clean training, shared by all trials, instead of
     networks that train along (their trajectories are clean there too); BatchNorm uses running statistics; all poisons
     share one unrolled batch; the unrolled steps are a tenth of the released 0.1, which diverges from young networks
@@ -65,11 +65,11 @@ class MetaPoison(Attack):
         histories = scene.workshop.snapshots()
         sources = [[ParameterGradients(model) for model in history] for history in histories]
         target = to_pixels(scene.targets)
-        wanted = torch.full((len(target),), scene.trial.adversarial_class, device=scene.device)
+        wanted = torch.full((len(target),), scene.trial.target_class, device=scene.device)
         others = torch.nonzero(~torch.isin(scene.train.ids, scene.bases.ids)).flatten()
 
         def clean_batches(*who: str | int) -> list[tuple[Tensor, Tensor]]:
-            """A batch of clean pictures with labels for every unrolled step."""
+            """A batch of clean images with labels for every unrolled step."""
             stream, batches = scene.stream("clean", *who), []
             for _ in range(settings.unroll):
                 pick = torch.randint(len(others), (settings.clean,), generator=stream, device=scene.device)
@@ -90,7 +90,7 @@ class MetaPoison(Attack):
                     steps = unrolled(source, view, step, k)
                     losses.append(steps.loss(target, wanted))
                     direction = steps.direction(target, wanted)
-                    # The mean over the first batch counts poisons and clean pictures alike.
+                    # The mean over the first batch counts poisons and clean images alike.
                     share = len(view) / (len(view) + settings.clean)
                     total -= settings.inner_lr * share * source.pixel_gradient(view, labels, direction, settings.chunk)
                 return sum(losses) / len(losses), total / len(sources)
@@ -125,7 +125,7 @@ class Unrolled:
             self.after.append(source)
 
     def loss(self, target: Tensor, wanted: Tensor) -> float:
-        """Mean over the steps of the CW loss of the target pictures."""
+        """Mean over the steps of the CW loss of the target images."""
         each = [carlini_wagner(source.logits(target), wanted) / len(target) for source in self.after]
         return torch.stack(each).mean().item()
 
@@ -147,7 +147,7 @@ class Unrolled:
 
 
 def carlini_wagner(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Sum over pictures of max(max_{c != wanted} z_c - z_wanted, -100) (Carlini and Wagner 2017)."""
+    """Sum over images of max(max_{c != wanted} z_c - z_wanted, -100) (Carlini and Wagner 2017)."""
     mine = logits.gather(1, wanted[:, None])[:, 0]
     others = logits.scatter(1, wanted[:, None], -torch.inf).max(1).values
     return (others - mine).clamp(min=LEAST).sum()

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attacks.base import Attack, Scene
-from attacks.feature_matching import FeatureSettings, match_features, mean_over, stages
-from bench.models.base import Classifier, frozen
-from bench.poisons import Poisons
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import to_pixels
+from bench.attacks.crafting.feature_matching import FeatureSettings, match_features, mean_over, stages
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.attack import Attack, Scene
+from bench.science.classifier import Classifier, frozen
+from bench.science.poisons import Poisons
+from bench.science.training import to_pixels
 
 
 class PoisonFrogsSettings(FeatureSettings):
@@ -33,7 +33,7 @@ class PoisonFrogs(Attack):
     over poisons of |phi(x_i + d_i) - phi(x_t)|^2 (mean over dimensions, and over K surrogates); the original's pull
     to the base is replaced by the eps ball, as in Witches' Brew's comparison. `pf-mean` collides only the mean
     feature: that is what that code, and so presumably FRIENDS' tables, call Poison Frogs.
-    Needs: K feature extractors, the target picture, the bases. Cost: K x 3 forward-equivalents x n x steps x restarts.
+    Needs: K feature extractors, the target image, the bases. Cost: K x 3 forward-equivalents x n x steps x restarts.
     """
 
     Settings = PoisonFrogsSettings
@@ -52,10 +52,8 @@ class ForwardBackwardSettings(Settings):
     """Defaults: the poisoning benchmark's feature collision."""
 
     steps: int = Field(120, ge=1, le=100_000, description="largest number of steps")
-    lr: float = Field(
-        1e-3, gt=0, le=1e3, description="first step length, in the normalised picture; x0.2 on a rejection"
-    )
-    watermark: float = Field(0.3, ge=0, le=1, description="share of the target picture that the start is blended with")
+    lr: float = Field(1e-3, gt=0, le=1e3, description="first step length, in the normalised image; x0.2 on a rejection")
+    watermark: float = Field(0.3, ge=0, le=1, description="share of the target image that the start is blended with")
     beta: float = Field(
         0.0, ge=0, le=1e3, description="pull towards the base (the backward step); 0: the eps ball alone"
     )
@@ -70,7 +68,7 @@ class ForwardBackward(Attack):
     its base (backward, if beta > 0) and projected on the eps ball; a step that does not lower its objective is undone
     and its step length cut to a fifth. It starts from a blend with the target, projected before it is first judged
     (in the benchmark's code the start lies outside the ball). All poisons are worked on together, each with its own
-    step. Needs: K feature extractors, the target picture, the bases. Cost: K x 4 forward-equivalents x n x steps.
+    step. Needs: K feature extractors, the target image, the bases. Cost: K x 4 forward-equivalents x n x steps.
     """
 
     Settings = ForwardBackwardSettings
@@ -90,7 +88,7 @@ class ForwardBackward(Attack):
             running = torch.ones(len(base), dtype=torch.bool, device=scene.device)
             losses = [value.mean().item()]
             for done in range(settings.steps):
-                moved = pixels - step * unit**2 * slope  # a step in the normalised picture
+                moved = pixels - step * unit**2 * slope  # a step in the normalised image
                 if settings.beta:
                     moved = (moved + step * settings.beta * base) / (1 + step * settings.beta)
                 moved = torch.maximum(torch.minimum(moved, high), low)
@@ -112,7 +110,7 @@ class ForwardBackward(Attack):
 
 
 def collisions(models: Sequence[Classifier], pixels: Tensor, aims: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """sum_k |phi_k(p_i) - aim_k|^2 for each picture [n], and its gradient in the pixels [n, 3, h, w]."""
+    """sum_k |phi_k(p_i) - aim_k|^2 for each image [n], and its gradient in the pixels [n, 3, h, w]."""
     leaf = pixels.detach().requires_grad_(True)
     value = torch.stack(
         [(model.features(leaf) - aim).square().sum(1) for model, aim in zip(models, aims, strict=True)]

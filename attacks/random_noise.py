@@ -7,19 +7,17 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from attacks.base import Attack, Scene
-from bench.poisons import Poisons
-from bench.registry import register
-from bench.settings import Settings
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.attack import Attack, Scene
+from bench.science.poisons import Poisons
 
 
 class RandomNoiseSettings(Settings):
     distribution: Literal["bernoulli", "uniform"] = Field(
         "bernoulli", description="+-eps with equal chance at every pixel and channel, or uniform in [-eps, eps]"
     )
-    trigger: bool = Field(
-        False, description="judge on pictures with the threat model's trigger, as backdoor attacks do"
-    )
+    trigger: bool = Field(False, description="judge on images with the threat model's trigger, as backdoor attacks do")
 
 
 @register("attack", "random-noise")

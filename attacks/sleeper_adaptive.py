@@ -7,18 +7,18 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from attacks.base import Scene
-from attacks.sleeper_agent import SleeperAgent, SleeperSettings
-from attacks.workshop import Transform
-from bench.poisons import Poisons
-from bench.registry import register
+from bench.attacks.sleeper_agent import SleeperAgent, SleeperSettings
+from bench.foundation.registry import register
+from bench.science.attack import Scene
+from bench.science.poisons import Poisons
+from bench.science.workshop import Transform
 
 
 class AdaptiveSettings(SleeperSettings):
     defense: Literal["noise-b", "friends-b"] = Field("noise-b", description="the defense whose noise is known")
     mu: int = Field(16, ge=1, le=255, description="size of its random noise, levels of 255")
     in_crafting: bool = Field(True, description="the poisons are crafted through the noise")
-    in_sources: bool = Field(False, description="the aim is taken on noisy pictures with the trigger, too")
+    in_sources: bool = Field(False, description="the aim is taken on noisy images with the trigger, too")
     in_surrogates: bool = Field(False, description="the surrogates are retrained behind the defense")
 
 

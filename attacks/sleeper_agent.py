@@ -9,15 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attacks.base import Attack, Scene
-from attacks.descent import craft
-from attacks.matching import Matcher, MatchingSettings, through
-from attacks.parameter_gradients import ParameterGradients
-from attacks.workshop import Transform
-from bench.models.base import Classifier
-from bench.poisons import Poisons
-from bench.registry import register
-from bench.training import to_pixels
+from bench.attacks.crafting.descent import craft
+from bench.attacks.crafting.matching import Matcher, MatchingSettings, through
+from bench.foundation.registry import register
+from bench.science.attack import Attack, Scene
+from bench.science.classifier import Classifier
+from bench.science.gradients import ParameterGradients
+from bench.science.poisons import Poisons
+from bench.science.training import to_pixels
+from bench.science.workshop import Transform
 
 
 class SleeperSettings(MatchingSettings):
@@ -29,11 +29,9 @@ class SleeperSettings(MatchingSettings):
     retrained: int = Field(
         0, ge=0, le=100, description="surrogates that are retrained each time, in turn (0: all K, as the released code)"
     )
-    sources: int = Field(
-        0, ge=0, le=1_000_000, description="training pictures that get the trigger (0: the whole class)"
-    )
+    sources: int = Field(0, ge=0, le=1_000_000, description="training images that get the trigger (0: the whole class)")
     selection: Literal["gradient-norm", "random"] = Field(
-        "gradient-norm", description="bases: the pictures with the largest training gradients, or those of the trial"
+        "gradient-norm", description="bases: the images with the largest training gradients, or those of the trial"
     )
 
 
@@ -41,15 +39,15 @@ class SleeperSettings(MatchingSettings):
 class SleeperAgent(Attack):
     """Sleeper Agent (Souri et al., NeurIPS 2022); FRIENDS section 4.2.
 
-    Threat model: clean-label backdoor, from scratch, gray box. At test time any picture of the true class that
-    carries the trigger (threat.patch, at a random place) is to be taken for the adversarial class; no training
-    picture carries it. Minimises 1 - cos(mean grad CE(training pictures of the true class with the trigger,
-    adversarial class), mean grad CE(poisons, their labels)), as `gm` does; the places of the trigger are drawn once.
-    Bases are the pictures of the adversarial class with the largest training gradients. T times during crafting,
+    Threat model: clean-label backdoor, from scratch, gray box. At test time any image of the source class that
+    carries the trigger (threat.patch, at a random place) is to be taken for the target class; no training
+    image carries it. Minimises 1 - cos(mean grad CE(training images of the source class with the trigger,
+    target class), mean grad CE(poisons, their labels)), as `gm` does; the places of the trigger are drawn once.
+    Bases are the images of the target class with the largest training gradients. T times during crafting,
     evenly spread, the surrogates are trained anew, from fresh weights, on the training set as poisoned so far, and
-    the aim is taken again. Needs: K clean surrogates and T x K more trainings, all training pictures of both classes.
+    the aim is taken again. Needs: K clean surrogates and T x K more trainings, all training images of both classes.
     Cost: as `gm` without restarts, and T x K trainings (T x `retrained`, in turn, if that is set), which dominate.
-    The selection's gradient norms are shared by trials with the same adversarial class, the clean surrogates by all;
+    The selection's gradient norms are shared by trials with the same target class, the clean surrogates by all;
     retrainings are kept, so that a killed crafting goes on.
     """
 
@@ -97,9 +95,9 @@ class SleeperAgent(Attack):
         return scene.poisons(delta, losses=losses, final_losses=scores, retrained_at=rounds)
 
     def sources(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        """Training pictures of the true class with the trigger, float [m, 3, h, w], and the class they are to get
+        """Training images of the source class with the trigger, float [m, 3, h, w], and the class they are to get
         [m]."""
-        rows = torch.nonzero(scene.train.labels == scene.trial.true_class).flatten()
+        rows = torch.nonzero(scene.train.labels == scene.trial.source_class).flatten()
         if self.settings.sources:
             order = torch.randperm(len(rows), generator=scene.stream("sources"), device=scene.device)
             rows = rows[order[: self.settings.sources]]
@@ -107,7 +105,7 @@ class SleeperAgent(Attack):
         trigger = scene.threat.trigger(size)
         places = trigger.places(len(rows), size, scene.seed, "places")
         patched = to_pixels(trigger.paste(scene.train.images[rows], places))
-        return patched, torch.full((len(rows),), scene.trial.adversarial_class, device=scene.device)
+        return patched, torch.full((len(rows),), scene.trial.target_class, device=scene.device)
 
     def retrain(self, scene: Scene, pixels: Tensor, restart: int, step: int, which: list[int]) -> Sequence[Classifier]:
         """The surrogates `which`, trained anew on the training set with the poisons as they are now."""
@@ -138,7 +136,7 @@ def in_turn(turn: int, count: int, of: int) -> list[int]:
 
 
 def largest_gradients(scene: Scene, models: Sequence[Classifier], count: int) -> Tensor:
-    """Rows of scene.train of the `count` pictures of the adversarial class with the largest training gradient, as a
+    """Rows of scene.train of the `count` images of the target class with the largest training gradient, as a
     mean over surrogates; ties to the lower row. Shared by all trials with that class."""
     rows = scene.adversarial_rows
     pool = scene.train.subset(rows)

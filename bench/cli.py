@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bench import __version__, atomic
-from bench.atomic import make_folder
-from bench.errors import BadInput, TrialFailed, nearest
+from bench import __version__
+from bench.foundation import files
+from bench.foundation.errors import BadInput, TrialFailed, nearest
+from bench.foundation.files import make_folder
 
 if TYPE_CHECKING:
-    from bench import runner, sweep
-    from bench.engines import Engine
+    from bench.execution import runner
+    from bench.execution.engines import Engine
+    from bench.request import sweep
 
 OUT = Path("results/runs")
 BOARDS = ("table", "md", "csv", "json", "html")
@@ -52,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in atomic.NO_ROOM:
+        if error.errno not in files.NO_ROOM:
             raise
-        print(f"bench: {atomic.no_room(error.filename or 'a temporary file', error)}", file=sys.stderr)
+        print(f"bench: {files.no_room(error.filename or 'a temporary file', error)}", file=sys.stderr)
         return 2
 
 
@@ -143,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
     figure = verbs.add_parser("figure", help="draw a figure; without a name, list them")
     figure.add_argument("name", nargs="?", help="which figure")
-    figure.add_argument("--to", type=Path, metavar="FILE", help="picture: .png, .svg or .pdf (default: NAME.png)")
+    figure.add_argument("--to", type=Path, metavar="FILE", help="image: .png, .svg or .pdf (default: NAME.png)")
     figure.add_argument("--csv", type=Path, metavar="FILE", help="the numbers behind it")
     figure.add_argument("--out", type=Path, default=OUT, metavar="DIR", help=f"records and store (default: {OUT})")
     figure.add_argument("--records", type=Path, metavar="FILE", help="records of a .jsonl file instead of --out")
@@ -200,7 +202,7 @@ def _sets(options: argparse.Namespace) -> list[str]:
 
 def _engine(options: argparse.Namespace) -> Engine:
     """Where the work is done."""
-    from bench import engines
+    from bench.execution import engines
 
     return engines.choose(
         options.engine, device=options.device, jobs=options.jobs, threads=options.threads, address=options.address,
@@ -210,7 +212,7 @@ def _engine(options: argparse.Namespace) -> Engine:
 
 def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
     """What `run` and `export` are asked for, resolved and checked."""
-    from bench import runner
+    from bench.execution import runner
 
     engine = _engine(options)
     plan = runner.prepare(
@@ -231,17 +233,18 @@ def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench.report import table
+    from bench.views.report import table
 
     if options.poisons is not None and options.setups is not None:
-        raise BadInput("--poisons brings its own trials; repair: leave --setups out")
+        raise BadInput("--poisons brings its own trials; fix: leave --setups out")
     plan, engine = _plan_and_engine(options)
     return _carry_out(options, plan, engine, table)
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from bench import runner, sweep
-    from bench.progress import say
+    from bench.execution import runner
+    from bench.foundation.progress import say
+    from bench.request import sweep
 
     blocks = _blocks(options)
     engine = _engine(options)
@@ -260,12 +263,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _blocks(options: argparse.Namespace) -> list[sweep.Block]:
     """What a sweep is asked for: of its file, if it has one, with what the command line changes in every block."""
-    from bench import sweep
-    from bench.settings import build
+    from bench.foundation.settings import build
+    from bench.request import sweep
 
     named = {"attacks": options.attack, "defenses": options.defense}
     if options.file is not None and (given := [f"--{key[:-1]}" for key, value in named.items() if value]):
-        raise BadInput(f"{given[0]}: the sweep file names them; repair: leave {given[0]} out, or the file")
+        raise BadInput(f"{given[0]}: the sweep file names them; fix: leave {given[0]} out, or the file")
     named["protocols"] = [options.protocol] if options.protocol is not None else None
     lists = {key: [name for item in value for name in item.split(",")] for key, value in named.items() if value}
     changes: dict[str, Any] = {key: tuple(value) for key, value in lists.items()}
@@ -281,15 +284,16 @@ def _carry_out(
     options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[dict[str, Any]]], str]
 ) -> int:
     """Do the plan and print how it ended."""
-    from bench import runner, tracking
-    from bench.progress import say
+    from bench.execution import runner
+    from bench.foundation.progress import say
+    from bench.views import tracking
 
     uri = tracking.resolve_uri(options.tracking, options.out)
     make_folder(options.out)
     tracker = tracking.Tracker(uri, options.out, say)
     try:
         results = runner.execute(
-            plan, options.out, engine, say, lambda record: tracker.add(record, _picture(options.out, record))
+            plan, options.out, engine, say, lambda record: tracker.add(record, _image(options.out, record))
         )
     except BaseException:
         tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
@@ -304,10 +308,10 @@ def _carry_out(
 
 
 def _export(options: argparse.Namespace) -> int:
-    from bench import runner
     from bench.exchange import formats
     from bench.exchange.files import new_folder
-    from bench.progress import say
+    from bench.execution import runner
+    from bench.foundation.progress import say
 
     formats.named(options.format)  # before anything is crafted
     plan, engine = _plan_and_engine(options)
@@ -326,10 +330,10 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from bench import runner
     from bench.exchange import formats
     from bench.exchange.files import new_folder
     from bench.exchange.importing import interpret
+    from bench.execution import runner
 
     study = runner.prepare(
         options.protocol, _sets(options), dataset=options.dataset, data=options.data, seed=options.seed, attack="none",
@@ -347,7 +351,7 @@ def _import(options: argparse.Namespace) -> int:
             poisons, own, report = interpret(one, study.dataset, index, study.protocol.threat.eps, trial)
             if options.trigger:
                 if poisons.shown is not None:
-                    raise BadInput(f"--trigger: trial {index} of '{options.source}' brings its own pictures")
+                    raise BadInput(f"--trigger: trial {index} of '{options.source}' brings its own images")
                 poisons = dataclasses.replace(poisons, shown=study.triggered(own))
             formats.write(folder / str(index), "native", poisons, own, study.dataset)
             print(f"trial {index}: {report.line()}" + ("; target drawn as the protocol does" if lacks_target else ""))
@@ -355,14 +359,14 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _picture(out: Path, record: dict[str, Any]) -> Path:
-    from bench.stages import picture_path
+def _image(out: Path, record: dict[str, Any]) -> Path:
+    from bench.execution.stages import image_path
 
-    return picture_path(out, record["poisons"].get("key", "none"))
+    return image_path(out, record["poisons"].get("key", "none"))
 
 
 def _where_next(options: argparse.Namespace, uri: str | None) -> None:
-    from bench.tracking import FILTER
+    from bench.views.tracking import FILTER
 
     place = "" if options.out == OUT else f" --out {options.out}"
     print(f"records: {options.out / 'records'}; logs of failures: {options.out / 'logs'}")
@@ -372,7 +376,10 @@ def _where_next(options: argparse.Namespace, uri: str | None) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bench import engines, protocol, registry, sweep
+    from bench.execution import engines
+    from bench.foundation import registry
+    from bench.request import sweep
+    from bench.science import protocol
 
     for kind in [options.kind] if options.kind else KINDS:
         print(f"{kind}:")
@@ -399,8 +406,11 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from bench import engines, protocol, registry, sweep
-    from bench.settings import describe
+    from bench.execution import engines
+    from bench.foundation import registry
+    from bench.foundation.settings import describe
+    from bench.request import sweep
+    from bench.science import protocol
 
     if options.kind == "protocol":
         print(protocol.read_preset(options.name)[1].rstrip())
@@ -424,9 +434,10 @@ def _show(options: argparse.Namespace) -> int:
 
 def _leaderboard(options: argparse.Namespace) -> int:
     # Nothing that is imported here may import torch: this command answers in a second or two.
-    from bench import atomic, leaderboard_html, leaderboard_text
-    from bench.leaderboard import leaderboard
-    from bench.record_reading import read
+    from bench.foundation import files
+    from bench.storage.record_reading import read
+    from bench.views import html, text
+    from bench.views.leaderboard import leaderboard
 
     out = options.out or (None if options.records else OUT)
     records = read(out / "records" if out else None, options.records, lambda line: print(line, file=sys.stderr))
@@ -437,13 +448,13 @@ def _leaderboard(options: argparse.Namespace) -> int:
     records = [record for record in records if record["protocol"] in (options.protocol or [record["protocol"]])]
     if options.baseline != "none":
         _must_be_among(options.baseline, "defense", records)
-    write = {**leaderboard_text.FORMATS, "html": leaderboard_html.page}[options.format]
-    text = write(leaderboard(records, options.baseline), options.baseline)
+    write = {**text.FORMATS, "html": html.page}[options.format]
+    board = write(leaderboard(records, options.baseline), options.baseline)
     if options.to is None:
-        print(text, end="")
+        print(board, end="")
         return 0
     try:
-        atomic.write_bytes(options.to, text.encode())
+        files.write_bytes(options.to, board.encode())
     except OSError as error:
         raise BadInput(f"--to: '{options.to}' cannot be written: {error.strerror}") from None
     print(f"leaderboard: {options.to}", file=sys.stderr)
@@ -457,9 +468,9 @@ def _must_be_among(name: str, kind: str, records: Sequence[Mapping[str, Any]]) -
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from bench import tracking
-    from bench.progress import say
-    from bench.records import Records
+    from bench.foundation.progress import say
+    from bench.storage.records import Records
+    from bench.views import tracking
 
     uri = tracking.resolve_uri(options.tracking, options.out)
     if uri is None:
@@ -467,18 +478,18 @@ def _sync(options: argparse.Namespace) -> int:
     if not (options.out / "records").is_dir():
         raise BadInput(f"sync: no records under '{options.out}'; give --out DIR")
 
-    def picture(record: dict[str, Any]) -> bytes | None:
-        path = _picture(options.out, record)
+    def image(record: dict[str, Any]) -> bytes | None:
+        path = _image(options.out, record)
         return path.read_bytes() if path.is_file() else None
 
-    report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, picture)
+    report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, image)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
     print(f"to see the cells only, filter by: {tracking.FILTER}")
     return 0
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from bench import tracking
+    from bench.views import tracking
 
     uri = tracking.resolve_uri(options.tracking, options.out)
     if uri is None:
@@ -496,7 +507,7 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from bench.contract import check
+    from bench.authoring.contract import check
 
     failed = False
     for name in options.plugin:
@@ -507,7 +518,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace) -> int:
-    from bench.scaffold import next_steps, scaffold
+    from bench.authoring.scaffold import next_steps, scaffold
 
     print(next_steps(options.kind, *scaffold(options.kind, options.name, options.dir)))
     return 0

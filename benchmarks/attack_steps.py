@@ -31,16 +31,16 @@ import torch
 from measure import Times, alternate, network, options, photographs, scene_of, show, start
 from torch import Tensor
 
-from attacks.base import Scene
-from attacks.workshop import Transform, Workshop
-from bench.datasets.base import Dataset, Images
-from bench.models.base import Classifier, build_model, frozen
-from bench.poisons import Poisons
-from bench.registry import find
-from bench.seeds import derive, torch_stream
-from bench.settings import build
-from bench.training import Recipe, to_pixels, train
-from defenses.base import Services
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.attack import Scene
+from bench.science.classifier import Classifier, build_model, frozen
+from bench.science.dataset import Dataset, Images
+from bench.science.defense import Services
+from bench.science.poisons import Poisons
+from bench.science.seeds import derive, torch_stream
+from bench.science.training import Recipe, to_pixels, train
+from bench.science.workshop import Transform, Workshop
 
 EPS = 16
 ATTACKS = (
@@ -66,7 +66,7 @@ def main() -> None:
     parts = {"attacks": attacks, "bullseye": bullseye, "frogs": frogs}
     parser = options(__doc__, repeats=3)
     parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts), help="what is measured")
-    parser.add_argument("--poisons", type=int, default=40, help="pictures that are crafted together")
+    parser.add_argument("--poisons", type=int, default=40, help="images that are crafted together")
     parser.add_argument("--steps", type=int, default=10, help="crafting steps of a timed run, at least 3")
     parser.add_argument("--final-steps", type=int, default=100, help="steps of the runs whose objective is reported")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of the network")
@@ -254,26 +254,26 @@ def serial(scene: Scene, model: Classifier, steps: int, layout: torch.memory_for
     """Bullseye Polytope as straightforward code has it. Same objective and optimiser as `bp-original`: the un-squared
     distance of the mean feature from the target's, relative to it; Adam from the clean bases, no augmentation.
 
-    The optimiser acts on the normalised pictures themselves, which are projected in [0, 1] and normalised again. The
+    The optimiser acts on the normalised images themselves, which are projected in [0, 1] and normalised again. The
     target goes through the network at each step, with a graph, and the weights require gradients, which are computed
-    and not used. layout: of pictures and network in memory; contiguous is what code gets that does not ask.
+    and not used. layout: of images and network in memory; contiguous is what code gets that does not ask.
     """
     net = copy.deepcopy(model).to(memory_format=layout).eval().requires_grad_(True)
     mean, std, eps = net.normalise.mean, net.normalise.std, scene.eps
     base = scene.base_pixels().contiguous(memory_format=layout)
     target = net.normalise(to_pixels(scene.targets).contiguous(memory_format=layout))
-    pictures = net.normalise(base).requires_grad_(True)
-    optimizer = torch.optim.Adam([pictures], lr=LR, betas=(0.9, 0.999))
+    normalised = net.normalise(base).requires_grad_(True)
+    optimizer = torch.optim.Adam([normalised], lr=LR, betas=(0.9, 0.999))
     for _ in range(steps):
         aim = net.body(target).mean(0)
-        loss = (net.body(pictures).mean(0) - aim).norm() / aim.norm()
+        loss = (net.body(normalised).mean(0) - aim).norm() / aim.norm()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            change = (pictures * std + mean - base).clamp(-eps, eps)
-            pictures.copy_(((base + change).clamp(0, 1) - mean) / std)
-    return scene.poisons(pictures.detach() * std + mean - base)
+            change = (normalised * std + mean - base).clamp(-eps, eps)
+            normalised.copy_(((base + change).clamp(0, 1) - mean) / std)
+    return scene.poisons(normalised.detach() * std + mean - base)
 
 
 def art(scene: Scene, model: Classifier, steps: int) -> Poisons:
@@ -287,7 +287,7 @@ def art(scene: Scene, model: Classifier, steps: int) -> Poisons:
     A feature that is 0 in all bases makes it divide by 0; poisons that became NaN so are left as the bases, counted.
 
     Settings: the penultimate features, one network, Adam, as many steps, no decay within them (`decay_iter` beyond the
-    last). Its Adam acts on pictures in [0, 1], so its rate is ours times the mean deviation of the channels.
+    last). Its Adam acts on images in [0, 1], so its rate is ours times the mean deviation of the channels.
     """
     from art.attacks.poisoning import BullseyePolytopeAttackPyTorch
     from art.estimators.classification import PyTorchClassifier

@@ -11,16 +11,16 @@ from collections.abc import Callable
 import torch
 from measure import alternate, network, options, photographs, show, start
 
-from bench.datasets.base import Dataset, Images
-from bench.models.base import Classifier
-from bench.training import Recipe, to_pixels, train
+from bench.science.classifier import Classifier
+from bench.science.dataset import Dataset, Images
+from bench.science.training import Recipe, to_pixels, train
 
 
 def main() -> None:
     parser = options(__doc__, repeats=9)
     parser.add_argument("--model", default="convnet")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--images", type=int, default=1000, help="training pictures, of ten classes")
+    parser.add_argument("--images", type=int, default=1000, help="training images, of ten classes")
     args = parser.parse_args()
     device = start(args)
     rows = []
@@ -36,8 +36,8 @@ def main() -> None:
                 {
                     "size": size,
                     "augmentation": kind,
-                    "us a picture": 1e6 * times.median(f"calls {kind}") / len(data),
-                    "epoch, us a picture": 1e6 * times.median(f"epoch {kind}") / len(data),
+                    "us a image": 1e6 * times.median(f"calls {kind}") / len(data),
+                    "epoch, us a image": 1e6 * times.median(f"epoch {kind}") / len(data),
                     "calls, %": 100 * times.ratio(f"calls {kind}", f"epoch {kind}"),
                     "difference, %": 100 * (1 - times.ratio("epoch none", f"epoch {kind}")),
                 }

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from measure import alternate, network, options, photographs, scene_of, show, start
 from torch import Tensor
 
-from attacks.base import Scene
-from attacks.descent import craft
-from attacks.gradient_matching import GradientMatching
-from attacks.matching import MatchingSettings
-from bench.models.base import Classifier
-from bench.poisons import Poisons
-from bench.training import Recipe, to_pixels, train
+from bench.attacks.crafting.descent import craft
+from bench.attacks.crafting.matching import MatchingSettings
+from bench.attacks.gradient_matching import GradientMatching
+from bench.science.attack import Scene
+from bench.science.classifier import Classifier
+from bench.science.poisons import Poisons
+from bench.science.training import Recipe, to_pixels, train
 
 POISONS, EPS = 100, 16
 
@@ -122,10 +122,10 @@ def art(scene: Scene, model: Classifier, steps: int, workers: int | None = None)
         learning_rate_schedule=([1e-1, 1e-2, 1e-3, 1e-4], milestones),
         verbose=0,
     )
-    # ART shuffles the pictures it is given and then puts them back where they were.
+    # ART shuffles the images it is given and then puts them back where they were.
     bases = scene.base_pixels().contiguous().cpu().numpy()
     target = to_pixels(scene.targets).contiguous().cpu().numpy()
-    wanted = np.full(len(target), scene.trial.adversarial_class)
+    wanted = np.full(len(target), scene.trial.target_class)
     loader = torch.utils.data.DataLoader
     if workers is not None:
         torch.utils.data.DataLoader = lambda *a, **k: loader(*a, **{**k, "num_workers": workers})  # type: ignore
@@ -149,7 +149,7 @@ def weight_gradient(model: Classifier, pixels: Tensor, labels: Tensor, create_gr
 
 
 def target_gradient(model: Classifier, scene: Scene) -> list[Tensor]:
-    wanted = torch.full((len(scene.targets),), scene.trial.adversarial_class, device=scene.device)
+    wanted = torch.full((len(scene.targets),), scene.trial.target_class, device=scene.device)
     return weight_gradient(model, to_pixels(scene.targets), wanted)
 
 

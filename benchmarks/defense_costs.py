@@ -1,9 +1,9 @@
-"""What the costly parts of defenses take at the scale of CIFAR-10: seconds, memory and pictures a second, on the CPU.
+"""What the costly parts of defenses take at the scale of CIFAR-10: seconds, memory and images a second, on the CPU.
 
 The filters and EPIC get synthetic features of ten classes, each of five overlapping clusters, instead of a network's:
 what is measured comes after the pass through the network. EPIC gets the gradients of a linear classifier on them that
 is right for about 78 % (`trained`) or surer of itself (`sure`). Friendly noise is made by an untrained ConvNet for a
-few random pictures, and `50,000 s` is extrapolated from them. `MiB` is how far the peak of a process of its own rises
+few random images, and `50,000 s` is extrapolated from them. `MiB` is how far the peak of a process of its own rises
 above what it had with the data loaded. Every part runs with 1 to --threads threads. On a busy machine `s` is an upper
 bound; `CPU s`, the seconds that all threads together were at work, is what one thread takes on a quiet one, and `kept`
 holds it (and the memory) against the target.
@@ -27,15 +27,15 @@ import torch.nn.functional as F
 from measure import options, show, start
 from torch import Tensor
 
-from bench.datasets.base import Images
-from bench.models.base import build_model
-from bench.registry import find
-from bench.seeds import torch_stream
-from bench.settings import build
-from bench.training import Recipe
-from defenses.base import Services
-from defenses.epic import alone_in_cluster, medoids_per_class
-from defenses.friends import FriendsSettings, friendly_noise
+from bench.defenses.epic import alone_in_cluster, medoids_per_class
+from bench.defenses.friends import FriendsSettings, friendly_noise
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.classifier import build_model
+from bench.science.dataset import Images
+from bench.science.defense import Services
+from bench.science.seeds import torch_stream
+from bench.science.training import Recipe
 
 CLASSES, WIDTH, RATE = 10, 512, 0.01
 FILTERS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def main() -> None:
     parser = options(__doc__, repeats=1, sizes=(32,))
     parser.add_argument("--parts", nargs="+", default=[""], help="beginnings of the names of parts, such as epic-0.1")
     parser.add_argument("--samples", type=int, default=50_000, help="rows of the features")
-    parser.add_argument("--images", type=int, default=1024, help="pictures that get friendly noise")
+    parser.add_argument("--images", type=int, default=1024, help="images that get friendly noise")
     parser.add_argument("--one", choices=PARTS, help="run this part here and print its figures as JSON")
     args = parser.parse_args()
     device = start(args)
@@ -92,7 +92,7 @@ def measured(args: Namespace) -> dict[str, Any]:
     busy = (time.process_time() - busy) / args.repeats
     figures: dict[str, Any] = {"s": taken, "CPU s": busy, "MiB": memory}
     if args.one.startswith("friendly"):
-        return {**figures, "pictures/s": args.images / taken, "50,000 s": 50_000 * taken / args.images}
+        return {**figures, "images/s": args.images / taken, "50,000 s": 50_000 * taken / args.images}
     target = next((most for name, most in TARGETS.items() if args.one.startswith(name)), None)
     if target is not None:
         figures |= {"target s": target, "kept": busy <= target and memory <= 4096}
@@ -111,8 +111,8 @@ def prepared(args: Namespace) -> Callable[[], object]:
     if kind == "friendly":
         side, count = args.sizes[0], args.images
         model = build_model("convnet", classes=CLASSES, size=side, normalisation=((0.5,) * 3, (0.25,) * 3), seed=1)
-        pictures = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=stream)
-        data = Images(pictures, torch.arange(count) % CLASSES, torch.arange(count))
+        images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=stream)
+        data = Images(images, torch.arange(count) % CLASSES, torch.arange(count))
         settings = FriendsSettings(batch=int(detail.removeprefix("batch=")))
         return lambda: friendly_noise(model, data, settings, stream)
     features, labels = synthetic(args.samples, stream)

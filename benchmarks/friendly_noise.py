@@ -1,4 +1,4 @@
-"""Friendly noise: pictures a second, for the batch of the paper and larger ones, against the released form.
+"""Friendly noise: images a second, for the batch of the paper and larger ones, against the released form.
 
 The released form runs batches of 128 and calls loss.backward() on a network whose weights require gradients, so that it
 also computes the gradients of all weights and throws them away. `largest difference` is over all pixels of the finished
@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from measure import alternate, network, options, photographs, show, start
 from torch import Tensor
 
-from bench.datasets.base import Images
-from bench.models.base import Classifier
-from bench.seeds import torch_stream
-from bench.training import Recipe, precision, to_pixels, train
-from defenses.friends import REFERENCE_BATCH, FriendsSettings, friendly_noise
+from bench.defenses.friends import REFERENCE_BATCH, FriendsSettings, friendly_noise
+from bench.science.classifier import Classifier
+from bench.science.dataset import Images
+from bench.science.seeds import torch_stream
+from bench.science.training import Recipe, precision, to_pixels, train
 
 
 def main() -> None:
     parser = options(__doc__, repeats=3, sizes=(16,))
     parser.add_argument("--model", default="convnet")
     parser.add_argument("--steps", type=int, default=5, help="steps on the noise; published: 20")
-    parser.add_argument("--images", type=int, default=4096, help="pictures that get noise; rounded to the batch of 128")
+    parser.add_argument("--images", type=int, default=4096, help="images that get noise; rounded to the batch of 128")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512, 1024, 4096])
     parser.add_argument("--epochs", type=int, default=5, help="epochs of the network before the noise is made")
     args = parser.parse_args()
@@ -51,7 +51,7 @@ def main() -> None:
                 {
                     "size": size,
                     "noise": name,
-                    "pictures/s": count / times.median(name),
+                    "images/s": count / times.median(name),
                     "times released": times.ratio("released form, 128", name),
                     f"times batch {args.batches[0]}": times.ratio(f"bench, {args.batches[0]}", name),
                     "largest difference": int(difference.max()),

@@ -83,7 +83,7 @@ def make(number: int) -> dict[str, Any]:
         "success": float(chance.random() < 1 / (1 + defense)), "clean_accuracy": chance.gauss(0.5, 0.01),
         "outcome": {"target_predictions": [chance.randrange(10)], "target_margin": chance.gauss(0, 5)},
         "filter": {"dropped": 0, "poisons_dropped": 0, "precision": None, "recall": 0.0},
-        "draw": {"index": trial, "target_ids": [trial], "true_class": 8, "adversarial_class": 5,
+        "draw": {"index": trial, "target_ids": [trial], "source_class": 8, "target_class": 5,
                  "base_ids": list(range(500, 540))},
         "seeds": {"attack": chance.getrandbits(62), "victim": chance.getrandbits(62)},
         "poisons": {"key": poisons_key, "n": 40, "eps": 10, "max_change": 10,

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from attacks.base import Scene
-from bench.datasets.base import Dataset, Place
 from bench.datasets.photographs import PhotographsSettings
-from bench.models.base import Classifier, build_model
-from bench.registry import find
-from bench.threat import Threat, draw_trial
-from bench.training import Recipe
+from bench.foundation.registry import find
+from bench.science.attack import Scene
+from bench.science.classifier import Classifier, build_model
+from bench.science.dataset import Dataset, Place
+from bench.science.threat import Threat, draw_trial
+from bench.science.training import Recipe
 
 PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "numpy")
 
@@ -33,7 +33,7 @@ def options(description: str, *, repeats: int, sizes: tuple[int, ...] = (16, 32)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds, in which each contender runs once")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(sizes), help="sides of the pictures, pixels")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(sizes), help="sides of the images, pixels")
     return parser
 
 
@@ -46,7 +46,7 @@ def start(args: argparse.Namespace) -> torch.device:
 
 
 def photographs(size: int, per_class: int = 100) -> Dataset:
-    """The built-in data set of ten photographs, with `per_class` training pictures of each."""
+    """The built-in data set of ten photographs, with `per_class` training images of each."""
     return find("dataset", "photographs").make(PhotographsSettings(size=size, train_per_class=per_class), Place())
 
 

@@ -26,7 +26,7 @@ ROUND = 8  # steps that are averaged: MetaPoison's surrogates take turns
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path, nargs="+", help="a folder of records, or a records.jsonl")
-    parser.add_argument("--to", type=Path, required=True, help="picture file")
+    parser.add_argument("--to", type=Path, required=True, help="image file")
     args = parser.parse_args()
     curves: dict[str, list[list[list[float]]]] = {}
     seen = set()

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.records import Records, comparable
+from bench.storage.records import Records, comparable
 
 ATTACKS, DEFENSES = "gm,metapoison", "none,friends-b,noise-b,epic-0.1"
 

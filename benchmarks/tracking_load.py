@@ -21,10 +21,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from bench import tracking
-from bench.engines.local import Local
-from bench.progress import Heartbeat, say
-from bench.protocol import resolve
+from bench.execution.engines.local import Local
+from bench.foundation.progress import Heartbeat, say
+from bench.science.protocol import resolve
+from bench.views import tracking
 
 DEFENSES = ("none", "friends-u", "friends-b", "friends-g", "noise-b", "epic-0.1", "spectral", "deepknn", "mixup", "abl")
 

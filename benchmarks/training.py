@@ -1,8 +1,8 @@
-"""Training: pictures a second of `bench.training.train` against the usual DataLoader loop on PIL pictures.
+"""Training: images a second of `bench.science.training.train` against the usual DataLoader loop on PIL images.
 
-The peer's loop is the recipe that the peers of this benchmark use: pictures as PIL objects; RandomCrop with 4 pixels of
+The peer's loop is the recipe that the peers of this benchmark use: images as PIL objects; RandomCrop with 4 pixels of
 padding, RandomHorizontalFlip, ToTensor, Normalize; a shuffling DataLoader with 0, 1 or 2 workers that live on between
-epochs; SGD with the same settings. Same network, same batch, same number of pictures. The peer is timed twice: with the
+epochs; SGD with the same settings. Same network, same batch, same number of images. The peer is timed twice: with the
 memory format that it would have by default, and with ours (channels last), where only the data path differs.
 """
 
@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from bench.datasets.base import Dataset
-from bench.training import Recipe, make_optimizer, precision, train
+from bench.science.dataset import Dataset
+from bench.science.training import Recipe, make_optimizer, precision, train
 
 
 def main() -> None:
     parser = options(__doc__, repeats=5)
     parser.add_argument("--model", default="convnet")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--images", type=int, default=2000, help="training pictures, of ten classes")
+    parser.add_argument("--images", type=int, default=2000, help="training images, of ten classes")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="workers of the peer's loader to try")
     args = parser.parse_args()
     device = start(args)
@@ -44,7 +44,7 @@ def main() -> None:
                 {
                     "size": size,
                     "loop": name,
-                    "pictures/s": len(dataset.train) / times.median(name),
+                    "images/s": len(dataset.train) / times.median(name),
                     "bench is faster by": times.ratio(name, "bench"),
                 }
             )
@@ -59,19 +59,19 @@ def ours(dataset: Dataset, name: str, recipe: Recipe, device: torch.device) -> C
     return lambda: train(model, data, recipe, seed=0)
 
 
-class PilPictures(TorchDataset):
-    """Pictures as PIL objects with a transform, as torchvision's data sets serve them."""
+class PilImages(TorchDataset):
+    """Images as PIL objects with a transform, as torchvision's data sets serve them."""
 
     def __init__(self, dataset: Dataset, transform: Callable) -> None:
-        self.pictures = [transforms.functional.to_pil_image(image) for image in dataset.train.images]
+        self.pil_images = [transforms.functional.to_pil_image(image) for image in dataset.train.images]
         self.labels = dataset.train.labels.tolist()
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.pil_images)
 
     def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.pictures[row]), self.labels[row]
+        return self.transform(self.pil_images[row]), self.labels[row]
 
 
 def peer(
@@ -90,7 +90,7 @@ def peer(
         ]
     )
     loader = DataLoader(
-        PilPictures(dataset, transform),
+        PilImages(dataset, transform),
         recipe.batch,
         shuffle=True,
         num_workers=workers,

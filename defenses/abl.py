@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.base import Defense
-from defenses.outputs import outputs_of
+from bench.defenses.shared.outputs import outputs_of
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Defense
+from bench.science.training import Batch, Run
 
 
 class AblSettings(Settings):
@@ -33,7 +33,7 @@ class AblSettings(Settings):
     @model_validator(mode="after")
     def _room(self) -> AblSettings:
         if self.first + self.last >= 1:
-            raise ValueError("first + last leave no epochs between; repair: smaller shares")
+            raise ValueError("first + last leave no epochs between; fix: smaller shares")
         return self
 
 

@@ -11,10 +11,10 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from bench.registry import register
-from bench.settings import Settings
-from defenses.base import Services
-from defenses.filtering import Filter
+from bench.defenses.shared.filtering import Filter
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Services
 
 
 class ActivationClusteringSettings(Settings):

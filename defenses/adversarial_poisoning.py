@@ -6,12 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attacks.matching import Matcher
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.base import Defense
-from defenses.signed_steps import climb
+from bench.attacks.crafting.matching import Matcher
+from bench.defenses.shared.signed_steps import climb
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Defense
+from bench.science.training import Batch, Run
 
 
 class AdversarialPoisoningSettings(Settings):
@@ -46,7 +46,7 @@ class AdversarialPoisoning(Defense):
         if stage != "view":
             return batch
         if batch.labels.ndim == 2:
-            raise ValueError("adversarial poisoning needs hard labels; repair: leave out the defense that mixes them")
+            raise ValueError("adversarial poisoning needs hard labels; fix: leave out the defense that mixes them")
         count = round(self.settings.share * len(batch.pixels))
         if 0 < count < len(batch.pixels):
             changed = self.poisoned(run, batch.pixels[:count], batch.labels[:count], batch.pixels[count:])

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from bench.models.base import Classifier, frozen
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run, precision
-from defenses.base import Defense
-from defenses.signed_steps import ball, climb, clip
+from bench.defenses.shared.signed_steps import ball, climb, clip
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.classifier import Classifier, frozen
+from bench.science.defense import Defense
+from bench.science.training import Batch, Run, precision
 
 
 class AdversarialTrainingSettings(Settings):

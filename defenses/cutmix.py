@@ -1,4 +1,4 @@
-"""CutMix: boxes of other pictures, labels by area."""
+"""CutMix: boxes of other images, labels by area."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Generator
 
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.mixing import OnView, box, permutations, soft_labels
+from bench.defenses.shared.mixing import OnView, box, permutations, soft_labels
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.training import Batch, Run
 
 
 class CutmixSettings(Settings):
@@ -18,7 +18,7 @@ class CutmixSettings(Settings):
 
 @register("defense", "cutmix")
 class Cutmix(OnView):
-    """CutMix (Yun et al., ICCV 2019): a box of every picture is replaced by that of another, labels by area.
+    """CutMix (Yun et al., ICCV 2019): a box of every image is replaced by that of another, labels by area.
 
     One box and one pairing a batch, the box's area uniform (Beta(1, 1)), half of the batches. Threat model: any.
     Needs: nothing beyond the training set. Cost: none.

@@ -1,23 +1,23 @@
-"""Cutout: a box of every picture is blanked."""
+"""Cutout: a box of every image is blanked."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from torch import Generator
 
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.mixing import OnView, cut_out
+from bench.defenses.shared.mixing import OnView, cut_out
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.training import Batch, Run
 
 
 class CutoutSettings(Settings):
-    share: float = Field(0.5, gt=0, le=1, description="side of the box, as a share of the picture's")
+    share: float = Field(0.5, gt=0, le=1, description="side of the box, as a share of the image's")
 
 
 @register("defense", "cutout")
 class Cutout(OnView):
-    """Cutout (DeVries and Taylor 2017): a box of every picture, at a place of its own, gets the mean colour.
+    """Cutout (DeVries and Taylor 2017): a box of every image, at a place of its own, gets the mean colour.
 
     Threat model: any. Needs: nothing beyond the training set. Cost: none. 16 of 32 pixels, as the paper on CIFAR-10.
     """

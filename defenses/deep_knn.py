@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.registry import register
-from bench.settings import Settings
-from defenses.base import Services
-from defenses.filtering import Filter, declared_rate
+from bench.defenses.shared.filtering import Filter, declared_rate
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Services
 
 
 class DeepKnnSettings(Settings):

@@ -1,4 +1,4 @@
-"""Diffusion denoising: noise is added to the training pictures and taken out again by a diffusion model, once."""
+"""Diffusion denoising: noise is added to the training images and taken out again by a diffusion model, once."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench import fingerprint
-from bench.datasets.base import Images
-from bench.errors import TrialFailed
-from bench.evaluation import ModelPredictor, Predictor
-from bench.models.base import build_model
-from bench.registry import find, register
-from bench.seeds import derive
-from bench.settings import Settings
-from bench.training import Run, Trained, train
-from defenses.base import Defense, Job, Services
-from defenses.denoisers import FIT, fitted, loaded, outside
-from defenses.diffusion import Denoiser, denoise_images, names_by_content, noise_by_name, noise_of, one_shot, step_for
+from bench.defenses.diffusion.schedule import (
+    Denoiser,
+    denoise_images,
+    names_by_content,
+    noise_by_name,
+    noise_of,
+    one_shot,
+    step_for,
+)
+from bench.defenses.diffusion.sources import FIT, fitted, loaded, outside
+from bench.foundation import fingerprint
+from bench.foundation.errors import TrialFailed
+from bench.foundation.registry import find, register
+from bench.foundation.settings import Settings
+from bench.science.classifier import build_model
+from bench.science.dataset import Images
+from bench.science.defense import Defense, Job, Services
+from bench.science.evaluation import ModelPredictor, Predictor
+from bench.science.seeds import derive
+from bench.science.training import Run, Trained, train
 
 
 class DenoiseSettings(Settings):
@@ -34,27 +42,27 @@ class DenoiseSettings(Settings):
     )
     source: str = Field(
         FIT,
-        description="the denoiser: 'fit' (trained here on public pictures), a diffusers folder or hub id "
+        description="the denoiser: 'fit' (trained here on public images), a diffusers folder or hub id "
         "(google/ddpm-cifar10-32), or a checkpoint of improved-diffusion (.pt)",
     )
     warm_start: float = Field(0.0, ge=0, lt=1, description="share of the epochs on the raw set first (paper: 0.25)")
     init: Literal["fresh", "pretrained"] = Field(
-        "fresh", description="first weights: the victim's own, or features learned on public pictures"
+        "fresh", description="first weights: the victim's own, or features learned on public images"
     )
-    denoise_test: bool = Field(False, description="the test pictures too; the other way is recorded as a variant")
+    denoise_test: bool = Field(False, description="the test images too; the other way is recorded as a variant")
     width: int = Field(32, ge=8, le=512, multiple_of=8, description="channels of the fitted U-Net")
     steps: int = Field(3000, ge=1, le=10_000_000, description="training steps of the fitted U-Net")
-    batch: int = Field(64, ge=1, le=65536, description="pictures a training step of the fitted U-Net")
+    batch: int = Field(64, ge=1, le=65536, description="images a training step of the fitted U-Net")
     chunk: int = Field(
-        256, ge=1, le=65536, description="pictures denoised at once; no number depends on it but for rounding"
+        256, ge=1, le=65536, description="images denoised at once; no number depends on it but for rounding"
     )
 
 
-class DenoisedPictures:
-    """A classifier that is shown denoised pictures.
+class DenoisedImages:
+    """A classifier that is shown denoised images.
 
-    A picture's noise is drawn from its content: the same picture always gets the same noise, whatever else is in the
-    batch, and different pictures get independent noise, so that no single draw decides for all of them.
+    A image's noise is drawn from its content: the same image always gets the same noise, whatever else is in the
+    batch, and different images get independent noise, so that no single draw decides for all of them.
     """
 
     def __init__(self, inner: Predictor, denoiser: Denoiser, step: int, seed: int, chunk: int) -> None:
@@ -88,14 +96,14 @@ class Denoise(Defense):
     the certificate.
 
     The training set is noised with deviation sigma and denoised by one call of a diffusion model, then trained on as
-    usual; the test pictures are left alone (both ways are recorded). `warm_start`: the first epochs on the raw set.
-    `init = pretrained`: the features start from a training on public pictures; the paper starts from torchvision's
-    ImageNet ResNet-18, whose stem is not that of the ResNet-18 for small pictures, so that it cannot be loaded here.
+    usual; the test images are left alone (both ways are recorded). `warm_start`: the first epochs on the raw set.
+    `init = pretrained`: the features start from a training on public images; the paper starts from torchvision's
+    ImageNet ResNet-18, whose stem is not that of the ResNet-18 for small images, so that it cannot be loaded here.
 
-    Threat model: any small change of the training pictures. Needs: a diffusion model, which is knowledge from outside;
+    Threat model: any small change of the training images. Needs: a diffusion model, which is knowledge from outside;
     one that was trained on CIFAR-10 has seen the clean twins of the poisons, which is more than other defenses know.
-    Nothing is certified: that takes many trainings and votes. Cost: one call of the network a picture; `source = fit`
-    first trains a small U-Net on public pictures, once a study (minutes on a CPU).
+    Nothing is certified: that takes many trainings and votes. Cost: one call of the network a image; `source = fit`
+    first trains a small U-Net on public images, once a study (minutes on a CPU).
     """
 
     Settings = DenoiseSettings
@@ -125,10 +133,10 @@ class Denoise(Defense):
         denoiser = self._denoiser(services, next(model.parameters()).device)
         raw = ModelPredictor(model)
         seed = derive(services.seed, "test pictures")
-        denoised = DenoisedPictures(raw, denoiser, self._step(denoiser), seed, self.settings.chunk)
+        denoised = DenoisedImages(raw, denoiser, self._step(denoiser), seed, self.settings.chunk)
         if self.settings.denoise_test:
-            return WithVariants(denoised, {"raw test pictures": raw})
-        return WithVariants(raw, {"denoised test pictures": denoised})
+            return WithVariants(denoised, {"raw test images": raw})
+        return WithVariants(raw, {"denoised test images": denoised})
 
     def _denoiser(self, services: Services, device: torch.device) -> Denoiser:
         chosen = self.settings
@@ -159,10 +167,10 @@ class Denoise(Defense):
             chunk, report = self.settings.chunk, services.report
             return {"images": denoise_images(denoiser, data.images, data.ids, step, seed, chunk, report)}
 
-        return data.with_images(services.keep("denoised pictures", inputs, make)["images"])
+        return data.with_images(services.keep("denoised images", inputs, make)["images"])
 
     def _initialise(self, run: Run) -> None:
-        """Put features that were learned on the public pictures, with their own classes, into the victim's network."""
+        """Put features that were learned on the public images, with their own classes, into the victim's network."""
         public, services, normalise = _public(run.services), run.services, run.model.normalise
         mean, deviation = (tuple(part.flatten().tolist()) for part in (normalise.mean, normalise.std))
         inputs = {
@@ -199,5 +207,5 @@ class Denoise(Defense):
 
 def _public(services: Services) -> Images:
     if services.public is None:
-        raise TrialFailed("no public pictures here to train an external model on")
+        raise TrialFailed("no public images here to train an external model on")
     return services.public()

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.errors import BadInput, TrialFailed
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run, make_optimizer
-from defenses.base import Defense
-from defenses.group_norm import group_norm_twin, trained_batchnorms
+from bench.defenses.shared.group_norm import group_norm_twin, trained_batchnorms
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Defense
+from bench.science.training import Batch, Run, make_optimizer
 
 ORDERS = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -75,7 +75,7 @@ class DpSgd(Defense):
             from opacus.grad_sample.grad_sample_module import GradSampleHooks  # noqa: F401  (new in 1.6)
         except ImportError as error:
             raise BadInput(
-                f"defense '{self.name}' needs opacus 1.6 or newer ({error}); repair: pip install 'poisoning-bench[dp]'"
+                f"defense '{self.name}' needs opacus 1.6 or newer ({error}); fix: pip install 'poisoning-bench[dp]'"
             ) from None
         finally:
             logging.getLogger().handlers[:] = handlers  # opacus sets up the logging of the whole process
@@ -86,7 +86,7 @@ class DpSgd(Defense):
         if places and self.settings.norm == "keep":
             raise TrialFailed(
                 f"defense '{self.name}': the network has {len(places)} BatchNorm layers, which mix the samples of a "
-                "batch; repair: --set defense.norm=group"
+                "batch; fix: --set defense.norm=group"
             )
         run.model = group_norm_twin(run.model)
         training = PrivateTraining(run, self.settings, self.beside)

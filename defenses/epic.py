@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from bench.datasets.base import Images
-from bench.errors import TrialFailed
-from bench.models.base import Classifier
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Run
-from defenses.base import Defense
-from defenses.outputs import outputs_of
+from bench.defenses.shared.outputs import outputs_of
+from bench.foundation.errors import TrialFailed
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.classifier import Classifier
+from bench.science.dataset import Images
+from bench.science.defense import Defense
+from bench.science.training import Run
 
 
 class EpicSettings(Settings):
@@ -66,9 +66,7 @@ class Epic(Defense):
         counts = medoids_per_class(labels, self.settings.fraction, classes, run.stream("surplus"))
         gradients = logit_gradients(run.model, run.data)
         if not torch.isfinite(gradients).all():
-            raise TrialFailed(
-                f"defense '{self.name}': the network's outputs are not finite; repair: a smaller train.lr"
-            )
+            raise TrialFailed(f"defense '{self.name}': the network's outputs are not finite; fix: a smaller train.lr")
         return alone_in_cluster(gradients, labels, counts)
 
 
@@ -85,7 +83,7 @@ def alone_in_cluster(gradients: Tensor, labels: Tensor, counts: list[int]) -> Te
 
 
 def logit_gradients(model: Classifier, data: Images, chunk: int = 1024) -> Tensor:
-    """softmax(z) - onehot(y), [n, classes], in eval mode on un-augmented pictures."""
+    """softmax(z) - onehot(y), [n, classes], in eval mode on un-augmented images."""
     logits = outputs_of(model, data.images, chunk=chunk)
     return logits.softmax(1) - F.one_hot(data.labels, logits.shape[1])
 

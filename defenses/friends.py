@@ -1,4 +1,4 @@
-"""FRIENDS: friendly noise, optimised once for each picture, and fresh random noise at every step."""
+"""FRIENDS: friendly noise, optimised once for each image, and fresh random noise at every step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bench.datasets.base import Images
-from bench.errors import TrialFailed
-from bench.models.base import Classifier, frozen
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run, precision, to_pixels
-from defenses.base import Defense, Services
-from defenses.random_noise import draw_noise
+from bench.defenses.random_noise import draw_noise
+from bench.foundation.errors import TrialFailed
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.classifier import Classifier, frozen
+from bench.science.dataset import Images
+from bench.science.defense import Defense, Services
+from bench.science.training import Batch, Run, precision, to_pixels
 
 REFERENCE_BATCH = 128  # the batch for which the paper's learning rates are meant
 
@@ -36,7 +36,7 @@ class FriendsSettings(Settings):
         "released",
         description="released: KL(f(x)||f(x+e)) - lambda mean(e^2); paper, eq. 3: KL(f(x+e)||f(x)) - lambda |e|_2",
     )
-    batch: int = Field(1024, ge=1, le=65536, description="pictures at once; the result does not depend on it")
+    batch: int = Field(1024, ge=1, le=65536, description="images at once; the result does not depend on it")
     source_model: str = Field(
         "", description="make the noise on this architecture instead (Table 6); empty: the victim"
     )
@@ -44,7 +44,7 @@ class FriendsSettings(Settings):
     @model_validator(mode="after")
     def _known_source(self) -> FriendsSettings:
         if self.source_model:
-            from bench.registry import find
+            from bench.foundation.registry import find
 
             find("model", self.source_model)
         return self
@@ -57,12 +57,12 @@ def friendly_noise(
     stream: torch.Generator,
     report: Callable[[str, int, int], None] | None = None,
 ) -> Tensor:
-    """FRIENDS, Algorithm 1: for each picture the largest perturbation that leaves the model's output alone.
+    """FRIENDS, Algorithm 1: for each image the largest perturbation that leaves the model's output alone.
 
-    data: uint8 pictures on the model's device, un-augmented. Returns int8 [n, 3, h, w], levels of 255 in [-zeta, zeta].
+    data: uint8 images on the model's device, un-augmented. Returns int8 [n, 3, h, w], levels of 255 in [-zeta, zeta].
     The model is used in eval mode and left as it was; TrialFailed if its outputs are not finite. The loss is a sum over
-    pictures divided by the reference batch of 128, so that every picture takes the same steps whatever the batch size
-    (eval mode makes pictures independent).
+    images divided by the reference batch of 128, so that every image takes the same steps whatever the batch size
+    (eval mode makes images independent).
     """
     bound = settings.zeta / 255
     noise = torch.empty(data.images.shape, dtype=torch.int8, device=data.images.device)
@@ -100,7 +100,7 @@ def _optimise(
         velocity.mul_(0.9).add_(slope)
         noise = leaf.detach() - settings.lr * (slope + 0.9 * velocity)  # Nesterov
     if not torch.isfinite(noise).all():  # as int8 it would look like noise
-        raise TrialFailed("friendly noise: the network's outputs are not finite; repair: a smaller train.lr")
+        raise TrialFailed("friendly noise: the network's outputs are not finite; fix: a smaller train.lr")
     return torch.round(noise.clamp(-bound, bound) * 255).to(torch.int8)
 
 

@@ -1,4 +1,4 @@
-"""InstaHide: mixup of many pictures, and Laplace noise."""
+"""InstaHide: mixup of many images, and Laplace noise."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from pydantic import Field
 from torch import Generator
 
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.mixing import OnView
-from defenses.mixup import Mixup, MixupSettings
+from bench.defenses.mixup import Mixup, MixupSettings
+from bench.defenses.shared.mixing import OnView
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.training import Batch, Run
 
 
 class InstaHideSettings(Settings):
-    ways: int = Field(4, ge=2, le=16, description="pictures that are mixed")
+    ways: int = Field(4, ge=2, le=16, description="images that are mixed")
     scale: float = Field(0.03, gt=0, le=1, description="scale of the Laplace noise, pixels in [0, 1]")
 
 
 @register("defense", "instahide")
 class InstaHide(OnView):
-    """DP-InstaHide (Borgnia et al. 2021): mixup of k pictures and Laplace noise, clipped to the picture's range.
+    """DP-InstaHide (Borgnia et al. 2021): mixup of k images and Laplace noise, clipped to the image's range.
 
     Threat model: any. Needs: nothing beyond the training set. Cost: none. The paper's privacy claim ties the noise to
     1/k; nothing is claimed here.

@@ -5,24 +5,24 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.base import Defense
-from defenses.mixing import cut_out
+from bench.defenses.shared.mixing import cut_out
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Defense
+from bench.science.training import Batch, Run
 
 
 class MaxupSettings(Settings):
-    trials: int = Field(4, ge=2, le=64, description="augmented copies of every picture")
+    trials: int = Field(4, ge=2, le=64, description="augmented copies of every image")
     start: int = Field(5, ge=0, le=10000, description="epoch from which on it works")
     cutout: float = Field(0.5, ge=0, le=1, description="side of a box cut out of every copy, as a share (0: none)")
 
 
 @register("defense", "maxup")
 class Maxup(Defense):
-    """MaxUp (Gong et al., CVPR 2021): of several augmented copies of a picture only the worst is learned.
+    """MaxUp (Gong et al., CVPR 2021): of several augmented copies of a image only the worst is learned.
 
-    Every copy has its own shift, flip and cut-out box; the loss of a picture is the largest of its copies'. Threat
+    Every copy has its own shift, flip and cut-out box; the loss of a image is the largest of its copies'. Threat
     model: any. Needs: nothing beyond the training set. Cost: as many forward and backward passes as copies.
     """
 

@@ -1,25 +1,25 @@
-"""mixup: train on convex combinations of pictures and labels."""
+"""mixup: train on convex combinations of images and labels."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from torch import Generator
 
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.mixing import OnView, blend, permutations, simplex_weights, soft_labels
+from bench.defenses.shared.mixing import OnView, blend, permutations, simplex_weights, soft_labels
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.training import Batch, Run
 
 
 class MixupSettings(Settings):
-    ways: int = Field(2, ge=2, le=16, description="pictures that are mixed")
+    ways: int = Field(2, ge=2, le=16, description="images that are mixed")
 
 
 @register("defense", "mixup")
 class Mixup(OnView):
     """mixup (Zhang et al., ICLR 2018), n-way as in Borgnia et al. (ICASSP 2021): the "strong augmentation" of FRIENDS.
 
-    Trains on convex combinations of pictures and of their labels; weights uniform on the simplex, one draw a batch.
+    Trains on convex combinations of images and of their labels; weights uniform on the simplex, one draw a batch.
     Threat model: any. Needs: nothing beyond the training set. Cost: none.
     """
 

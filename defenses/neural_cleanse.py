@@ -1,4 +1,4 @@
-"""Neural Cleanse: the smallest mask and pattern that turn any picture into a class; one far too small is a backdoor."""
+"""Neural Cleanse: the smallest mask and pattern that turn any image into a class; one far too small is a backdoor."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
-from bench.evaluation import ModelPredictor
-from bench.models.base import Classifier, frozen
-from bench.registry import register
-from bench.seeds import derive, torch_stream
-from bench.settings import Settings
-from bench.training import Batch, Recipe, Run, Trained, precision, to_pixels, train
-from defenses.base import Defense, Services, known_clean
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.classifier import Classifier, frozen
+from bench.science.defense import Defense, Services, known_clean
+from bench.science.evaluation import ModelPredictor
+from bench.science.seeds import derive, torch_stream
+from bench.science.training import Batch, Recipe, Run, Trained, precision, to_pixels, train
 
-PICTURES = 1024
-"""Stamped pictures in one pass of the network."""
+IMAGES = 1024
+"""Stamped images in one pass of the network."""
 
 
 class NeuralCleanseSettings(Settings):
@@ -28,7 +28,7 @@ class NeuralCleanseSettings(Settings):
     steps: int = Field(
         20, ge=1, le=10000, description="fewest steps of an epoch: a small hold-out is passed through several times"
     )
-    batch: int = Field(32, ge=1, le=65536, description="clean pictures in a step, each stamped for every class")
+    batch: int = Field(32, ge=1, le=65536, description="clean images in a step, each stamped for every class")
     lr: float = Field(0.1, gt=0, le=100, description="learning rate of Adam, for mask and pattern before tanh")
     cost: float = Field(1e-3, gt=0, le=100, description="first weight c of the mask's norm")
     threshold: float = Field(0.99, gt=0, le=1, description="share of the hold-out that a trigger must turn")
@@ -39,7 +39,7 @@ class NeuralCleanseSettings(Settings):
     index: float = Field(2.0, gt=0, le=100, description="anomaly index from which on a small mask is flagged")
     repair_epochs: int = Field(100, ge=1, le=10000, description="epochs on the hold-out that repair a flagged network")
     repair_lr: float = Field(0.01, gt=0, le=100, description="learning rate of the repair")
-    stamped: float = Field(0.2, gt=0, le=1, description="share of the pictures that the repair stamps")
+    stamped: float = Field(0.2, gt=0, le=1, description="share of the images that the repair stamps")
 
 
 @register("defense", "neural-cleanse")
@@ -52,7 +52,7 @@ class NeuralCleanse(Defense):
     it is. With normally distributed norms the outlier test flags a class of a clean network of ten classes in 33 % of
     4000 draws (6 classes 27 %, 100 classes 87 %); norms, indices and what was flagged are in the record's notes.
     Threat model: one static trigger for one class; targeted poisons have none. Needs: a clean hold-out. Cost: up to 80
-    epochs on the hold-out for each class (of at least 20 steps of 32 pictures), about a third of that again to measure
+    epochs on the hold-out for each class (of at least 20 steps of 32 images), about a third of that again to measure
     success, and 100 epochs on the hold-out if something was flagged.
     """
 
@@ -95,7 +95,7 @@ class NeuralCleanse(Defense):
 @dataclass(frozen=True)
 class Triggers:
     """One trigger a class: masks [c, 1, h, w] and patterns [c, 3, h, w] in [0, 1], norms float [c] = |mask|_1, met bool
-    [c]: whether it turns enough pictures; epochs that the search took."""
+    [c]: whether it turns enough images; epochs that the search took."""
 
     masks: Tensor
     patterns: Tensor
@@ -126,7 +126,7 @@ class Costs:
         return self.risen & self.fallen
 
     def epoch(self, met: Tensor) -> None:
-        """An epoch ended; met: bool [classes], whether the trigger turned enough pictures."""
+        """An epoch ended; met: bool [classes], whether the trigger turned enough images."""
         self.good = torch.where(met, self.good + 1, 0)
         self.bad = torch.where(met, 0, self.bad + 1)
         up, down = self.good >= self.patience, self.bad >= self.patience
@@ -145,7 +145,7 @@ def search(
 ) -> Triggers:
     """The smallest trigger for each class on clean pixels [n, 3, h, w], all classes at once (Wang et al., equation 3).
 
-    m and p are (tanh + 1) / 2 of what Adam changes. After each epoch success and norm are measured on all pictures; the
+    m and p are (tanh + 1) / 2 of what Adam changes. After each epoch success and norm are measured on all images; the
     smallest mask that meets the threshold is kept, the last one if none did. A class is done when its mask has not
     become smaller by 1 % for `stop` epochs while its cost has gone both up and down.
     """
@@ -190,7 +190,7 @@ def _step(
 ) -> None:
     """One step of Adam on the classes that are not done; the classes do not meet, so that they may be summed."""
     optimizer.zero_grad(set_to_none=True)
-    for classes in active.split(max(PICTURES // len(pixels), 1)):
+    for classes in active.split(max(IMAGES // len(pixels), 1)):
         trigger = torch.tanh(free[classes]) / 2 + 0.5
         losses = F.cross_entropy(
             stamped_logits(model, pixels, trigger[:, :1], trigger[:, 1:]),
@@ -203,7 +203,7 @@ def _step(
 
 
 def stamped_logits(model: Classifier, pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
-    """Logits [k n, classes] of n pictures with each of k triggers, trigger by trigger."""
+    """Logits [k n, classes] of n images with each of k triggers, trigger by trigger."""
     stamped = stamp(pixels[None], masks[:, None], patterns[:, None]).flatten(0, 1)
     with precision(pixels.device):
         return model(stamped.contiguous(memory_format=torch.channels_last)).float()
@@ -213,11 +213,11 @@ def stamped_logits(model: Classifier, pixels: Tensor, masks: Tensor, patterns: T
 def successes(
     model: Classifier, pixels: Tensor, masks: Tensor, patterns: Tensor, classes: Tensor | None = None
 ) -> Tensor:
-    """Share of the pictures that each trigger turns into its class, [k]. classes: int64 [k], 0 to k - 1 if None."""
+    """Share of the images that each trigger turns into its class, [k]. classes: int64 [k], 0 to k - 1 if None."""
     classes = torch.arange(len(masks), device=pixels.device) if classes is None else classes
     hits = torch.zeros(len(masks), device=pixels.device)
     with frozen(model):
-        for part in pixels.split(max(PICTURES // max(len(masks), 1), 1)):
+        for part in pixels.split(max(IMAGES // max(len(masks), 1), 1)):
             made = stamped_logits(model, part, masks, patterns).argmax(1).view(len(masks), -1)
             hits += (made == classes[:, None]).sum(1)
     return hits / len(pixels)
@@ -248,7 +248,7 @@ class Stamping(Defense):
         run.side["stamping"] = run.stream("stamping")
 
     def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
-        if stage != "view":  # after augmentation, because the trigger was found on pictures without
+        if stage != "view":  # after augmentation, because the trigger was found on images without
             return batch
         stream, n = run.side["stamping"], len(batch.pixels)
         chosen = torch.rand(n, generator=stream, device=run.device) < self.share

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Run
-from defenses.base import Defense
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Defense
+from bench.science.training import Run
 
 
 class NoisySgdSettings(Settings):

@@ -1,4 +1,4 @@
-"""Random noise on every training picture at every step; the varying half of FRIENDS, and a defense of its own."""
+"""Random noise on every training image at every step; the varying half of FRIENDS, and a defense of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.datasets.base import Images
-from bench.registry import register
-from bench.settings import Settings
-from bench.training import Batch, Run
-from defenses.base import Defense, Services
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.dataset import Images
+from bench.science.defense import Defense, Services
+from bench.science.training import Batch, Run
 
 Distribution = Literal["uniform", "bernoulli", "gaussian"]
 

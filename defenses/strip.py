@@ -10,33 +10,33 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.datasets.base import Images
-from bench.evaluation import ModelPredictor
-from bench.models.base import Classifier, frozen
-from bench.registry import register
-from bench.seeds import torch_stream
-from bench.settings import Settings
-from bench.training import Trained, precision, to_pixels
-from defenses.base import Defense, Services, known_clean
-from defenses.filtering import Filter
+from bench.defenses.shared.filtering import Filter
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.classifier import Classifier, frozen
+from bench.science.dataset import Images
+from bench.science.defense import Defense, Services, known_clean
+from bench.science.evaluation import ModelPredictor
+from bench.science.seeds import torch_stream
+from bench.science.training import Trained, precision, to_pixels
 
 BLENDS = 1024
-"""Blended pictures in one forward pass."""
+"""Blended images in one forward pass."""
 
 
 class StripSettings(Settings):
     pictures: int = Field(
-        100, ge=2, le=10000, description="N, clean pictures that each picture is blended with (at most the hold-out)"
+        100, ge=2, le=10000, description="N, clean images that each image is blended with (at most the hold-out)"
     )
-    blend: float = Field(0.5, gt=0, lt=1, description="weight of the picture itself in a blend")
-    fpr: float = Field(0.05, gt=0, lt=1, description="share of clean pictures that may be taken for suspicious")
+    blend: float = Field(0.5, gt=0, lt=1, description="weight of the image itself in a blend")
+    fpr: float = Field(0.05, gt=0, lt=1, description="share of clean images that may be taken for suspicious")
 
 
 @dataclass(frozen=True)
 class Blends:
-    """A network and the clean pictures to blend with: the same for every picture that is looked at.
+    """A network and the clean images to blend with: the same for every image that is looked at.
 
-    model: in eval mode inside; partners: float [N, 3, h, w] in [0, 1]; ids: int64 [N]; weight: of the picture itself.
+    model: in eval mode inside; partners: float [N, 3, h, w] in [0, 1]; ids: int64 [N]; weight: of the image itself.
     """
 
     model: Classifier
@@ -47,7 +47,7 @@ class Blends:
     @torch.no_grad()
     def entropy(self, pixels: Tensor, ids: Tensor | None = None) -> Tensor:
         """H, float64 [n], for pixels [n, 3, h, w]: the mean over the partners of the entropy (nats) over classes of
-        softmax f(weight x + (1 - weight) partner). ids: int64 [n]; a picture is not blended with itself."""
+        softmax f(weight x + (1 - weight) partner). ids: int64 [n]; a image is not blended with itself."""
         parts = []
         many = max(BLENDS // len(self.partners), 1)
         with frozen(self.model):
@@ -58,7 +58,7 @@ class Blends:
         return torch.cat(parts)
 
     def _entropies(self, pixels: Tensor) -> Tensor:
-        """Of each picture with each partner, float64 [n, N]."""
+        """Of each image with each partner, float64 [n, N]."""
         mixed = torch.lerp(self.partners[None], pixels[:, None], self.weight).flatten(0, 1)
         with precision(pixels.device):
             logits = self.model(mixed.contiguous(memory_format=torch.channels_last))
@@ -70,8 +70,8 @@ class Blends:
 def prepare(model: Classifier, settings: StripSettings, services: Services) -> tuple[Blends, float]:
     """The partners, drawn once, and the threshold below which H is suspicious; both are noted.
 
-    The threshold is the value that a fresh clean picture falls below with probability fpr (the quantile at
-    fpr (n + 1), between order statistics), from the hold-out, each picture against the partners but itself.
+    The threshold is the value that a fresh clean image falls below with probability fpr (the quantile at
+    fpr (n + 1), between order statistics), from the hold-out, each image against the partners but itself.
     """
     clean = known_clean(services)
     chance = torch_stream("cpu", services.seed, "strip")
@@ -94,7 +94,7 @@ def prepare(model: Classifier, settings: StripSettings, services: Services) -> t
 
 
 class StripPredictor(ModelPredictor):
-    """A network that refuses pictures whose entropy is below the threshold."""
+    """A network that refuses images whose entropy is below the threshold."""
 
     def __init__(self, model: Classifier, blends: Blends, threshold: float) -> None:
         super().__init__(model)
@@ -106,14 +106,14 @@ class StripPredictor(ModelPredictor):
 
 @register("defense", "strip")
 class Strip(Defense):
-    """STRIP (Gao et al., ACSAC 2019): the trained network refuses pictures that look triggered.
+    """STRIP (Gao et al., ACSAC 2019): the trained network refuses images that look triggered.
 
-    A picture is blended half and half with N clean ones; when the predictions stay the same (mean entropy below that
-    of 95 % of the clean hold-out), something in it outvotes what it is blended with. A rejected picture counts as
-    neither success nor correct. Threat model: a trigger that works on any picture; clean-label poisons without one,
+    A image is blended half and half with N clean ones; when the predictions stay the same (mean entropy below that
+    of 95 % of the clean hold-out), something in it outvotes what it is blended with. A rejected image counts as
+    neither success nor correct. Threat model: a trigger that works on any image; clean-label poisons without one,
     and triggers that work on one class only, need not lower the entropy. The hold-out is part of the training set, as
-    the defender has no other, so that on test pictures, of which the network is less sure, fewer may be rejected than
-    fpr says. Needs: a clean hold-out. Cost: nothing in training, N forward passes for every picture that is classified.
+    the defender has no other, so that on test images, of which the network is less sure, fewer may be rejected than
+    fpr says. Needs: a clean hold-out. Cost: nothing in training, N forward passes for every image that is classified.
     """
 
     Settings = StripSettings
@@ -130,9 +130,9 @@ class StripFilter(Filter):
     """STRIP (Gao et al., ACSAC 2019) on the training set, as toolboxes for backdoors use it.
 
     The test of `strip` with a network trained on all samples; those that look triggered are dropped, and the victim
-    is trained on the rest. Drops a tenth of the clean samples by design (fpr). Those toolboxes add the clean picture to
+    is trained on the rest. Drops a tenth of the clean samples by design (fpr). Those toolboxes add the clean image to
     the sample in normalised space; here blends are STRIP's own, half and half of pixels. Threat model: as `strip`, and
-    the trigger is in the poisons. Needs: a clean hold-out; its pictures are training samples too and are not blended
+    the trigger is in the poisons. Needs: a clean hold-out; its images are training samples too and are not blended
     with themselves. Cost: one more training (shared by all filters), and N forward passes over the training set.
     """
 

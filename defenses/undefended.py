@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.registry import register
-from defenses.base import Defense
+from bench.foundation.registry import register
+from bench.science.defense import Defense
 
 
 @register("defense", "none")

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.records import Records, comparable
+from bench.storage.records import Records, comparable
 from tests.tiny import ATTACK_SETS, SETS
 
 ROOT = Path(__file__).parent.parent

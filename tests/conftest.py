@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Scene
-from bench import registry, tracking
-from bench.augmentation import Augmentation
 from bench.cli import main
-from bench.datasets.base import Dataset, Images
-from bench.models.base import Classifier, Normalise, build_model
-from bench.threat import Threat, Trial
-from bench.training import Recipe, Run, make_optimizer
-from defenses.base import Services
+from bench.foundation import registry
+from bench.science.attack import Scene
+from bench.science.augmentation import Augmentation
+from bench.science.classifier import Classifier, Normalise, build_model
+from bench.science.dataset import Dataset, Images
+from bench.science.defense import Services
+from bench.science.threat import Threat, Trial
+from bench.science.training import Recipe, Run, make_optimizer
+from bench.views import tracking
 from tests.aftermath import RUN
 
 torch.set_num_threads(1)
@@ -61,7 +62,7 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_images() -> Callable[..., Images]:
-    """Noisy pictures, each class around its own colour, balanced labels in turn; ids differ from rows."""
+    """Noisy images, each class around its own colour, balanced labels in turn; ids differ from rows."""
 
     def make(n: int = 24, size: int = 8, classes: int = 3, seed: int = 0, low: int = 0, high: int = 255) -> Images:
         chance = torch.Generator().manual_seed(seed)

@@ -19,7 +19,7 @@ def assert_slope(function, pixels, slope, rel=1e-6, step=1e-5, seed=0):
         assert (slope * way).sum().item() == pytest.approx((up - down) / (2 * step), rel=rel, abs=tolerance)
 
 
-def objective_of(attack, scene, monkeypatch, engine_of="attacks.feature_matching"):
+def objective_of(attack, scene, monkeypatch, engine_of="bench.attacks.crafting.feature_matching"):
     """The (gradient, score) that an attack hands to the crafting engine, as the module `engine_of` calls it."""
     handed = []
 

@@ -34,7 +34,7 @@ def record(
     made: dict[str, Any] = {
         "schema": 1, "attack": attack, "defense": defense, "protocol": "cifar10-scratch", "trial": trial, "seed": 0,
         "status": status, "error": None, "success": success, "clean_accuracy": accuracy if status == "done" else None,
-        "draw": {"index": trial, "target_ids": [100 + trial], "true_class": 0, "adversarial_class": 1,
+        "draw": {"index": trial, "target_ids": [100 + trial], "source_class": 0, "target_class": 1,
                  "base_ids": [1, 2]},
         "poisons": {"key": digest(attack, trial), "n": 0 if attack == "none" else 500, "eps": 16, "max_change": 16},
         "filter": {"dropped": 0, "poisons_dropped": 0, "precision": None, "recall": 0.0},

@@ -1,12 +1,12 @@
-"""A network with a backdoor that is built by hand, and pictures for it: coloured noise, and the patch that opens it."""
+"""A network with a backdoor that is built by hand, and images for it: coloured noise, and the patch that opens it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from bench.datasets.base import Images
-from bench.models.base import Classifier, Normalise
+from bench.science.classifier import Classifier, Normalise
+from bench.science.dataset import Images
 
 CLASSES, SIZE, SIDE, TARGET = 6, 12, 3, 4
 COLOURS = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]]).float()
@@ -26,10 +26,10 @@ def triggered(pixels: Tensor) -> Tensor:
 
 
 def noise(n: int, seed: int = 0) -> Images:
-    """Pictures of each class in turn, around its colour; ids 3, 10, 17..."""
+    """Images of each class in turn, around its colour; ids 3, 10, 17..."""
     chance = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % CLASSES
-    # Each picture has a contrast of its own, so that the network is not equally sure of all of them.
+    # Each image has a contrast of its own, so that the network is not equally sure of all of them.
     contrast = 0.05 + 0.15 * torch.rand(n, 1, generator=chance)
     middle = 0.5 + contrast * (COLOURS - COLOURS.mean(1, keepdim=True))[labels]
     pixels = middle[:, :, None, None] + 0.1 * torch.randn(n, 3, SIZE, SIZE, generator=chance)

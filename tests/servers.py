@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.tracking import SERVER
+from bench.views.tracking import SERVER
 
 
 def free_port() -> int:

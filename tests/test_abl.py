@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.errors import BadInput
-from bench.settings import build
-from bench.training import Recipe, train
-from defenses.abl import Abl, AblSettings
+from bench.defenses.abl import Abl, AblSettings
+from bench.foundation.errors import BadInput
+from bench.foundation.settings import build
+from bench.science.training import Recipe, train
 
 
 def make(**settings):

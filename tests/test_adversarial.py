@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.models.base import build_model
-from bench.registry import find
-from bench.settings import build
-from bench.training import Batch, Recipe, train
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.classifier import build_model
+from bench.science.training import Batch, Recipe, train
 
 
 def make(name, **settings):
@@ -56,7 +56,7 @@ def test_changes_stay_within_eps_and_range_and_the_model_is_left_alone(name, wor
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_batch_comes_back_in_its_order_and_within_range_at_the_ends_of_it(name, world):
-    """Black and white pixels, so that half of all steps would leave the range; pictures that no eps can confuse."""
+    """Black and white pixels, so that half of all steps would leave the range; images that no eps can confuse."""
     run, batch = world
     signs = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
     given = batch()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bench.augmentation import Augmentation, Draw
-from bench.seeds import torch_stream
+from bench.science.augmentation import Augmentation, Draw
+from bench.science.seeds import torch_stream
 
 FILL = (0.2, 0.5, 0.9)
 
@@ -26,7 +26,7 @@ def whole_draw(n=6, shift=3, seed=1):
 
 
 def shifted_by_loop(pixels, draw):
-    """output(y, x) = input(y + dy, x' + dx), where x' mirrors x in a flipped picture; outside is the fill colour."""
+    """output(y, x) = input(y + dy, x' + dx), where x' mirrors x in a flipped image; outside is the fill colour."""
     n, channels, height, width = pixels.shape
     result = torch.empty_like(pixels)
     for i in range(n):
@@ -45,7 +45,7 @@ def test_crop_is_a_whole_pixel_shift_after_a_flip():
     torch.testing.assert_close(augmentation("crop")(pixels, draw), shifted_by_loop(pixels, draw), rtol=0, atol=1e-6)
 
 
-def test_crop_handles_pictures_that_are_not_square():
+def test_crop_handles_images_that_are_not_square():
     pixels, draw = pixels_of()[..., :6], whole_draw()
     torch.testing.assert_close(augmentation("crop")(pixels, draw), shifted_by_loop(pixels, draw), rtol=0, atol=1e-6)
 
@@ -109,7 +109,7 @@ def test_the_gradient_is_that_of_finite_differences(kind):
 
 
 @pytest.mark.parametrize("kind", ["crop", "bilinear"])
-def test_each_picture_has_its_own_shift_whatever_its_neighbours(kind):
+def test_each_image_has_its_own_shift_whatever_its_neighbours(kind):
     transform, pixels = augmentation(kind), pixels_of()
     draw = transform.draw(6, torch_stream("cpu", 0))
     parts = [transform(pixels[part], draw.rows(part)) for part in (slice(0, 2), slice(2, 6))]
@@ -132,7 +132,7 @@ def test_fractional_shifts_fill_the_interval_evenly():
         assert (counts - 2500).abs().max() < 5 * math.sqrt(20_000 / 8)
 
 
-def test_half_of_the_pictures_are_mirrored_and_shifts_are_independent():
+def test_half_of_the_images_are_mirrored_and_shifts_are_independent():
     draw = augmentation("bilinear").draw(20_000, torch_stream("cpu", 0))
     assert abs(draw.flip.float().mean().item() - 0.5) < 0.02
     parts = torch.stack((draw.dx, draw.dy, draw.flip.float()))

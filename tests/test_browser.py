@@ -1,6 +1,6 @@
 """The leaderboard and the MLflow UI in a real browser: sorted, filtered, photographed. Skipped where there is none.
 
-Pictures are kept under the folder that BENCH_SCREENSHOTS names, for a person to look at; else in pytest's own.
+Images are kept under the folder that BENCH_SCREENSHOTS names, for a person to look at; else in pytest's own.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench import tracking
-from bench.leaderboard import leaderboard
-from bench.leaderboard_html import page as leaderboard_page
+from bench.views import tracking
+from bench.views.html import page as leaderboard_page
+from bench.views.leaderboard import leaderboard
 from tests.made_records import HOSTILE, cell
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; repair: pip install .[test]")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; fix: pip install .[test]")
 pytestmark = pytest.mark.slow
 
 
@@ -40,7 +40,7 @@ def chromium() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
         program = named or playwright.chromium.executable_path
         if not Path(program).exists():
-            pytest.skip("no Chromium: none in PATH, PLAYWRIGHT names none; repair: apt-get install chromium")
+            pytest.skip("no Chromium: none in PATH, PLAYWRIGHT names none; fix: apt-get install chromium")
         root = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=program, args=root)
         yield browser
@@ -48,7 +48,7 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def screenshots(tmp_path: Path) -> Path:
     folder = Path(os.environ.get("BENCH_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -147,14 +147,14 @@ def test_points_tell_what_they_are_on_hover_and_focus(board: Any) -> None:
     ("name", "width", "scheme"), [("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 360, "dark")]
 )
 def test_only_the_tables_scroll_sideways(
-    chromium: Any, file: Path, pictures: Path, name: str, width: int, scheme: str
+    chromium: Any, file: Path, screenshots: Path, name: str, width: int, scheme: str
 ) -> None:
     page = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page.goto(file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    picture = pictures / f"leaderboard-{name}.png"
-    page.screenshot(path=picture, full_page=True)
-    with Image.open(picture) as image:
+    screenshot = screenshots / f"leaderboard-{name}.png"
+    page.screenshot(path=screenshot, full_page=True)
+    with Image.open(screenshot) as image:
         corner = image.convert("L").getpixel((1, 1))
     assert (corner < 60) if scheme == "dark" else (corner > 230)
     contrast = page.evaluate(CONTRAST)
@@ -217,7 +217,7 @@ def _answers(address: str) -> bool:
 
 
 @pytest.mark.parametrize("by", ["hand", "link"])
-def test_the_filter_shows_the_cells_in_the_mlflow_ui(chromium: Any, ui: str, pictures: Path, by: str) -> None:
+def test_the_filter_shows_the_cells_in_the_mlflow_ui(chromium: Any, ui: str, screenshots: Path, by: str) -> None:
     context = chromium.new_context(viewport={"width": 1600, "height": 900})
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -234,7 +234,7 @@ def test_the_filter_shows_the_cells_in_the_mlflow_ui(chromium: Any, ui: str, pic
         page.set_default_timeout(60_000)
     page.get_by_role("link", name="gm x friends-b").wait_for()
     page.get_by_text(re.compile(r"\b6 matching runs")).wait_for()
-    page.screenshot(path=pictures / f"mlflow-cells-by-{by}.png")
+    page.screenshot(path=screenshots / f"mlflow-cells-by-{by}.png")
     assert page.get_by_role("link", name=re.compile("^trial ")).count() == 0
     for name in ("none x none", "gm x none", "gm x epic-0.1", "gm x noise-b", "gm x failed"):
         assert page.get_by_role("link", name=name, exact=True).count() == 1

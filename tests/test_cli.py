@@ -63,13 +63,13 @@ def test_the_table_names_the_cells_and_the_base_rate(undisturbed: Path, capsys: 
         (["--device", "cuda:99"], "is not there"),
         (["--dataset", "folder:/nonexistent"], "has no readable sub-folder 'train/'"),
         (["--dataset", "mnist"], "unknown dataset 'mnist'"),
-        (["--protocol", "cifar10-mini", "--data", "/nonexistent"], "repair: put cifar-10-python.tar.gz"),
+        (["--protocol", "cifar10-mini", "--data", "/nonexistent"], "fix: put cifar-10-python.tar.gz"),
         (["--out", "/proc/nothing"], "cannot be written"),
         (["--jobs", "0"], "--jobs 0; allowed: 1 to 1024"),
         (["--seed", "x"], "invalid int value"),
         (["--frobnicate"], "unrecognized arguments"),
         (["--defense", "nowhere/my.py"], "no defense file 'nowhere/my.py'"),
-        (["--tracking", "./mlruns"], "repair: sqlite:///"),
+        (["--tracking", "./mlruns"], "fix: sqlite:///"),
     ],
 )
 def test_bad_input_is_one_line_exit_2_and_nothing_written(
@@ -147,7 +147,7 @@ def test_check_tells_kept_from_broken(tmp_path: Path, capsys: pytest.CaptureFixt
     assert code == 2 and "did you mean 'friends-b'?" in stderr
 
 
-def test_a_run_on_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_on_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split, count in (("train", 12), ("test", 4)):
         for label, name in enumerate(("dark", "light")):
             folder = tmp_path / "data" / split / name

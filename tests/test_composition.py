@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bench.cli import main
-from bench.errors import BadInput
-from bench.protocol import choose, resolve
-from bench.registry import find
-from bench.settings import build
-from bench.training import Batch, Recipe, train
-from defenses.base import Defense, Job
-from defenses.composition import Composition
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.composition import Composition
+from bench.science.defense import Defense, Job
+from bench.science.protocol import choose, resolve
+from bench.science.training import Batch, Recipe, train
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [argument for item in (*SETS, *ATTACK_SETS) for argument in ("--set", item)]

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.contract import check
-from bench.registry import names
+from bench.authoring.contract import check
+from bench.foundation.registry import names
 
 HEAD = """
 import torch
-from attacks.base import Attack
-from bench.registry import register
-from bench.settings import Settings
-from defenses.base import Defense
+from bench.science.attack import Attack
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.defense import Defense
 from pydantic import Field
 """
 
@@ -49,7 +49,7 @@ class Broken(Attack):
         return scene.poisons(torch.rand(scene.bases.images.shape) * scene.eps)
 """,
     "more than eps": """
-from bench.poisons import Poisons
+from bench.science.poisons import Poisons
 @register("attack", "{name}")
 class Broken(Attack):
     '''An attack that goes beyond eps by a wide margin, for the test of the contract.'''
@@ -89,7 +89,7 @@ class Broken(Defense):
     pass
 """,
     "imports bench.store": """
-from bench.store import Store
+from bench.storage.store import Store
 @register("defense", "{name}")
 class Broken(Defense):
     '''A defense that looks into the store, where poisons are, for the test of the contract.'''
@@ -123,7 +123,7 @@ class Broken(Defense):
     "in place": """
 @register("defense", "{name}")
 class Broken(Defense):
-    '''A defense that writes into the pictures that it was handed, for the test of the contract.'''
+    '''A defense that writes into the images that it was handed, for the test of the contract.'''
     def setup(self, run):
         run.data.images.div_(2, rounding_mode="floor")
 """,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from attacks.convex_polytope import ConvexPolytope, hull_coefficients, onto_simplex
-from bench.registry import find
-from bench.settings import build
-from bench.training import to_pixels
+from bench.attacks.convex_polytope import ConvexPolytope, hull_coefficients, onto_simplex
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.training import to_pixels
 from tests.differences import assert_slope, objective_of
 
 

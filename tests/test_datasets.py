@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from bench.datasets import photographs
-from bench.datasets.base import Place, check
 from bench.datasets.photographs import BLOCKS, PHOTOGRAPHS, PhotographsSettings, load
-from bench.errors import BadInput
+from bench.foundation.errors import BadInput
+from bench.science.dataset import Place, check
 
 TINY = {"size": 8, "side": 64, "train_per_class": 5, "test_per_class": 3}
 
@@ -18,7 +18,7 @@ def tiny(**changes):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def photos():
     return tiny()
 
 
@@ -37,7 +37,7 @@ def test_rows_of_an_absent_id_is_a_key_error(make_images, absent):
         images.rows_of(torch.tensor([int(images.ids[0]), absent]))
 
 
-def test_subset_keeps_picture_label_and_id_together(make_images):
+def test_subset_keeps_image_label_and_id_together(make_images):
     images = make_images(9)
     for rows in (torch.tensor([4, 1]), images.labels == 2):
         part = images.subset(rows)
@@ -129,34 +129,34 @@ def test_check_refuses_a_single_class(make_dataset):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("empty", [0, 2])
-def test_check_names_the_class_without_pictures(make_dataset, split, empty):
+def test_check_names_the_class_without_images(make_dataset, split, empty):
     dataset = make_dataset()
     images = getattr(dataset, split)
     lacking = dataclasses.replace(dataset, **{split: images.subset(images.labels != empty)})
-    with pytest.raises(BadInput, match=f"'class {empty}' has no {split} picture"):
+    with pytest.raises(BadInput, match=f"'class {empty}' has no {split} image"):
         check(lacking)
 
 
-def test_photographs_come_out_the_same_twice(pictures):
+def test_photographs_come_out_the_same_twice(photos):
     again = tiny()
-    assert again.fingerprint == pictures.fingerprint
-    assert torch.equal(again.train.images, pictures.train.images)
+    assert again.fingerprint == photos.fingerprint
+    assert torch.equal(again.train.images, photos.train.images)
 
 
-def test_photographs_are_balanced_and_numbered(pictures):
-    for split, each in ((pictures.train, 5), (pictures.test, 3)):
+def test_photographs_are_balanced_and_numbered(photos):
+    for split, each in ((photos.train, 5), (photos.test, 3)):
         assert torch.bincount(split.labels).tolist() == [each] * 10
         assert split.ids.tolist() == list(range(10 * each))
         assert split.images.shape[1:] == (3, 8, 8)
-    assert pictures.classes == tuple(PHOTOGRAPHS)
-    check(pictures)
+    assert photos.classes == tuple(PHOTOGRAPHS)
+    check(photos)
 
 
 @pytest.mark.parametrize(
     "change", [{"colour": "plain"}, {"colour": "grey"}, {"gain": 0.1}, {"side": 96}, {"size": 9, "side": 80}]
 )
-def test_each_setting_of_the_photographs_changes_them(pictures, change):
-    assert tiny(**change).fingerprint != pictures.fingerprint
+def test_each_setting_of_the_photographs_changes_them(photos, change):
+    assert tiny(**change).fingerprint != photos.fingerprint
 
 
 def test_grey_photographs_have_three_equal_channels():
@@ -167,7 +167,7 @@ def test_grey_photographs_have_three_equal_channels():
 
 
 def coordinates(*_):
-    """A picture whose pixel at row y, column x has the colour (y, x, 0)."""
+    """A image whose pixel at row y, column x has the colour (y, x, 0)."""
     y, x = np.mgrid[0:160, 0:224]
     return Image.fromarray(np.stack((y, x, 0 * y), axis=2).astype(np.uint8))
 
@@ -196,7 +196,7 @@ def test_no_patch_crosses_a_block_and_no_block_serves_both_splits(places):
     assert sorted(y for y, _ in test) == sorted(x for _, x in test) == sorted(2 * list(range(BLOCKS)))
 
 
-def test_patches_are_whole_squares_of_the_picture(places):
+def test_patches_are_whole_squares_of_the_image(places):
     for patch in places[0][:20]:
         rows, columns = sorted({y for y, _ in patch}), sorted({x for _, x in patch})
         assert rows == list(range(rows[0], rows[0] + 9))

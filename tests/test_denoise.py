@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.engines.local import Local
-from bench.errors import BadInput, TrialFailed
-from bench.models.base import build_model
-from bench.runner import execute, prepare
-from bench.settings import build
-from bench.training import Recipe, train
-from defenses.base import Services
-from defenses.denoise import Denoise, DenoisedPictures, DenoiseSettings
-from defenses.denoisers import loaded, outside
-from defenses.diffusion import (
+from bench.defenses.denoise import Denoise, DenoisedImages, DenoiseSettings
+from bench.defenses.diffusion.improved_unet import ImprovedUNet, Shape
+from bench.defenses.diffusion.schedule import (
     Denoiser,
     cosine_schedule,
     denoise_images,
@@ -26,8 +19,15 @@ from defenses.diffusion import (
     one_shot,
     step_for,
 )
-from defenses.improved_unet import ImprovedUNet, Shape
-from defenses.unet import fit_unet
+from bench.defenses.diffusion.sources import loaded, outside
+from bench.defenses.diffusion.unet import fit_unet
+from bench.execution.engines.local import Local
+from bench.execution.runner import execute, prepare
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.settings import build
+from bench.science.classifier import build_model
+from bench.science.defense import Services
+from bench.science.training import Recipe, train
 from tests.tiny import SETS
 
 TABLE = {0.1: (475, 225, 58, 27), 0.25: (1158, 597, 145, 73), 0.5: (1984, 1158, 259, 145), 1.0: (2809, 1984, 396, 259)}
@@ -62,7 +62,7 @@ def denoiser_of(predict, alphas=None, **more):
     return Denoiser(predict, cosine_schedule() if alphas is None else alphas, {"source": "test"}, **more)
 
 
-def test_a_denoiser_that_knows_the_noise_gives_the_picture_back(make_images):
+def test_a_denoiser_that_knows_the_noise_gives_the_image_back(make_images):
     images, chance = make_images(6).images, torch.Generator().manual_seed(1)
     noise = torch.randn(6, 3, 8, 8, generator=chance)
     pixels = images.float() / 255
@@ -75,7 +75,7 @@ def test_a_denoiser_that_knows_the_noise_gives_the_picture_back(make_images):
 
 @pytest.mark.parametrize("sigma", TABLE)
 def test_what_the_network_sees_has_noise_sigma_in_units_of_the_pixels(sigma):
-    """x_t / sqrt(abar), back on [0, 1], is the picture with noise of deviation sigma: doubled once and only once."""
+    """x_t / sqrt(abar), back on [0, 1], is the image with noise of deviation sigma: doubled once and only once."""
     seen = {}
 
     def look(x, step):
@@ -92,7 +92,7 @@ def test_what_the_network_sees_has_noise_sigma_in_units_of_the_pixels(sigma):
 
 
 @pytest.mark.parametrize("sigma", TABLE)
-def test_gaussian_pictures_come_back_as_their_posterior_mean(sigma):
+def test_gaussian_images_come_back_as_their_posterior_mean(sigma):
     """For pixels N(m, d^2), each apart, E[x | x + sigma z] is known in closed form."""
     schedule, mean, deviation = cosine_schedule(), 0.1, 0.05  # of [-1, 1]
     chance = torch.Generator().manual_seed(0)
@@ -121,7 +121,7 @@ def test_pixels_stay_in_range_and_are_rounded(levels, more):
     images, ids = torch.tensor([0, 9, 128, 255]).repeat(48).view(1, 3, 8, 8).to(torch.uint8), torch.tensor([5])
 
     def predict(x, step):
-        """Leaves the picture and a share of a level: at abar 0.5, picture and noise have the same weight."""
+        """Leaves the image and a share of a level: at abar 0.5, image and noise have the same weight."""
         return noise_by_name(3, [5], images) - levels / 127.5
 
     out = denoise_images(denoiser_of(predict, linear_schedule(1, 0.5)), images, ids, 0, 3, 1)
@@ -129,11 +129,11 @@ def test_pixels_stay_in_range_and_are_rounded(levels, more):
 
 
 def smooth(x, step):
-    """Predicts as noise what differs from the picture's mean."""
+    """Predicts as noise what differs from the image's mean."""
     return x - x.mean((1, 2, 3), keepdim=True)
 
 
-def test_neither_chunk_nor_order_nor_other_pictures_matter(make_images):
+def test_neither_chunk_nor_order_nor_other_images_matter(make_images):
     data = make_images(10)
     whole = denoise_images(denoiser_of(smooth), data.images, data.ids, 1158, 4, 10)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
@@ -143,7 +143,7 @@ def test_neither_chunk_nor_order_nor_other_pictures_matter(make_images):
     assert (whole.int() - other.int()).abs().max() > 8
 
 
-def test_every_picture_has_noise_of_its_own():
+def test_every_image_has_noise_of_its_own():
     noise = noise_by_name(0, [1, 2, 1, "1"], torch.zeros(4, 3, 16, 16))
     assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
     assert abs(float((noise[0] * noise[1]).mean())) < 0.15
@@ -151,7 +151,7 @@ def test_every_picture_has_noise_of_its_own():
 
 
 def test_sizes_that_the_denoiser_cannot_take_are_named():
-    for size, network, words in [(10, {"multiple": 4}, "multiples of 4"), (16, {"size": 32}, "pictures of 32 pixels")]:
+    for size, network, words in [(10, {"multiple": 4}, "multiples of 4"), (16, {"size": 32}, "images of 32 pixels")]:
         with pytest.raises(TrialFailed, match=words):
             denoiser_of(smooth, **network).must_take(size)
     denoiser_of(smooth, multiple=4, size=32).must_take(32)
@@ -161,7 +161,7 @@ def test_sizes_that_the_denoiser_cannot_take_are_named():
 
 
 def test_a_little_training_takes_out_most_of_the_noise():
-    """Pictures of one colour each, in noise of half the range."""
+    """Images of one colour each, in noise of half the range."""
 
     def plain(n, seed):
         colours = torch.randint(40, 216, (n, 3, 1, 1), generator=torch.Generator().manual_seed(seed))
@@ -174,7 +174,7 @@ def test_a_little_training_takes_out_most_of_the_noise():
     )
     error, spread = (cleaned.float() - mine).square().mean(), mine.float().var(0).mean()
     assert error < 0.15 * (255 * 0.5) ** 2  # what the noise was
-    assert error < 0.9 * spread  # what the mean picture would leave
+    assert error < 0.9 * spread  # what the mean image would leave
 
 
 def test_the_fit_depends_on_its_seed_alone(make_images):
@@ -188,8 +188,8 @@ def test_the_fit_depends_on_its_seed_alone(make_images):
 
 
 def test_a_fit_that_diverges_is_said(make_images, monkeypatch):
-    monkeypatch.setattr("defenses.unet.cosine_schedule", lambda: cosine_schedule() * torch.nan)
-    monkeypatch.setattr("defenses.unet.step_for", lambda alphas, s: 1)
+    monkeypatch.setattr("bench.defenses.diffusion.unet.cosine_schedule", lambda: cosine_schedule() * torch.nan)
+    monkeypatch.setattr("bench.defenses.diffusion.unet.step_for", lambda alphas, s: 1)
     with pytest.raises(TrialFailed, match="not finite after 2 steps"):
         fit_unet(make_images(12).images, 8, 2, 4, 0)
 
@@ -255,8 +255,8 @@ def test_one_network_serves_all_noise_levels_and_variants(world):
     (network,) = services.keep.made("denoiser")
     assert set(network) == {"source", "public", "width", "steps", "batch"}
     assert {external for name, external in services.keep.asked if name == "denoiser"} == {True}
-    assert {external for name, external in services.keep.asked if name == "denoised pictures"} == {False}
-    kept = services.keep.made("denoised pictures")
+    assert {external for name, external in services.keep.asked if name == "denoised images"} == {False}
+    kept = services.keep.made("denoised images")
     assert [(inputs["sigma"], inputs["scale"]) for inputs in kept] == [(0.1, 2), (0.5, 1), (0.25, 2)]
 
 
@@ -289,7 +289,7 @@ def test_a_warm_start_trains_on_the_raw_set_first(world):
     assert all(torch.equal(seen.images, job.data.images) for seen in sets)
 
 
-def test_pretrained_features_are_learned_on_the_public_pictures_with_their_own_classes(world, make_run):
+def test_pretrained_features_are_learned_on_the_public_images_with_their_own_classes(world, make_run):
     services, data, _ = world
     guard = defense(init="pretrained")
     features = []
@@ -311,38 +311,38 @@ def test_pretrained_features_are_learned_on_the_public_pictures_with_their_own_c
         guard.epoch(run, 0)
 
 
-def test_both_ways_with_test_pictures_are_judged(world):
+def test_both_ways_with_test_images_are_judged(world):
     services, data, _ = world
     _, raw = after(defense(), data, services)
     _, denoised = after(defense(denoise_test=True), data, services)
     pixels = data.images.float() / 255
-    assert list(raw.variants) == ["denoised test pictures"] and list(denoised.variants) == ["raw test pictures"]
-    assert torch.equal(raw.scores(pixels), denoised.variants["raw test pictures"].scores(pixels))
-    assert torch.equal(raw.variants["denoised test pictures"].scores(pixels), denoised.scores(pixels))
+    assert list(raw.variants) == ["denoised test images"] and list(denoised.variants) == ["raw test images"]
+    assert torch.equal(raw.scores(pixels), denoised.variants["raw test images"].scores(pixels))
+    assert torch.equal(raw.variants["denoised test images"].scores(pixels), denoised.scores(pixels))
     assert not torch.allclose(raw.scores(pixels), denoised.scores(pixels))
 
 
-def test_the_noise_of_a_test_picture_depends_on_nothing_but_the_picture(make_images):
+def test_the_noise_of_a_test_image_depends_on_nothing_but_the_image(make_images):
     class Look:
         def scores(self, pixels):
             return pixels.flatten(1)
 
     pixels = make_images(7).images.float() / 255
-    shown = DenoisedPictures(Look(), denoiser_of(smooth), 1158, 3, 2)
+    shown = DenoisedImages(Look(), denoiser_of(smooth), 1158, 3, 2)
     whole = shown.scores(pixels)
     assert torch.allclose(shown.scores(pixels.flip(0)).flip(0), whole, atol=1e-6)
-    assert torch.allclose(torch.cat([shown.scores(picture[None]) for picture in pixels]), whole, atol=1e-6)
+    assert torch.allclose(torch.cat([shown.scores(image[None]) for image in pixels]), whole, atol=1e-6)
     assert len(set(names_by_content(pixels))) == 7
-    assert not torch.allclose(DenoisedPictures(Look(), denoiser_of(smooth), 1158, 4, 2).scores(pixels), whole, atol=0.1)
+    assert not torch.allclose(DenoisedImages(Look(), denoiser_of(smooth), 1158, 4, 2).scores(pixels), whole, atol=0.1)
 
 
-def test_pictures_of_a_side_that_does_not_divide_are_refused(world, make_images):
+def test_images_of_a_side_that_does_not_divide_are_refused(world, make_images):
     services, _, _ = world
-    with pytest.raises(TrialFailed, match="pictures of 10 pixels; allowed: multiples of 4"):
+    with pytest.raises(TrialFailed, match="images of 10 pixels; allowed: multiples of 4"):
         list(defense().jobs(make_images(6, 10), replace(services, public=lambda: make_images(6, 10))))
 
 
-def test_public_pictures_are_wanted_only_where_they_are_used():
+def test_public_images_are_wanted_only_where_they_are_used():
     assert defense().wants_public and defense(source="a/b", init="pretrained").wants_public
     assert not defense(source="a/b").wants_public
     assert defense().external() == {}
@@ -358,7 +358,7 @@ def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
     plan = prepare("quick", sets, attack="random-noise", defenses=["denoise-0.25+noise-b"], only=True)
     (record,) = execute(plan, tmp_path, Local(1, quiet=True), lambda line: None, lambda record: None)
     assert record["status"] == "done", record["error"]
-    assert set(record["variants"]) == {"denoised test pictures"}
+    assert set(record["variants"]) == {"denoised test images"}
     assert record["knowledge"] == ["external_model"]
     assert record["external"]["public"]["name"] == "photographs"
     assert record["notes"]["denoise"]["step"] == 1158
@@ -377,13 +377,13 @@ def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
     ],
 )
 def test_a_source_that_is_not_there_is_named_before_any_work(source, words, monkeypatch):
-    monkeypatch.setattr("defenses.denoisers.util.find_spec", lambda name: object())
+    monkeypatch.setattr("bench.defenses.diffusion.sources.util.find_spec", lambda name: object())
     with pytest.raises(BadInput, match=words):
         defense(source=source).external()
 
 
 def test_without_the_package_the_repair_is_named(monkeypatch):
-    monkeypatch.setattr("defenses.denoisers.util.find_spec", lambda name: None)
+    monkeypatch.setattr("bench.defenses.diffusion.sources.util.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'poisoning-bench\[diffusion\]'"):
         outside("google/ddpm-cifar10-32")
 
@@ -474,9 +474,7 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_repair(
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert outside("an/owner") == outside(str(tmp_path))
-    with pytest.raises(
-        BadInput, match="'who/cares' is no folder here and cannot be fetched .OSError.; repair: fetch it"
-    ):
+    with pytest.raises(BadInput, match="'who/cares' is no folder here and cannot be fetched .OSError.; fix: fetch it"):
         outside("who/cares")
     assert asked[0] == ("an/owner", ["*config.json", "*diffusion_pytorch_model.safetensors"])
 
@@ -487,7 +485,7 @@ def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(sav
     without = replace(services, public=None)
     _, found = after(defense(source=str(tmp_path), sigma=0.025, scale=1), data, without)
     assert found.scores(data.images.float() / 255).shape == (12, 3)
-    with pytest.raises(TrialFailed, match="knows pictures of 16 pixels, these have 8"):
+    with pytest.raises(TrialFailed, match="knows images of 16 pixels, these have 8"):
         list(defense(source=str(tmp_path), sigma=0.025, scale=1).jobs(make_images(6, 8), without))
 
 
@@ -581,7 +579,7 @@ def test_the_improved_network_computes_what_diffusers_does_with_its_weights(diff
 @pytest.fixture
 def small_network(monkeypatch):
     """The published checkpoint's shape, made small."""
-    monkeypatch.setattr("defenses.denoisers.Shape", lambda: SMALL)
+    monkeypatch.setattr("bench.defenses.diffusion.sources.Shape", lambda: SMALL)
     torch.manual_seed(0)
     return ImprovedUNet(SMALL).eval()
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from attacks.descent import DescentSettings, craft
+from bench.attacks.crafting.descent import DescentSettings, craft
 
 STD = torch.tensor([0.25, 0.2, 0.3])
 
@@ -27,7 +27,7 @@ class Moving:
 
 
 def signed_adam(scene, start, steps, lr):
-    """torch's Adam on the signs of Moving's gradients, in the normalised picture, with projection after each step."""
+    """torch's Adam on the signs of Moving's gradients, in the normalised image, with projection after each step."""
     std = STD.view(1, 3, 1, 1).double()
     base = scene.base_pixels().double()
     delta = ((start.double() - base) / std).requires_grad_(True)
@@ -53,7 +53,7 @@ def test_the_rule_is_adam_on_signs_with_projection(make_scene):
 
 
 def plain_adam(scene, start, steps, lr):
-    """torch's Adam on Moving's gradients as they are, in the normalised picture, with projection after each step; the
+    """torch's Adam on Moving's gradients as they are, in the normalised image, with projection after each step; the
     positions before each step, and the steps."""
     std = STD.view(1, 3, 1, 1).double()
     base = scene.base_pixels().double()
@@ -106,7 +106,7 @@ def test_the_rule_signed_adam_moves_every_pixel_by_the_rate_in_the_direction_of_
 
 
 @pytest.mark.parametrize("rule", ["sign-adam", "adam", "signed-adam"])
-def test_from_the_base_every_restart_begins_at_the_clean_pictures(make_scene, rule):
+def test_from_the_base_every_restart_begins_at_the_clean_images(make_scene, rule):
     scene, gradient = make_scene(), Moving()
     run(scene, gradient, steps=3, restarts=2, init="base", rule=rule)
     assert torch.equal(gradient.seen[0], scene.base_pixels())
@@ -158,7 +158,7 @@ def test_every_rule_stays_in_the_ball_and_leaves_pixels_without_gradient_alone(m
         assert pixels.min() >= 0 and pixels.max() <= 1
 
 
-def test_every_step_stays_in_the_ball_and_in_the_range_of_pictures(make_scene):
+def test_every_step_stays_in_the_ball_and_in_the_range_of_images(make_scene):
     scene, gradient = make_scene(eps=8), Moving()
     delta, _, _ = run(scene, gradient, steps=20, lr=1.0)
     base = scene.base_pixels()
@@ -256,7 +256,7 @@ def test_the_restart_with_the_lowest_score_is_kept(make_scene, values):
     assert losses == [[0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0], [10.0, 11.0, 12.0, 13.0, 14.0]]
 
 
-def test_restarts_are_judged_on_the_very_pictures_that_are_stored(make_scene):
+def test_restarts_are_judged_on_the_very_images_that_are_stored(make_scene):
     scene, rounded = make_scene(), []
     delta, _, _ = run(scene, Moving(), lambda pixels: rounded.append(pixels * 255) or 0.0, steps=9)
     assert torch.equal(rounded[0].round().to(torch.uint8), scene.poisons(delta).images)

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from scipy.special import logsumexp
 from torch import nn
 
-from bench.contract import check
-from bench.errors import BadInput, TrialFailed
-from bench.models.base import Classifier
-from bench.registry import find
-from bench.seeds import torch_stream
-from bench.training import Recipe, train
-from defenses.base import Services
-from defenses.composition import Composition
-from defenses.dp_sgd import DpSgd, DpSgdSettings, epsilon, make_private
-from defenses.group_norm import group_norm_twin
-from defenses.noisy_sgd import NoisySgd, NoisySgdSettings
+from bench.authoring.contract import check
+from bench.defenses.dp_sgd import DpSgd, DpSgdSettings, epsilon, make_private
+from bench.defenses.noisy_sgd import NoisySgd, NoisySgdSettings
+from bench.defenses.shared.group_norm import group_norm_twin
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.registry import find
+from bench.science.classifier import Classifier
+from bench.science.composition import Composition
+from bench.science.defense import Services
+from bench.science.seeds import torch_stream
+from bench.science.training import Recipe, train
 
 pytest.importorskip("opacus")
 from opacus.accountants import RDPAccountant  # noqa: E402
@@ -357,7 +357,7 @@ def test_beside_another_defense_no_epsilon_is_claimed(make_small, make_images, n
 def test_it_trains_in_mixed_precision(make_model, make_images, monkeypatch, weights_of):
     """As on a GPU: bfloat16 arithmetic, weights and pixels channels last."""
     plain = weights_of(trained(make_model("convnet"), make_images(), noise_multiplier=0.0))
-    monkeypatch.setattr("bench.training.precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
+    monkeypatch.setattr("bench.science.training.precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
     model = trained(make_model("convnet"), make_images(), noise_multiplier=0.0)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     start = weights_of(group_norm_twin(make_model("convnet")))

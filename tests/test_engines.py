@@ -17,11 +17,11 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from bench.devices import choose_devices, default_jobs, visible
-from bench.engines.base import Done
-from bench.engines.local import Local, _take_slot
-from bench.errors import BadInput, DiskFull, TrialFailed
-from bench.progress import Heartbeat
+from bench.execution.engines.base import Done
+from bench.execution.engines.local import Local, _take_slot
+from bench.foundation.devices import choose_devices, default_jobs, visible
+from bench.foundation.errors import BadInput, DiskFull, TrialFailed
+from bench.foundation.progress import Heartbeat
 
 
 def work(unit: str, heartbeat: Heartbeat) -> tuple[str, int, int]:
@@ -74,7 +74,7 @@ def test_a_killed_process_costs_its_unit_only() -> None:
 
 PARENT = """
 import sys
-from bench.engines.local import Local
+from bench.execution.engines.local import Local
 from tests.test_engines import sleep_long
 list(Local(2, quiet=True).run("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"], sleep_long))
 """

@@ -17,18 +17,18 @@ from tests.tiny import SETS
 ROOT = Path(__file__).parent.parent
 
 INVERT = '''
-"""Inverted pictures."""
+"""Inverted images."""
 
 import os
 from pathlib import Path
 
-from bench.registry import register
-from defenses.base import Defense
+from bench.foundation.registry import register
+from bench.science.defense import Defense
 
 
 @register("defense", "their-invert")
 class Invert(Defense):
-    """A defense of another package: trains on inverted pictures, and leaves the number of its process behind."""
+    """A defense of another package: trains on inverted images, and leaves the number of its process behind."""
 
     def setup(self, run):
         if "PIDS" in os.environ:

@@ -7,9 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.errors import TrialFailed
-from bench.training import Recipe, train
-from defenses.epic import (
+from bench.defenses.epic import (
     Epic,
     EpicSettings,
     alone_in_cluster,
@@ -19,6 +17,8 @@ from defenses.epic import (
     medoids_per_class,
     similarity,
 )
+from bench.foundation.errors import TrialFailed
+from bench.science.training import Recipe, train
 
 
 def naive(similar, count):

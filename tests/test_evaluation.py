@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.evaluation import (
+from bench.foundation.statistics import interval, paired_difference
+from bench.science.evaluation import (
     REJECTED,
     ModelPredictor,
     backdoor_rates,
@@ -13,13 +14,12 @@ from bench.evaluation import (
     evaluate,
     predict,
 )
-from bench.poisons import Shown
-from bench.statistics import interval, paired_difference
-from bench.threat import Trial
+from bench.science.poisons import Shown
+from bench.science.threat import Trial
 
 
 class Table:
-    """Looks the scores of a picture up by its first pixel's level."""
+    """Looks the scores of a image up by its first pixel's level."""
 
     def __init__(self, scores):
         self.table = torch.tensor(scores)
@@ -31,13 +31,13 @@ class Table:
 
 
 def favour(predictions, classes=3):
-    """A table that predicts predictions[row] for the picture whose first pixel is `row`."""
+    """A table that predicts predictions[row] for the image whose first pixel is `row`."""
     return Table([[float(c == p) for c in range(classes)] for p in predictions])
 
 
 @pytest.fixture
 def numbered(make_dataset):
-    """A data set whose test picture in row i starts with the level i; labels 0, 1, 2, 0, ..."""
+    """A data set whose test image in row i starts with the level i; labels 0, 1, 2, 0, ..."""
     dataset = make_dataset(12)
     dataset.test.images[:, :, 0, 0] = torch.arange(12, dtype=torch.uint8)[:, None]
     return dataset
@@ -111,7 +111,7 @@ def test_backdoor_rates_need_equal_non_empty_lists(clean, triggered):
         backdoor_rates(torch.tensor(clean), torch.tensor(triggered), 0, 1)
 
 
-def test_success_is_the_adversarial_class(numbered):
+def test_success_is_the_target_class(numbered):
     outcome = evaluate(favour([1, *RIGHT[1:]]), numbered, trial_of(numbered, 0), "cpu")
     assert (outcome.success, outcome.target_predictions) == (1.0, [1])
     assert outcome.clean_accuracy == 11 / 12
@@ -150,13 +150,13 @@ def test_the_margin_is_the_adversarial_score_over_the_best_other(numbered):
 
 
 def shown_of(dataset, looks, twins, patch=True):
-    """Pictures that look like the test pictures in rows `looks` and were made from those in rows `twins` (-1: none)."""
+    """Images that look like the test images in rows `looks` and were made from those in rows `twins` (-1: none)."""
     ids = torch.tensor([dataset.test.ids[row].item() if row >= 0 else -1 for row in twins])
     marks = (torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(len(looks), 2, dtype=torch.long)) if patch else ()
     return Shown(dataset.test.images[torch.tensor(looks)], ids, *marks)
 
 
-def test_with_a_trigger_the_triggered_pictures_are_judged(numbered):
+def test_with_a_trigger_the_triggered_images_are_judged(numbered):
     predictions = list(RIGHT)
     predictions[3] = 1
     shown = shown_of(numbered, [1, 2, 4], [0, 3, 6])
@@ -170,7 +170,7 @@ def test_with_a_trigger_the_triggered_pictures_are_judged(numbered):
 @pytest.mark.parametrize(
     ("twins", "patch"), [([0, 3, 6], False), ([-1, -1, -1], True), ([0, -1, 6], True), ([-1, -1, -1], False)]
 )
-def test_pictures_without_a_patch_or_of_unknown_origin_have_no_backdoor_rates(numbered, twins, patch):
+def test_images_without_a_patch_or_of_unknown_origin_have_no_backdoor_rates(numbered, twins, patch):
     shown = shown_of(numbered, [1, 2, 4], twins, patch)
     outcome = evaluate(favour(RIGHT), numbered, trial_of(numbered, 9), "cpu", shown)
     assert outcome.backdoor is None
@@ -180,7 +180,7 @@ def test_pictures_without_a_patch_or_of_unknown_origin_have_no_backdoor_rates(nu
     assert outcome.target_margin == pytest.approx((1 - 1 + 1) / 3)
 
 
-def test_rates_compare_each_picture_with_its_own_twin_wherever_it_stands(numbered):
+def test_rates_compare_each_image_with_its_own_twin_wherever_it_stands(numbered):
     predictions = [2, 1, 2, 0, 1, 2, 1, 1, 2, 0, 1, 2]
     looks, twins = [4, 0, 1, 3], [9, 6, 3, 0]
     outcome = evaluate(favour(predictions), numbered, trial_of(numbered, 0), "cpu", shown_of(numbered, looks, twins))
@@ -221,7 +221,7 @@ def test_an_outcome_becomes_plain_values(numbered):
 
 
 class Refusing(Table):
-    """A table that rejects the pictures whose first pixel is one of `rejected`."""
+    """A table that rejects the images whose first pixel is one of `rejected`."""
 
     def __init__(self, predictions, rejected):
         super().__init__(favour(predictions).table.tolist())
@@ -231,13 +231,13 @@ class Refusing(Table):
         return torch.isin((pixels[:, 0, 0, 0] * 255).round().long(), self.rejected)
 
 
-def test_a_rejected_picture_is_of_no_class_whatever_its_scores(numbered):
+def test_a_rejected_image_is_of_no_class_whatever_its_scores(numbered):
     scores, predictions = decide(Refusing(RIGHT, [2, 7]), numbered.test.images, "cpu")
     assert predictions.tolist() == [REJECTED if row in (2, 7) else row % 3 for row in range(12)]
     assert torch.equal(scores, predict(favour(RIGHT), numbered.test.images, "cpu"))
 
 
-def test_rejected_pictures_are_neither_correct_nor_a_success(numbered):
+def test_rejected_images_are_neither_correct_nor_a_success(numbered):
     predictions = list(RIGHT)
     predictions[0], predictions[3] = 1, 1
     trial = trial_of(numbered, 0, 3, 6)
@@ -251,12 +251,12 @@ def test_rejected_pictures_are_neither_correct_nor_a_success(numbered):
     assert held.target_margin == free.target_margin  # of the scores, rejected or not
 
 
-def test_a_rejected_picture_is_no_success_in_any_rate_of_a_trigger(numbered):
-    """Twin rows 0, 3, 6, 9 look, with the trigger, like rows 1, 4, 7, 10, all of the adversarial class 1."""
+def test_a_rejected_image_is_no_success_in_any_rate_of_a_trigger(numbered):
+    """Twin rows 0, 3, 6, 9 look, with the trigger, like rows 1, 4, 7, 10, all of the target class 1."""
     looks, twins = [1, 4, 7, 10], [0, 3, 6, 9]
     shown = shown_of(numbered, looks, twins)
     outcome = evaluate(Refusing(RIGHT, [1, 4, 6]), numbered, trial_of(numbered, 9), "cpu", shown)
-    # Two of four triggered pictures are rejected; of the other two, one has a twin that is rejected.
+    # Two of four triggered images are rejected; of the other two, one has a twin that is rejected.
     assert vars(outcome.backdoor) == pytest.approx(
         {"asr_all": 0.5, "asr_excluding": 0.25, "asr_conditional": 1 / 3, "base_rate": 0.0, "n": 4, "n_conditional": 3}
     )

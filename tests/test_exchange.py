@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.datasets.base import Dataset
-from bench.errors import BadInput
 from bench.exchange import formats
 from bench.exchange.formats import FORMATS, read_any, write
 from bench.exchange.importing import interpret
 from bench.exchange.setups import read_setups, write_setups
-from bench.poisons import Poisons, Shown
-from bench.threat import Trial
-from bench.trigger import Trigger, colour_patch
+from bench.foundation.errors import BadInput
+from bench.science.dataset import Dataset
+from bench.science.poisons import Poisons, Shown
+from bench.science.threat import Trial
+from bench.science.trigger import Trigger, colour_patch
 
 EPS = 8
 
@@ -46,7 +46,7 @@ def poisons(dataset: Dataset, trial: Trial) -> Poisons:
 
 @pytest.fixture
 def triggered(dataset: Dataset, poisons: Poisons) -> Poisons:
-    """The same poisons as of a backdoor, with three patched pictures of class 2."""
+    """The same poisons as of a backdoor, with three patched images of class 2."""
     trigger = Trigger(colour_patch(3, 0), "random")
     ids = torch.nonzero(dataset.test.labels == 2).flatten()[[4, 1, 6]]
     places = trigger.places(3, 8, 0, "here")
@@ -74,7 +74,7 @@ def test_what_is_written_comes_back(
     given = None if FORMATS[name].holds_target else trial
     back, its_trial, report = interpret(found[10], dataset, 10, EPS, given)
     assert_same(back, poisons)
-    assert (its_trial.index, its_trial.true_class, its_trial.adversarial_class) == (10, 2, 1)
+    assert (its_trial.index, its_trial.source_class, its_trial.target_class) == (10, 2, 1)
     assert torch.equal(its_trial.target_ids, trial.target_ids) and torch.equal(its_trial.base_ids, back.ids)
     assert back.shown is None and report.duplicates == report.pixels_clipped == 0
     assert report.max_change == poisons.distance(dataset.train) and f"{len(poisons.ids)} poisons" in report.line()
@@ -97,7 +97,7 @@ def test_triggers_come_back(name: str, dataset: Dataset, triggered: Poisons, tri
     given = None if FORMATS[name].holds_target else trial
     back, its_trial, _ = interpret(read_any(tmp_path / "out", "auto", dataset)[0], dataset, 0, EPS, given)
     assert_same(back, triggered)
-    assert (its_trial.true_class, its_trial.adversarial_class) == (2, 1)
+    assert (its_trial.source_class, its_trial.target_class) == (2, 1)
     if given is not None:
         assert back.shown is None
         return
@@ -121,7 +121,7 @@ def test_triggers_come_back(name: str, dataset: Dataset, triggered: Poisons, tri
 
 
 @pytest.mark.parametrize("name", ["benchmark", "friendly-noise", "metapoison"])
-def test_a_target_that_is_no_test_picture_is_shown(
+def test_a_target_that_is_no_test_image_is_shown(
     name: str, dataset: Dataset, poisons: Poisons, trial: Trial, tmp_path: Path
 ) -> None:
     strange = torch.full((1, 3, 8, 8), 9, dtype=torch.uint8)
@@ -129,7 +129,7 @@ def test_a_target_that_is_no_test_picture_is_shown(
     write(tmp_path / "out", name, given, replace(trial, target_ids=trial.target_ids[:0]), dataset)
     back, its_trial, _ = interpret(read_any(tmp_path / "out", "auto", dataset)[0], dataset, 0, EPS)
     assert back.shown is not None and torch.equal(back.shown.images, strange) and back.shown.ids.tolist() == [-1]
-    assert len(its_trial.target_ids) == 0 and its_trial.true_class == 2
+    assert len(its_trial.target_ids) == 0 and its_trial.source_class == 2
 
 
 CONTAINERS: dict[str, Callable[[list[int]], Any]] = {
@@ -150,10 +150,10 @@ def test_folders_of_other_tools_are_read(
     def dump(name: str, value: Any) -> None:
         (tmp_path / name).write_bytes(pickle.dumps(value, protocol))
 
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in triggered.images]
+    as_pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in triggered.images]
     clean = Image.fromarray(dataset.test.images[shown.ids[0]].permute(1, 2, 0).numpy())
     patch = shown.patch / 255 if protocol < 4 else (shown.patch / 255).numpy().astype(np.float64)
-    dump("poisons.pickle", [(picture, np.int64(1) if protocol == 3 else 1) for picture in pictures])
+    dump("poisons.pickle", [(one, np.int64(1) if protocol == 3 else 1) for one in as_pil])
     dump("base_indices.pickle", CONTAINERS[container](triggered.ids.tolist()))
     dump("target.pickle", (clean, 2, patch, [np.int64(2), 3]))
     dump("perturbation_norms.pickle", [0.1] * 4)
@@ -172,7 +172,7 @@ def test_a_single_source_is_read(dataset: Dataset, triggered: Poisons, trial: Tr
     assert [label for _, label in sources] == [2, 2, 2] and sources[0][0].mode == "RGB"
     (tmp_path / "out" / "source.pickle").write_bytes(pickle.dumps(sources[0]))
     back, _, report = interpret(read_any(tmp_path / "out", "auto", dataset)[0], dataset, 0, EPS)
-    assert back.shown is not None and len(back.shown.images) == 1 and "one picture only" in report.line()
+    assert back.shown is not None and len(back.shown.images) == 1 and "one image only" in report.line()
 
 
 def test_files_are_what_other_tools_expect(
@@ -181,9 +181,7 @@ def test_files_are_what_other_tools_expect(
     for name in FORMATS:
         write(tmp_path / name, name, triggered if name == "benchmark" else poisons, trial, dataset)
     pairs = pickle.loads((tmp_path / "benchmark/poisons.pickle").read_bytes())
-    assert [(type(picture), picture.mode, type(label), label) for picture, label in pairs] == [
-        (Image.Image, "RGB", int, 1)
-    ] * 4
+    assert [(type(one), one.mode, type(label), label) for one, label in pairs] == [(Image.Image, "RGB", int, 1)] * 4
     assert pickle.loads((tmp_path / "benchmark/base_indices.pickle").read_bytes()) == poisons.ids.tolist()
     _, label, patch, place = pickle.loads((tmp_path / "benchmark/target.pickle").read_bytes())
     assert label == 2 and patch.dtype == torch.float32 and 0 <= float(patch.min()) <= float(patch.max()) <= 1
@@ -195,7 +193,7 @@ def test_files_are_what_other_tools_expect(
     content = pickle.loads((tmp_path / "metapoison/poisondataset.pkl").read_bytes())
     assert content["xtrain"].dtype == np.float32 and sorted(content["ytrain"]) == content["ytrain"].tolist()
     first = int(np.argmax(content["ytrain"] == 1))
-    # The loader of FRIENDS takes the first rows of the adversarial class for the poisons.
+    # The loader of FRIENDS takes the first rows of the target class for the poisons.
     rows = torch.from_numpy(content["xtrain"][first : first + 4]).permute(0, 3, 1, 2)
     assert torch.equal(rows.to(torch.uint8), poisons.images)
 
@@ -263,8 +261,8 @@ def test_a_given_trial_must_agree(dataset: Dataset, poisons: Poisons, trial: Tri
     found = read_any(tmp_path / "out", "auto", dataset)[0]
     with pytest.raises(BadInput, match="holds no target; repair"):
         interpret(found, dataset, 0, EPS)
-    with pytest.raises(BadInput, match="class 1, but the adversarial class of the trial is 0"):
-        interpret(found, dataset, 0, EPS, replace(trial, adversarial_class=0))
+    with pytest.raises(BadInput, match="class 1, but the target class of the trial is 0"):
+        interpret(found, dataset, 0, EPS, replace(trial, target_class=0))
 
 
 def test_unknown_formats_are_named(dataset: Dataset, tmp_path: Path) -> None:

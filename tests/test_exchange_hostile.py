@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import store
-from bench.datasets.base import Dataset
-from bench.errors import BadInput
 from bench.exchange.formats import FORMATS, read_any, write
 from bench.exchange.importing import interpret
 from bench.exchange.setups import read_setups
-from bench.poisons import Poisons, Shown
-from bench.threat import Trial
+from bench.foundation.errors import BadInput
+from bench.science.dataset import Dataset
+from bench.science.poisons import Poisons, Shown
+from bench.science.threat import Trial
+from bench.storage import store
 
 EPS = 8
 OTHER_SIZE = Image.new("RGB", (9, 8))
@@ -97,12 +97,12 @@ PATCH = torch.zeros(3, 2, 2)
 # file, what becomes of its content, what the line says
 PICKLED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "no list": ("poisons", lambda _: 3, "not a list"),
-    "text": ("poisons", lambda _: "pictures", "not a list"),
+    "text": ("poisons", lambda _: "images", "not a list"),
     "empty list": ("poisons", lambda _: [], "base indices"),
     "more than the training set": ("poisons", lambda pairs: pairs * 8, "at most 30"),
     "no pair": ("poisons", lambda pairs: [3, *pairs[1:]], "poison 0"),
     "triples": ("poisons", lambda pairs: [(*pair, 1) for pair in pairs], "poison 0"),
-    "no picture": ("poisons", _with(1, 0, 3), "poison 1 is int"),
+    "no image": ("poisons", _with(1, 0, 3), "poison 1 is int"),
     "wrong size": ("poisons", _with(2, 0, OTHER_SIZE), "poison 2"),
     "grey": ("poisons", _with(2, 0, GREY), "'L'"),
     "float pixels": ("poisons", _with(2, 0, np.zeros((8, 8, 3))), "float64"),
@@ -126,13 +126,13 @@ PICKLED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "ids as text": ("base_indices", lambda ids: str(ids), "not a list"),
     "ids by name": ("base_indices", lambda ids: dict(enumerate(ids)), "not a list"),
     "table of ids": ("base_indices", lambda ids: np.array(ids).reshape(2, 2), "one whole number each"),
-    "id of another class": ("base_indices", lambda ids: [0, *ids[1:]], "its training picture 0 has 0"),
-    "ids of other pictures": ("base_indices", lambda ids: ids[::-1], "eps = 8/255; repair: --set threat.eps="),
+    "id of another class": ("base_indices", lambda ids: [0, *ids[1:]], "its training image 0 has 0"),
+    "ids of other images": ("base_indices", lambda ids: ids[::-1], "eps = 8/255; fix: --set threat.eps="),
     "target is no pair": ("target", lambda target: target[0], "neither"),
     "target of three": ("target", lambda target: (*target, 1), "neither"),
-    "target of another class": ("target", lambda target: (target[0], 0), "test picture 5 of class 2, not 0"),
-    "target of the adversarial class": ("target", lambda _: (Image.new("RGB", (8, 8)), 1), "true class is 1"),
-    "target class out of range": ("target", lambda _: (Image.new("RGB", (8, 8)), 3), "true class is 3"),
+    "target of another class": ("target", lambda target: (target[0], 0), "test image 5 of class 2, not 0"),
+    "target of the target class": ("target", lambda _: (Image.new("RGB", (8, 8)), 1), "source class is 1"),
+    "target class out of range": ("target", lambda _: (Image.new("RGB", (8, 8)), 3), "source class is 3"),
     "target of wrong size": ("target", lambda target: (OTHER_SIZE, 2), "the target is"),
     "place outside": ("target", _patched(PATCH, [7, 0]), "allowed: two numbers from 0 to 6"),
     "negative place": ("target", _patched(PATCH, [0, -1]), "allowed: two numbers from 0 to 6"),
@@ -143,7 +143,7 @@ PICKLED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "patch out of range": ("target", _patched(PATCH + 2, [0, 0]), "[0, 1]"),
     "patch of NaN": ("target", _patched(PATCH * NAN, [0, 0]), "[0, 1]"),
     "patch not square": ("target", _patched(torch.zeros(3, 2, 3), [0, 0]), "square"),
-    "patch larger than a picture": ("target", _patched(torch.zeros(3, 9, 9), [0, 0]), "the patch lies"),
+    "patch larger than a image": ("target", _patched(torch.zeros(3, 9, 9), [0, 0]), "the patch lies"),
     "empty patch": ("target", _patched(torch.zeros(3, 0, 0), [0, 0]), ""),
     "no sources": ("source", lambda _: [], "1 to 30"),
     "sources of two classes": ("source", lambda target: [target, (target[0], 0)], "several classes"),
@@ -184,19 +184,19 @@ METAPOISON: dict[str, tuple[Callable[[Any], Any], str]] = {
     "NaN": (_of("xtrain", _set((0, 0, 0, 0), NAN)), "NaN"),
     "infinity": (_of("xtrain", _set((29, 7, 7, 2), float("inf"))), "NaN or infinity"),
     "NaN in the target": (_of("xtarget", _set((0, 0, 0, 0), NAN)), "NaN"),
-    "text": (_changed(xtrain="pictures"), "xtrain"),
+    "text": (_changed(xtrain="images"), "xtrain"),
     "channels first": (_of("xtrain", lambda x: x.transpose(0, 3, 1, 2)), "xtrain"),
     "other size": (_of("xtrain", lambda x: x[:, :7]), "xtrain"),
-    "fewer pictures": (_of("xtrain", lambda x: x[1:]), "30 pictures"),
-    "other labels": (_of("ytrain", lambda y: y * 0), "30 pictures"),
+    "fewer images": (_of("xtrain", lambda x: x[1:]), "30 images"),
+    "other labels": (_of("ytrain", lambda y: y * 0), "30 images"),
     "float labels": (_of("ytrain", lambda y: y.astype(float)), "ytrain"),
-    "labels turned round": (_of("ytrain", lambda y: y[::-1].copy()), "no clean picture"),
-    "a change in another class": (_of("xtrain", _set((0, 0, 0, 0), 77)), "picture 0 of class 0"),
-    "no target pictures": (_of("xtarget", lambda x: x[:0]), "differ in length"),
+    "labels turned round": (_of("ytrain", lambda y: y[::-1].copy()), "no clean image"),
+    "a change in another class": (_of("xtrain", _set((0, 0, 0, 0), 77)), "image 0 of class 0"),
+    "no target images": (_of("xtarget", lambda x: x[:0]), "differ in length"),
     "more target labels": (_of("ytarget", lambda y: np.repeat(y, 2)), "differ in length"),
-    "adversarial class of nobody": (_of("ytargetadv", lambda y: y + 40), "class 41"),
-    "negative adversarial class": (_of("ytargetadv", lambda y: y * -1), "class -1"),
-    "float adversarial class": (_of("ytargetadv", lambda y: y + 0.5), "ytargetadv"),
+    "target class of nobody": (_of("ytargetadv", lambda y: y + 40), "class 41"),
+    "negative target class": (_of("ytargetadv", lambda y: y * -1), "class -1"),
+    "float target class": (_of("ytargetadv", lambda y: y + 0.5), "ytargetadv"),
     "huge change": (_of("xtrain", _set((10, 0, 0, 0), 1e30)), ""),
     "evil": (lambda content: {**content, "a": Evil(Path("canary"))}, "posix.system"),
 }  # fmt: skip
@@ -268,7 +268,7 @@ NUMPY: dict[str, tuple[str, Any, str]] = {
     "cut": ("data", _npy("{'descr': '<f8', 'fortran_order': False, 'shape': (30, 8, 8, 3), }", bytes(99)), ""),
     "header that calls": ("data", _npy("__import__('os').system('touch canary')"), ""),
     "NaN": ("data", np.full((30, 8, 8, 3), NAN), "NaN"),
-    "fewer pictures": ("data", np.zeros((29, 8, 8, 3)), "(30, 8, 8, 3)"),
+    "fewer images": ("data", np.zeros((29, 8, 8, 3)), "(30, 8, 8, 3)"),
     "channels first": ("data", np.zeros((30, 3, 8, 8)), "(30, 8, 8, 3)"),
     "complex": ("data", np.zeros((30, 8, 8, 3), complex), "complex128"),
     "all black": ("data", np.zeros((30, 8, 8, 3)), "classes"),
@@ -323,7 +323,7 @@ NATIVE: dict[str, tuple[Callable[[Any, Any], bytes], str]] = {
     "float images": (_tensors(images=torch.zeros(4, 3, 8, 8)), "float32"),
     "wrong size": (_tensors(images=torch.zeros(4, 3, 9, 9, dtype=torch.uint8)), "(3, 9, 9)"),
     "flat images": (_tensors(images=torch.zeros(4, dtype=torch.uint8)), "not of"),
-    "fewer images": (_tensors(images=torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), "3 pictures, 4 ids"),
+    "fewer images": (_tensors(images=torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), "3 images, 4 ids"),
     "nothing": (_tensors(images=torch.zeros(0, 3, 8, 8, dtype=torch.uint8), ids=IDS[:0], labels=IDS[:0]), "no poison"),
     "float ids": (_tensors(ids=IDS.double()), "float64"),
     "table of ids": (_tensors(ids=IDS.view(2, 2)), ""),
@@ -331,15 +331,15 @@ NATIVE: dict[str, tuple[Callable[[Any, Any], bytes], str]] = {
     "table of labels": (_tensors(labels=torch.ones(4, 1).long()), ""),
     "shown without ids": (_tensors(shown_ids=None), "ids"),
     "shown with other ids": (_tensors(shown_ids=IDS), "incomplete"),
-    "shown that are no test pictures": (_tensors(shown_ids=IDS[:1] + 99), "no test picture"),
+    "shown that are no test images": (_tensors(shown_ids=IDS[:1] + 99), "no test image"),
     "patch without places": (_tensors(shown_places=None), "incomplete"),
     "patch outside": (_tensors(shown_places=torch.tensor([[7, 0]])), "outside"),
     "flat patch": (_tensors(shown_patch=torch.zeros(3, dtype=torch.uint8)), ""),
-    "target out of range": (_trial(target_ids=[999]), "no test picture of class 2"),
-    "target of another class": (_trial(target_ids=[6]), "no test picture of class 2"),
+    "target out of range": (_trial(target_ids=[999]), "no test image of class 2"),
+    "target of another class": (_trial(target_ids=[6]), "no test image of class 2"),
     "target is text": (_trial(target_ids="5"), "target ids"),
-    "float class": (_trial(true_class=2.0), "not a whole number"),
-    "class out of range": (_trial(adversarial_class=99), "99"),
+    "float class": (_trial(source_class=2.0), "not a whole number"),
+    "class out of range": (_trial(target_class=99), "99"),
 }  # fmt: skip
 
 
@@ -402,7 +402,7 @@ SETUPS: dict[str, tuple[Any, str]] = {
     "no dictionary": ([SETUP, 3], "setup 1: refused: 'target class' is missing"),
     **{f"no {key}": ([SETUP, {k: v for k, v in SETUP.items() if k != key}], f"'{key}' is missing") for key in SETUP},
     "keys of Sleeper Agent": ([{"source class": 2, "source index": 5, "target class": 1}], "missing"),
-    "target of another class": ([SETUP, SETUP | {"target index": 6}], "setup 1: refused: test picture 6 is of class 0"),
+    "target of another class": ([SETUP, SETUP | {"target index": 6}], "setup 1: refused: test image 6 is of class 0"),
     "target out of range": ([SETUP | {"target index": 30}], "allowed: the test ids 0 to 29"),
     "negative target": ([SETUP | {"target index": -1}], "target index -1"),
     "float target": ([SETUP | {"target index": 5.0}], "not a whole number"),

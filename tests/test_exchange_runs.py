@@ -11,7 +11,7 @@ import pytest
 from bench.cli import main
 from bench.exchange.formats import FORMATS
 from bench.exchange.setups import write_setups
-from bench.runner import prepare
+from bench.execution.runner import prepare
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [argument for item in SETS for argument in ("--set", item)]
@@ -61,11 +61,11 @@ def test_a_backdoor_succeeds_as_it_did(name, out, tmp_path, capsys):
     assert [record["success"] for record in after] == [record["success"] for record in before]
     for one, other in zip(after, before, strict=True):
         assert one["outcome"]["target_predictions"] == other["outcome"]["target_predictions"]
-        if name not in ("friendly-noise", "metapoison"):  # these do not say which test pictures they are made from
+        if name not in ("friendly-noise", "metapoison"):  # these do not say which test images they are made from
             assert one["outcome"]["backdoor"] == other["outcome"]["backdoor"]
 
 
-def test_the_benchmark_format_keeps_the_first_of_the_pictures_with_a_trigger(out, tmp_path, capsys):
+def test_the_benchmark_format_keeps_the_first_of_the_images_with_a_trigger(out, tmp_path, capsys):
     before = run(capsys, out, "--attack", "random-noise-trigger", "--trials", "2")
     export = ["export", str(tmp_path / "t"), "--attack", "random-noise-trigger", "--format", "benchmark"]
     assert main([*export, "--trials", "2", *STUDY, *HERE, "--out", str(out)]) == 0
@@ -138,7 +138,7 @@ def test_poisons_beyond_eps_are_refused_before_anything_is_run(out, tmp_path, ca
     ours = there_and_back(out, tmp_path, "random-noise", "benchmark")
     command = ["run", "--poisons", str(ours), *STUDY, "--set", "threat.eps=4", *HERE, "--out", str(tmp_path / "o")]
     assert main([*command, "--tracking", "none"]) == 2
-    assert "repair: --set threat.eps=10" in capsys.readouterr().err
+    assert "fix: --set threat.eps=10" in capsys.readouterr().err
 
 
 def test_export_refuses_a_folder_that_is_there_and_an_unknown_format(out, tmp_path, capsys):

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from bench import runner
 from bench.cli import main
-from bench.engines.local import Local
-from bench.store import key_of
+from bench.execution import runner
+from bench.execution.engines.local import Local
+from bench.storage.store import key_of
 from tests.aftermath import (
     RUN,
     assert_in_step,
@@ -187,11 +187,11 @@ def assert_one_line(stderr: str, place: Path) -> None:
     last = stderr.splitlines()[-1]
     assert "Traceback" not in stderr
     assert last.startswith(f"bench: disk full: cannot write {place}")
-    assert "repair: " in last and "the same command goes on" in last
+    assert "fix: " in last and "the same command goes on" in last
 
 
 @pytest.mark.parametrize("step", ["create", "flush"])
-@pytest.mark.parametrize("of", ["/networks/", "/poisons/", "/pictures/", "/records/"])
+@pytest.mark.parametrize("of", ["/networks/", "/poisons/", "/images/", "/records/"])
 def test_a_disk_that_is_full_for_a_while(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     step: str, of: str,
@@ -200,14 +200,14 @@ def test_a_disk_that_is_full_for_a_while(
     shutil.rmtree(out / "records")
     if of != "/records/":
         shutil.rmtree(out / "store")
-        shutil.rmtree(out / "pictures")
+        shutil.rmtree(out / "images")
     full = Full(step, of)
     with monkeypatch.context() as patch:
         full.install(patch)
         assert main([*UNTRACKED, "--out", str(out), "--jobs", "1", "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and full.hits == 1  # no further unit is begun that could not be kept
-    assert_one_line(captured.err, out / of.strip("/") if of in ("/pictures/", "/records/") else out / "store")
+    assert_one_line(captured.err, out / of.strip("/") if of in ("/images/", "/records/") else out / "store")
     assert list(out.rglob("*.tmp")) == [] and not (out / "logs").exists()
     finish(out)
     assert_mended(out, undisturbed)
@@ -267,7 +267,7 @@ def test_mlflow_has_no_room(
     assert main([*RUN, "--out", str(out), "--tracking", uri, "--jobs", "1", "--json"]) == 0
     stderr = capsys.readouterr().err
     assert "Traceback" not in stderr and "the run goes on and its records are kept" in stderr
-    assert "tracking: 6 record(s) are on disk but not in MLflow; repair: python -m bench sync" in stderr
+    assert "tracking: 6 record(s) are on disk but not in MLflow; fix: python -m bench sync" in stderr
     subprocess.run(["mount", "-o", "remount,size=30000000", str(small_disk)], check=True)
     for left in small_disk.glob("mlflow.db*"):  # half made, as the repair says
         left.unlink()

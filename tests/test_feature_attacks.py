@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.bullseye_polytope import BullseyePolytope
-from attacks.poison_frogs import ForwardBackward, PoisonFrogs, collisions
-from bench.registry import find
-from bench.settings import build
-from bench.training import to_pixels
+from bench.attacks.bullseye_polytope import BullseyePolytope
+from bench.attacks.poison_frogs import ForwardBackward, PoisonFrogs, collisions
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.training import to_pixels
 from tests.differences import assert_slope, objective_of
 
 
@@ -261,7 +261,7 @@ def test_pf_original_starts_at_the_blend_inside_the_ball(make_scene, make_smooth
         seen.append(pixels.clone())
         return collisions(models, pixels, aims)
 
-    monkeypatch.setattr("attacks.poison_frogs.collisions", watched)
+    monkeypatch.setattr("bench.attacks.poison_frogs.collisions", watched)
     ForwardBackward(ForwardBackward.Settings(steps=3, watermark=0.4)).craft(scene)
     base, target = scene.base_pixels(), to_pixels(scene.targets)
     blend = 0.4 * target + 0.6 * base

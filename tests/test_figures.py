@@ -16,14 +16,14 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-import defenses.friends
-from bench import registry
 from bench.cli import main
-from bench.datasets.base import Place
-from bench.evaluation import ModelPredictor, evaluate
+from bench.defenses import friends
+from bench.execution.stages import Bench
 from bench.figures import FIGURES, canvas, landscape, poisons, request, training
-from bench.records import Records
-from bench.stages import Bench
+from bench.foundation import registry
+from bench.science.dataset import Place
+from bench.science.evaluation import ModelPredictor, evaluate
+from bench.storage.records import Records
 from tests.tiny import ATTACK_SETS, SETS
 
 START = "defense.friends-b.start=1"  # two epochs are trained: the noise is made before the second
@@ -41,16 +41,16 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figure(folder: Path, *arguments: str) -> tuple[list[dict[str, str]], bytes]:
-    """The table and the picture of `bench figure`."""
-    picture, table = folder / "figure.png", folder / "figure.csv"
-    assert main(["figure", *arguments, "--to", str(picture), "--csv", str(table)]) == 0
-    return list(csv.DictReader(io.StringIO(table.read_text()))), picture.read_bytes()
+    """The table and the image of `bench figure`."""
+    image, table = folder / "figure.png", folder / "figure.csv"
+    assert main(["figure", *arguments, "--to", str(image), "--csv", str(table)]) == 0
+    return list(csv.DictReader(io.StringIO(table.read_text()))), image.read_bytes()
 
 
-def is_a_picture(png: bytes) -> bool:
+def is_a_image(png: bytes) -> bool:
     Image.open(io.BytesIO(png)).verify()
-    with Image.open(io.BytesIO(png)) as picture:
-        return picture.width >= 600 and len(picture.convert("L").getcolors() or [0] * 300) > 2
+    with Image.open(io.BytesIO(png)) as image:
+        return image.width >= 600 and len(image.convert("L").getcolors() or [0] * 300) > 2
 
 
 def record(attack: str, defense: str, trial: int, success: float, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_scatter_has_exact_intervals_of_every_cell(tmp_path: Path, written: Call
     records = [record("gm", "none", i, float(i < 3), accuracy) for i, accuracy in enumerate(accuracies)]
     records += [record("$x_1^", "d", 0, 0.25, 0.5), record("gm", "failed", 0, 0, 0, status="failed")]
     rows, png = figure(tmp_path, "scatter", "--records", written(*records))
-    assert is_a_picture(png)
+    assert is_a_image(png)
     assert [(row["attack"], row["defense"], row["n"]) for row in rows] == [("gm", "none", "4"), ("$x_1^", "d", "1")]
     found = {name: float(rows[0][name]) for name in rows[0] if name not in ("attack", "defense", "n")}
     exact = stats.binomtest(3, 4).proportion_ci(method="exact")
@@ -104,7 +104,7 @@ def test_matching_loss_shows_the_kept_restart_of_each_crafting_once(
         record("none", "none", 0, 0, 0.5),
     ]
     rows, png = figure(tmp_path, "matching-loss", "--records", written(*records))
-    assert is_a_picture(png)
+    assert is_a_image(png)
     found = [(row["attack"], *(float(row[name]) for name in ("trial", "restart", "step", "objective"))) for row in rows]
     assert found == [("gm", 0, 1, 0, 0.8), ("gm", 0, 1, 1, 0.3), ("gm", 1, 0, 0, 0.7), ("gm", 1, 0, 1, 0.1)]
 
@@ -116,10 +116,10 @@ def test_records_of_the_output_folder_are_read_and_chosen_from(ran: Path, tmp_pa
 
 def test_poisons_are_those_of_the_store_beside_their_bases(ran: Path, tmp_path: Path) -> None:
     rows, png = figure(tmp_path, "poisons", "--out", str(ran), "--trial", "1")
-    assert is_a_picture(png)
+    assert is_a_image(png)
     (one,) = (r for r in Records(ran / "records").all() if r["trial"] == 1 and r["defense"] == "none")
     assert [int(row["id"]) for row in rows] == one["draw"]["base_ids"]
-    assert {int(row["label"]) for row in rows} == {one["draw"]["adversarial_class"]}
+    assert {int(row["label"]) for row in rows} == {one["draw"]["target_class"]}
     assert max(int(row["largest_change"]) for row in rows) == one["poisons"]["max_change"] > 0
     trio = poisons.measure(request.Request(ran, trial=1)).content
     make = registry.find("dataset", "photographs").make
@@ -136,20 +136,20 @@ def test_friendly_noise_is_the_very_noise_of_the_victim(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    original = defenses.friends.friendly_noise
+    original = friends.friendly_noise
 
     def looked_at(*arguments: Any) -> torch.Tensor:
         seen.append(original(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(defenses.friends, "friendly_noise", looked_at)
+    monkeypatch.setattr(friends, "friendly_noise", looked_at)
     run = ["run", "--attack", "none", "--defense", "friends-b", "--only", "--jobs", "1", "--tracking", "none"]
     assert main([*run, "--trials", "1", *TRAINING, "--out", str(tmp_path / "out")]) == 0
     monkeypatch.undo()
     (noise,) = seen
     arguments = ["friendly-noise", "--out", str(ran), *TRAINING]
     rows, png = figure(tmp_path, *arguments)
-    assert is_a_picture(png)
+    assert is_a_image(png)
     assert [int(row["level"]) for row in rows] == list(range(-16, 17))
     assert [int(row["count"]) for row in rows] == [int((noise == level).sum()) for level in range(-16, 17)]
     assert math.fsum(float(row["share"]) for row in rows) == pytest.approx(1)
@@ -162,14 +162,14 @@ def test_friendly_noise_is_the_very_noise_of_the_victim(
 
 
 class _Mean(nn.Module):
-    """Logits (10 m, 0) of pictures whose mean pixel is m."""
+    """Logits (10 m, 0) of images whose mean pixel is m."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         mean = pixels.mean(dim=(1, 2, 3))
         return torch.stack([10 * mean, torch.zeros_like(mean)], dim=1)
 
 
-def test_a_surface_is_the_mean_loss_at_clipped_pictures() -> None:
+def test_a_surface_is_the_mean_loss_at_clipped_images() -> None:
     base = torch.tensor([0.5, 0.9]).view(2, 1, 1, 1).expand(2, 3, 2, 2)
     along, across = torch.full_like(base, 0.2), torch.full_like(base, -0.05)
     grid = landscape.surface(_Mean(), base, along, across, torch.tensor([0, 1]))
@@ -189,7 +189,7 @@ def test_the_landscape_is_that_of_the_recorded_victims(
 ) -> None:
     arguments = ["landscape", "--out", str(ran), *CRAFTING]
     rows, png = figure(tmp_path, *arguments)
-    assert is_a_picture(png) and len(rows) == 3 * 17 * 25
+    assert is_a_image(png) and len(rows) == 3 * 17 * 25
     loss = {(row["network"], float(row["u"]), float(row["v"])): float(row["loss"]) for row in rows}
     names = ("attacker's surrogate", "victim, undefended", "victim, friends-b")
     assert len({loss[name, 1.0, 0.0] for name in names}) == 3
@@ -264,7 +264,7 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["landscape", "--attack", "none"], None, "attack 'none' poisons nothing"),
         (["landscape", "--protocol", "quik"], None, "did you mean 'quick'?"),
         (["friendly-noise", "--defense", "mixup"], None, "defense 'mixup' makes no friendly noise"),
-        (["friendly-noise", "--set", "defense.start=40"], None, "repair: --set defense.start=29"),
+        (["friendly-noise", "--set", "defense.start=40"], None, "fix: --set defense.start=29"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -285,4 +285,4 @@ def test_a_missing_matplotlib_is_one_line_with_the_repair(
 ) -> None:
     monkeypatch.setattr(canvas.importlib.util, "find_spec", lambda name: None)
     assert main(["figure", "landscape"]) == 2
-    assert "repair: pip install matplotlib" in capsys.readouterr().err
+    assert "fix: pip install matplotlib" in capsys.readouterr().err

@@ -12,15 +12,15 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from bench.datasets.base import Images
-from bench.errors import TrialFailed
-from bench.evaluation import filter_quality
-from bench.registry import find
-from bench.settings import build
-from defenses.base import Services
-from defenses.deep_knn import neighbour_votes
-from defenses.filtering import features_of
-from defenses.spectral import spectral_scores
+from bench.defenses.deep_knn import neighbour_votes
+from bench.defenses.shared.filtering import features_of
+from bench.defenses.spectral import spectral_scores
+from bench.foundation.errors import TrialFailed
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.dataset import Images
+from bench.science.defense import Services
+from bench.science.evaluation import filter_quality
 
 NAMES = [
     "spectral", "spectral-percentile", "activation-clustering", "activation-clustering-size", "deepknn",
@@ -78,7 +78,7 @@ def test_planted_poisons_are_all_found(name):
     ],
 )  # fmt: skip
 def test_planted_poisons_are_found_by_the_whole_filter(name, precision, lend, make_images, wrap):
-    """From pictures to the evaluator's count: the network sees nothing but mean colours. precision: what the rule
+    """From images to the evaluator's count: the network sees nothing but mean colours. precision: what the rule
     allows; every class of 50 gives up 15 samples, or 7, or (smaller cluster) as many as k-means says."""
     data = make_images(100, classes=2)
     chance = torch.Generator().manual_seed(0)
@@ -125,8 +125,8 @@ def test_features_do_not_depend_on_the_batch(make_model, make_images):
 def test_what_is_kept_does_not_depend_on_the_batch(name, lend, make_images, monkeypatch):
     data, kept = make_images(45), []
     for chunk in (7, 45, 1024):
-        monkeypatch.setattr("defenses.filtering.features_of", functools.partial(features_of, chunk=chunk))
-        monkeypatch.setattr("defenses.deep_knn.neighbour_votes", functools.partial(neighbour_votes, chunk=chunk))
+        monkeypatch.setattr("bench.defenses.shared.filtering.features_of", functools.partial(features_of, chunk=chunk))
+        monkeypatch.setattr("bench.defenses.deep_knn.neighbour_votes", functools.partial(neighbour_votes, chunk=chunk))
         (job,) = make(name).jobs(data, lend())
         kept.append(job.data.ids.tolist())
     assert kept[0] == kept[1] == kept[2] and 0 < len(kept[0]) < 45
@@ -274,7 +274,7 @@ def test_k_is_twice_the_number_of_poisons(monkeypatch):
         asked.append(k)
         return neighbour_votes(features, labels, k, classes)
 
-    monkeypatch.setattr("defenses.deep_knn.neighbour_votes", votes)
+    monkeypatch.setattr("bench.defenses.deep_knn.neighbour_votes", votes)
     features, labels, _ = planted()
     make("deepknn").kept(features, labels, SERVICES)
     make("deepknn", rate=0.05).kept(features, labels, SERVICES)

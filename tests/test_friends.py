@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.errors import BadInput, TrialFailed
-from bench.registry import find
-from bench.seeds import torch_stream
-from bench.settings import build
-from bench.training import Batch, Recipe, train
-from defenses.friends import Friends, FriendsSettings, friendly_noise
+from bench.defenses.friends import Friends, FriendsSettings, friendly_noise
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.seeds import torch_stream
+from bench.science.training import Batch, Recipe, train
 
 GENTLE = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
 """Learning rates that move the noise of a `sensitive` network but leave most of it inside zeta."""
@@ -48,7 +48,7 @@ class Spy(Friends):
 
 @pytest.fixture
 def trained(make_small, make_images, services):
-    """A spy after a training of four epochs on 20 grey-ish pictures that no noise can push out of range."""
+    """A spy after a training of four epochs on 20 grey-ish images that no noise can push out of range."""
 
     def go(spy, data=None, seed=0):
         data = data or make_images(20, low=70, high=180)
@@ -93,7 +93,7 @@ def test_the_noise_does_not_depend_on_the_batch(model, make_images, batch, objec
     assert (whole != parts).float().mean() < 0.01
 
 
-def test_1024_pictures_at_eight_times_the_rate_are_eight_batches_of_128(model, make_images, slopes):
+def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(model, make_images, slopes):
     """The released form, a mean over the batch, has to scale its learning rate; ours does not depend on the batch."""
     data = make_images(1024, low=70, high=180)
     whole = noise_of(model, data, batch=1024, lr=10.0).int()
@@ -124,7 +124,7 @@ def test_1024_pictures_at_eight_times_the_rate_are_eight_batches_of_128(model, m
         assert (noise - whole).abs().max() <= 1 and (noise != whole).float().mean() < 0.01
 
 
-def test_the_noise_of_a_picture_does_not_depend_on_later_pictures(model, make_images):
+def test_the_noise_of_a_image_does_not_depend_on_later_images(model, make_images):
     data = make_images(10)
     alone = noise_of(model, data.subset(torch.arange(4)), **GENTLE["released"]).int()
     assert (noise_of(model, data, **GENTLE["released"])[:4].int() - alone).abs().max() <= 1
@@ -178,7 +178,7 @@ def slopes(monkeypatch):
 
 
 def friendly_loss(model, pixels, noise, zeta, weight, objective):
-    """The objective, from probabilities: a sum over pictures divided by the reference batch of 128."""
+    """The objective, from probabilities: a sum over images divided by the reference batch of 128."""
     inside = noise.clamp(-zeta / 255, zeta / 255)
     clean, moved = (F.softmax(model(x), 1) for x in (pixels, (pixels + inside).clamp(0, 1)))
     if objective == "released":
@@ -255,7 +255,7 @@ def test_released_steps_bring_the_outputs_back(model, make_images):
 
 
 def divergence(model, data, levels):
-    """KL(f(x) || f(x + levels / 255)), mean over pictures."""
+    """KL(f(x) || f(x + levels / 255)), mean over images."""
     pixels = data.images.double() / 255
     with torch.no_grad():
         clean, moved = (F.log_softmax(copy.deepcopy(model).double()(x), 1) for x in (pixels, pixels + levels / 255))
@@ -277,7 +277,7 @@ def test_friendly_noise_belongs_to_its_row_and_random_noise_is_redrawn(trained):
         fixed = spy.friendly[epoch][rows].float() / 255 if epoch >= 1 else 0
         random = after - before - fixed
         torch.testing.assert_close(random.abs(), torch.full_like(random, 10 / 255), rtol=0, atol=1e-6)
-        signs = {tuple(picture.flatten().tolist()) for picture in random > 0}
+        signs = {tuple(image.flatten().tolist()) for image in random > 0}
         assert not signs & draws
         draws |= signs
     assert len(draws) == 4 * 20
@@ -315,7 +315,7 @@ def crafted(make_small, make_images, make_run):
 
 
 @pytest.mark.parametrize(("level", "pixel", "result"), [(16, 100, 116), (-16, 100, 84), (16, 250, 255), (-16, 10, 0)])
-def test_a_picture_with_friendly_noise_is_clipped(crafted, level, pixel, result):
+def test_a_image_with_friendly_noise_is_clipped(crafted, level, pixel, result):
     pixels = crafted(level, pixel, noise="none")
     torch.testing.assert_close(pixels * 255, torch.full_like(pixels, result), rtol=0, atol=1e-3)
 
@@ -326,7 +326,7 @@ def test_random_noise_comes_after_the_clip_and_is_not_clipped(crafted, level, pi
     assert found == [middle - 16, middle + 16]
 
 
-def test_pictures_with_friendly_noise_stay_in_range_and_within_zeta(trained, make_images):
+def test_images_with_friendly_noise_stay_in_range_and_within_zeta(trained, make_images):
     data = make_images(20)
     assert (data.images == 0).any() and (data.images == 255).any()
     spy = trained(Spy(start=1, noise="none", zeta=20, lr=1e4), data)
@@ -392,7 +392,7 @@ def test_the_hooks_work_with_the_services_of_the_run(make_small, make_images, se
     assert spy.friendly[1] is not None
 
 
-def test_progress_counts_pictures(model, make_images):
+def test_progress_counts_images(model, make_images):
     seen = []
     settings, stream = settings_of(batch=4, steps=1), torch_stream("cpu", 0)
     friendly_noise(model, make_images(10), settings, stream, lambda *progress: seen.append(progress))

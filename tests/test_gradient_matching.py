@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attacks.gradient_matching import GradientMatching
-from attacks.matching import MatchingSettings
-from bench.models.base import build_model
-from bench.registry import find
-from bench.training import Recipe, train
+from bench.attacks.crafting.matching import MatchingSettings
+from bench.attacks.gradient_matching import GradientMatching
+from bench.foundation.registry import find
+from bench.science.classifier import build_model
+from bench.science.training import Recipe, train
 
 FAST = {"steps": 30, "restarts": 1}
 
@@ -42,7 +42,7 @@ def matching_loss(model, scene, images):
         loss = F.cross_entropy(model(pixels.float() / 255), labels)
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
 
-    aim = gradient(scene.targets, torch.tensor([scene.trial.adversarial_class]))
+    aim = gradient(scene.targets, torch.tensor([scene.trial.target_class]))
     return 1 - F.cosine_similarity(gradient(images, scene.bases.labels), aim, dim=0).item()
 
 
@@ -56,7 +56,7 @@ def test_crafting_brings_the_gradients_together(scene, augment):
     assert matching_loss(model, scene, poisons.images) < matching_loss(model, scene, scene.bases.images) - 0.05
 
 
-def test_the_reported_final_loss_is_that_of_the_stored_pictures(scene):
+def test_the_reported_final_loss_is_that_of_the_stored_images(scene):
     poisons = craft(scene)
     expected = matching_loss(scene.surrogates()[0], scene, poisons.images)
     assert poisons.provenance["final_losses"] == pytest.approx([expected], abs=1e-4)
@@ -123,8 +123,8 @@ def matching_loss_to_many(model, scene, images):
         parts = torch.autograd.grad(F.cross_entropy(model(pixels[None].float() / 255), label.view(1)), weights)
         return torch.cat([part.flatten() for part in parts])
 
-    aim = sum(gradient(picture, torch.tensor(scene.trial.adversarial_class)) for picture in scene.targets)
-    own = sum(gradient(picture, label) for picture, label in zip(images, scene.bases.labels, strict=True))
+    aim = sum(gradient(image, torch.tensor(scene.trial.target_class)) for image in scene.targets)
+    own = sum(gradient(image, label) for image, label in zip(images, scene.bases.labels, strict=True))
     return 1 - F.cosine_similarity(own, aim, dim=0).item()
 
 

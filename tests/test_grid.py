@@ -1,4 +1,4 @@
-"""The poison picture: layout, scale of the difference, and what it refuses."""
+"""The poison image: layout, scale of the difference, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.grid import GUTTER, poison_grid
+from bench.execution.poison_image import GUTTER, poison_grid
 
 STEP = 64 + GUTTER
 
@@ -19,12 +19,12 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
-def pictures(n: int, side: int = 32) -> torch.Tensor:
+def images(n: int, side: int = 32) -> torch.Tensor:
     return torch.randint(16, 240, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def test_layout_is_base_poison_difference():
-    base = pictures(3)
+    base = images(3)
     poison = base.clone()
     poison[0, 0, 0, 0] += 8
     poison[1, 2, 31, 31] -= 4
@@ -38,7 +38,7 @@ def test_layout_is_base_poison_difference():
 
 
 def test_difference_spans_the_grey_range():
-    base = pictures(2)
+    base = images(2)
     poison = base.clone()
     poison[0, 0, 0, 0] += 8
     poison[0, 1, 5, 5] -= 8
@@ -50,15 +50,15 @@ def test_difference_spans_the_grey_range():
 
 
 def test_unchanged_poisons_are_flat_grey_and_bytes_repeat():
-    base = pictures(1, side=96)
+    base = images(1, side=96)
     png = poison_grid(base, base)
     assert png == poison_grid(base, base)
     assert (pixels(png)[GUTTER:-GUTTER, -GUTTER - 96 : -GUTTER] == 127).all()
 
 
 @pytest.mark.parametrize("base, poison", [
-    (pictures(0), pictures(0)), (pictures(2), pictures(1)), (pictures(1).float(), pictures(1)), (pictures(1)[0],) * 2,
+    (images(0), images(0)), (images(2), images(1)), (images(1).float(), images(1)), (images(1)[0],) * 2,
 ])  # fmt: skip
-def test_refuses_what_is_no_batch_of_pictures(base, poison):
+def test_refuses_what_is_no_batch_of_images(base, poison):
     with pytest.raises(ValueError):
         poison_grid(base, poison)

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from bench.runner import prepare
-from bench.study import Study
-from defenses.base import Services
+from bench.execution.runner import prepare
+from bench.science.defense import Services
+from bench.science.study import Study
 from tests.tiny import SETS
 
 
@@ -29,7 +29,7 @@ def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study):
     assert torch.equal(found.images, data.images[rows]) and torch.equal(found.labels, data.labels[rows])
 
 
-def test_every_class_has_a_picture_however_small_the_share(study):
+def test_every_class_has_a_image_however_small_the_share(study):
     threat = study.protocol.threat.model_copy(update={"holdout": 0.01})
     little = dataclasses.replace(study, protocol=dataclasses.replace(study.protocol, threat=threat))
     found = little.holdout(0, NONE)
@@ -39,7 +39,7 @@ def test_every_class_has_a_picture_however_small_the_share(study):
 def test_no_poison_is_in_it_and_nothing_else_changes(study):
     """Another attack, other poisons: what both left alone stays, and each gap is filled from the same class."""
     data, clean = study.victim_data(0), study.holdout(0, NONE)
-    label = int(study.trial(0).adversarial_class)
+    label = int(study.trial(0).target_class)
     of_class = clean.ids[clean.labels == label]
     others = data.ids[(data.labels == label) & ~torch.isin(data.ids, of_class)]
     for poisons in (of_class[:1], of_class, others):

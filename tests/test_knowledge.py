@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.engines.local import Local
-from bench.evaluation import ModelPredictor
-from bench.lending import Lent, lent
-from bench.registry import register
-from bench.runner import execute, prepare
-from defenses.base import Defense
+from bench.execution.engines.local import Local
+from bench.execution.runner import execute, prepare
+from bench.foundation.registry import register
+from bench.science.defense import Defense
+from bench.science.evaluation import ModelPredictor
+from bench.science.lending import Lent, lent
 from tests.tiny import SETS
 
 handed: list[Any] = []
@@ -50,13 +50,13 @@ class Informed(Curious):
 
 
 class Holding(Curious):
-    """Knows some clean pictures."""
+    """Knows some clean images."""
 
     needs = ("clean_holdout",)
 
 
 class Public(Curious):
-    """Looks at the pictures from elsewhere."""
+    """Looks at the images from elsewhere."""
 
     needs = ("external_model",)
     wants_public = True
@@ -122,7 +122,7 @@ def test_nothing_that_is_handed_leads_to_the_secrets(run, maker):
         assert tensor.shape != trial.base_ids.shape or not torch.equal(tensor.cpu(), trial.base_ids)
         if tensor.dtype == torch.uint8 and tensor.ndim == 4:
             for secret in (test.images[test.rows_of(trial.target_ids)], study.triggered(trial).images):
-                same = [(tensor == picture).flatten(1).all(1).any() for picture in secret]
+                same = [(tensor == image).flatten(1).all(1).any() for image in secret]
                 assert not any(same)
     names = {type(item).__name__ for item in found}
     assert not names & {
@@ -154,7 +154,7 @@ def test_the_poison_rate_is_handed_only_to_those_who_declare_it(run):
         assert {item.poison_rate for item in found if type(item).__name__ == "Services"} == expected
 
 
-def test_the_holdout_and_the_public_pictures_are_handed_only_to_those_who_declare_them(run):
+def test_the_holdout_and_the_public_images_are_handed_only_to_those_who_declare_them(run):
     expected = {Curious: (False, False), Holding: (True, False), Public: (False, True)}
     for maker, (holdout, public) in expected.items():
         _, found = run(maker)
@@ -164,7 +164,7 @@ def test_the_holdout_and_the_public_pictures_are_handed_only_to_those_who_declar
         assert {item.public is not None for item in services} == {public}
 
 
-def test_the_holdout_is_clean_and_the_public_pictures_are_not_those_of_the_test(run):
+def test_the_holdout_is_clean_and_the_public_images_are_not_those_of_the_test(run):
     study, found = run(Holding)
     (holdout,) = {
         id(item.clean_holdout): item.clean_holdout for item in found if type(item).__name__ == "Services"
@@ -175,9 +175,9 @@ def test_the_holdout_is_clean_and_the_public_pictures_are_not_those_of_the_test(
     study, found = run(Public)
     elsewhere = study.public_dataset.train.images
     assert any(isinstance(item, torch.Tensor) and torch.equal(item, elsewhere) for item in found)
-    test = {picture.numpy().tobytes() for picture in study.dataset.test.images if picture.float().std() > 1}
+    test = {image.numpy().tobytes() for image in study.dataset.test.images if image.float().std() > 1}
     assert len(test) > 40  # the others are flat: a piece of empty sky looks like any other
-    assert not test & {picture.numpy().tobytes() for picture in elsewhere}
+    assert not test & {image.numpy().tobytes() for image in elsewhere}
 
 
 def test_a_loan_ends():

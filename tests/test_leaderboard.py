@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from bench.leaderboard import Entry, leaderboard
-from bench.published import published
+from bench.views.leaderboard import Entry, leaderboard
+from bench.views.published import published
 from tests.made_records import cell, record
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from bench.cli import main
-from bench.leaderboard import leaderboard
-from bench.leaderboard_html import page
-from bench.leaderboard_text import as_csv, as_json, markdown, table
+from bench.views.html import page
+from bench.views.leaderboard import leaderboard
+from bench.views.text import as_csv, as_json, markdown, table
 from tests.made_records import HOSTILE, cell, lines, record, write
 
 ROOT = Path(__file__).parent.parent
@@ -236,7 +236,7 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--format", "html"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "bench.leaderboard" in imported
+    assert "bench.views.leaderboard" in imported
     assert not imported & {"torch", "mlflow", "pandas", "scipy.stats", "tqdm", "matplotlib"}
 
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from attacks.metapoison import Unrolled, carlini_wagner
-from attacks.parameter_gradients import ParameterGradients
-from attacks.workshop import Workshop
-from bench.errors import BadInput
-from bench.registry import find
-from bench.settings import build
-from bench.training import Recipe, to_pixels, train
+from bench.attacks.metapoison import Unrolled, carlini_wagner
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.gradients import ParameterGradients
+from bench.science.training import Recipe, to_pixels, train
+from bench.science.workshop import Workshop
 from tests.differences import assert_slope, objective_of
 
 LR = 0.3
@@ -42,7 +42,7 @@ def aim(n=2):
 
 
 def plain_losses(model, weights, parts, target, wanted):
-    """The mean CW loss after each step of plain SGD, with its graph back to `weights` and the pictures."""
+    """The mean CW loss after each step of plain SGD, with its graph back to `weights` and the images."""
     total = 0.0
     for pixels, labels in parts:
         loss = F.cross_entropy(functional_call(model, weights, (pixels,)), labels)
@@ -113,7 +113,7 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene = with_snapshots(make_scene(n=4, k=2), histories)
     attack = make(unroll=unroll, clean=5, inner_lr=LR, ages=(1, 2), augment=augment)
-    gradient, _ = objective_of(attack, scene, monkeypatch, "attacks.metapoison")
+    gradient, _ = objective_of(attack, scene, monkeypatch, "bench.attacks.metapoison")
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for step in (0, 3):
         assert_slope(lambda at, step=step: gradient(at, step)[0], pixels, gradient(pixels, step)[1])
@@ -122,9 +122,9 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
 def test_the_score_is_the_mean_over_surrogates_and_ages(make_scene, make_smooth, monkeypatch):
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene, attack = make_scene(n=4, k=2), make(unroll=1, clean=0, inner_lr=LR, ages=(1, 2))
-    _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch, "attacks.metapoison")
+    _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch, "bench.attacks.metapoison")
     pixels, target = scene.base_pixels(), to_pixels(scene.targets)
-    wanted = torch.tensor([scene.trial.adversarial_class])
+    wanted = torch.tensor([scene.trial.target_class])
     parts = [(pixels.double(), scene.bases.labels)]
     each = [
         plain_losses(model, weights_of(model), parts, target.double(), wanted).item()
@@ -135,7 +135,7 @@ def test_the_score_is_the_mean_over_surrogates_and_ages(make_scene, make_smooth,
 
 
 @pytest.mark.parametrize("clean", [0, 1])
-def test_batches_of_few_or_no_clean_pictures_are_crafted_with(make_scene, make_small, clean):
+def test_batches_of_few_or_no_clean_images_are_crafted_with(make_scene, make_small, clean):
     scene = with_snapshots(make_scene(n=4), [[make_small()]])
     poisons = make(clean=clean, steps=2, ages=(1,)).craft(scene)
     assert poisons.distance(scene.train) > 0
@@ -198,7 +198,7 @@ def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(make_scene
             seen.append((whose[source.weights["head.bias"].data_ptr()], [len(labels) for _, labels in parts]))
             super().__init__(source, parts, lr, chunk)
 
-    monkeypatch.setattr("attacks.metapoison.Unrolled", Watched)
+    monkeypatch.setattr("bench.attacks.metapoison.Unrolled", Watched)
     scene = with_snapshots(make_scene(n=4, k=2), histories)
     make(steps=4, clean=5, unroll=3, ages=(1, 2, 3)).craft(scene)
     every = [(k, age) for k in range(2) for age in range(3)]
@@ -209,7 +209,7 @@ def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(make_scene
     assert all(sizes == [9, 5, 5] for _, sizes in seen)
 
 
-def test_clean_pictures_are_never_bases_and_change_with_the_step(make_scene, make_small, monkeypatch):
+def test_clean_images_are_never_bases_and_change_with_the_step(make_scene, make_small, monkeypatch):
     scene, seen = with_snapshots(make_scene(n=4), [[make_small()]]), []
 
     class Watched(Unrolled):
@@ -217,7 +217,7 @@ def test_clean_pictures_are_never_bases_and_change_with_the_step(make_scene, mak
             seen.append(parts)
             super().__init__(source, parts, lr, chunk)
 
-    monkeypatch.setattr("attacks.metapoison.Unrolled", Watched)
+    monkeypatch.setattr("bench.attacks.metapoison.Unrolled", Watched)
     make(steps=3, clean=12, ages=(1,), augment=False).craft(scene)
     train_pixels = to_pixels(scene.train.images)
     draws = []
@@ -285,7 +285,7 @@ def test_the_chunk_does_not_change_the_gradient(make_scene, make_smooth, monkeyp
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = []
     for size in (chunk, 256):
-        gradient, _ = objective_of(make(ages=(1,), clean=5, chunk=size), scene, monkeypatch, "attacks.metapoison")
+        gradient, _ = objective_of(make(ages=(1,), clean=5, chunk=size), scene, monkeypatch, "bench.attacks.metapoison")
         found.append(gradient(pixels, 0))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from scipy.special import log_softmax
 
-from bench.registry import find
-from bench.settings import build
-from bench.training import Batch
-from defenses.mixing import box, cut_out, permutations, simplex_weights
+from bench.defenses.shared.mixing import box, cut_out, permutations, simplex_weights
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.training import Batch
 
 
 def make(name, **settings):
@@ -21,7 +21,7 @@ def make(name, **settings):
 
 @pytest.fixture
 def world(make_small, make_images, make_run):
-    """A run on 24 pictures of three classes, and a batch of the first 12 of them."""
+    """A run on 24 images of three classes, and a batch of the first 12 of them."""
     run = make_run(make_small(), make_images(24))
     rows = torch.arange(12)
 
@@ -59,12 +59,12 @@ def test_labels_stay_probabilities_and_nothing_is_done_before_augmentation(world
 
 @pytest.mark.parametrize("ways", [2, 3, 4])
 def test_mixup_finds_its_own_weights_back(world, ways):
-    """Every mixed picture is the combination of pictures that its label says it is."""
+    """Every mixed image is the combination of images that its label says it is."""
     run, batch = world
     run.model.eval()
     one_hot = torch.eye(3)
     data = batch()
-    data.pixels = one_hot[data.labels][:, :, None, None].expand(-1, -1, 4, 4)  # the picture spells its class
+    data.pixels = one_hot[data.labels][:, :, None, None].expand(-1, -1, 4, 4)  # the image spells its class
     mixed = at_view(make("mixup", ways=ways), run, data)
     torch.testing.assert_close(mixed.pixels.mean((2, 3)), mixed.labels)
 
@@ -103,14 +103,12 @@ def test_simplex_weights_are_uniform_on_the_simplex():
     assert weights.var(0) == pytest.approx([1 / 18] * 3, abs=0.003)
 
 
-def test_cutmix_takes_a_box_of_one_other_picture_and_labels_by_area(world):
+def test_cutmix_takes_a_box_of_one_other_image_and_labels_by_area(world):
     run, batch = world
     changed = 0
     for epoch in range(30):
         data = batch()
-        data.pixels = (
-            torch.arange(12.0).view(-1, 1, 1, 1).expand(12, 3, 8, 8).contiguous()
-        )  # the picture spells its row
+        data.pixels = torch.arange(12.0).view(-1, 1, 1, 1).expand(12, 3, 8, 8).contiguous()  # the image spells its row
         mixed = at_view(make("cutmix"), run, data, epoch)
         if mixed.labels.ndim == 1:
             continue
@@ -138,7 +136,7 @@ def test_boxes_are_whole_inside_and_cut_at_the_border():
     assert (masks.float().mean(0) > 0).all()  # every pixel is reached
 
 
-def test_cutout_blanks_one_box_a_picture_with_the_mean_colour(world):
+def test_cutout_blanks_one_box_a_image_with_the_mean_colour(world):
     run, batch = world
     out = at_view(make("cutout"), run, batch())
     fill = torch.tensor(run.augmentation.fill).view(1, 3, 1, 1)
@@ -156,7 +154,7 @@ def test_cut_out_leaves_its_input_alone(world):
     assert torch.equal(pixels, before)
 
 
-def test_maxup_learns_the_worst_copy_of_every_picture(world):
+def test_maxup_learns_the_worst_copy_of_every_image(world):
     run, batch = world
     defense = make("maxup", trials=3)
     run.current_epoch = 5

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.errors import BadInput
-from bench.models.base import Normalise, build_model, frozen
-from bench.registry import find, names
-from bench.training import Recipe, make_optimizer, train
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import find, names
+from bench.science.classifier import Normalise, build_model, frozen
+from bench.science.training import Recipe, make_optimizer, train
 
 SMALLEST = {"alexnet": 16, "lenet": 16}
 WEIGHTS = {"convnet": 279_466, "resnet18": 11_170_000, "mobilenet-v2": 2_240_000, "vgg11": 9_220_000}
@@ -18,7 +18,7 @@ def build(name, size=None, seed=0, classes=3):
 
 @pytest.mark.parametrize("name", names("model"))
 @pytest.mark.parametrize("extra", [0, 1, 7])
-def test_every_network_takes_its_smallest_and_larger_pictures(name, extra):
+def test_every_network_takes_its_smallest_and_larger_images(name, extra):
     size = SMALLEST.get(name, 8) + extra
     model = build(name, size).eval()
     with torch.no_grad():
@@ -29,7 +29,7 @@ def test_every_network_takes_its_smallest_and_larger_pictures(name, extra):
 
 
 @pytest.mark.parametrize("name", [name for name in names("model") if hasattr(find("model", name).make, "smallest")])
-def test_a_picture_too_small_for_the_network_is_refused_with_its_limit(name):
+def test_a_image_too_small_for_the_network_is_refused_with_its_limit(name):
     smallest = find("model", name).make.smallest
     with pytest.raises(BadInput, match=f"at least {smallest} pixels, not {smallest - 1}"):
         build(name, smallest - 1)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.registry import find
-from bench.settings import build
-from bench.training import Batch, Recipe, Trained, to_pixels
-from defenses.neural_cleanse import Costs, Stamping, Triggers, anomalies, flag, search, stamp, successes
+from bench.defenses.neural_cleanse import Costs, Stamping, Triggers, anomalies, flag, search, stamp, successes
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.training import Batch, Recipe, Trained, to_pixels
 from tests import planted
 
 
@@ -75,7 +75,7 @@ def test_the_classes_are_sought_as_if_each_were_alone(holdout, monkeypatch):
     settings, pixels = make(**{**QUICK, "epochs": 3}).settings, to_pixels(holdout.images)
     model = planted.network(16.0)
     together = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
-    monkeypatch.setattr("defenses.neural_cleanse.PICTURES", 1)  # one class at a time
+    monkeypatch.setattr("bench.defenses.neural_cleanse.IMAGES", 1)  # one class at a time
     alone = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
     torch.testing.assert_close(together.masks, alone.masks, atol=1e-3, rtol=1e-3)
 
@@ -118,7 +118,7 @@ def finish(guard, model, services, clean, notes):
 
 
 def rate(model, n=120):
-    """How often the patch opens the backdoor, and how often fresh pictures without it are classified right."""
+    """How often the patch opens the backdoor, and how often fresh images without it are classified right."""
     fresh = planted.noise(n, 9)
     pixels, others = to_pixels(fresh.images), fresh.labels != planted.TARGET
     hits = model(planted.triggered(pixels[others])).argmax(1) == planted.TARGET
@@ -166,7 +166,7 @@ def test_frozen_features_stay_frozen_in_the_repair(services, holdout, make_small
     assert model.features_frozen and not model.training
 
 
-def test_a_share_of_the_pictures_is_stamped_after_augmentation_with_their_own_labels(make_small, make_run):
+def test_a_share_of_the_images_is_stamped_after_augmentation_with_their_own_labels(make_small, make_run):
     data = planted.noise(400)
     masks = torch.zeros(2, 1, planted.SIZE, planted.SIZE)
     masks[0, :, 0, 0], masks[1, :, -1, -1] = 1, 0.5

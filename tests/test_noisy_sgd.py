@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.training import train
-from defenses.noisy_sgd import NoisySgd, NoisySgdSettings
+from bench.defenses.noisy_sgd import NoisySgd, NoisySgdSettings
+from bench.science.training import train
 
 
 def disturbed(make_run, make_small, make_images, scale=1.0, **settings):
@@ -45,7 +45,7 @@ def test_the_noise_has_the_deviation_clip_times_n(make_run, make_small, make_ima
 
 
 def test_the_noise_is_redrawn_at_every_step_and_follows_the_seed(make_small, make_images, weights_of):
-    from bench.training import Recipe
+    from bench.science.training import Recipe
 
     recipe = Recipe(epochs=2, batch=6, lr=0.01, drops=(), augment="none", flip=False)
 

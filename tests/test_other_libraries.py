@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.registry import find
-from bench.settings import build
-from bench.training import Recipe
-from defenses.base import Services
-from defenses.noisy_sgd import NoisySgd, NoisySgdSettings
-from defenses.spectral import spectral_scores
+from bench.defenses.noisy_sgd import NoisySgd, NoisySgdSettings
+from bench.defenses.spectral import spectral_scores
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.defense import Services
+from bench.science.training import Recipe
 
 SERVICES = Services(Recipe(), 2, None, lambda *_: None, seed=3, poison_rate=0.1)  # type: ignore[arg-type]
 
@@ -91,7 +91,7 @@ def test_activation_clustering_is_that_of_art(rule, shares):
 
 
 def pushed(gradients, **settings):
-    """What reaches the optimizer when the pictures of a batch have these gradients [b, ...]."""
+    """What reaches the optimizer when the images of a batch have these gradients [b, ...]."""
     weight = torch.nn.Parameter(torch.zeros(gradients.shape[1:]))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     run = SimpleNamespace(side={}, optimizer=optimizer, stream=lambda _: torch.Generator().manual_seed(0))
@@ -124,14 +124,14 @@ def test_the_noise_of_a_step_is_that_of_opacus_with_sigma_n_times_the_batch(clip
     assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.04)
 
 
-def test_the_clip_is_of_the_batchs_mean_and_not_of_every_picture():
-    """Two pictures that nearly cancel: their mean is short, each of them is long."""
+def test_the_clip_is_of_the_batchs_mean_and_not_of_every_image():
+    """Two images that nearly cancel: their mean is short, each of them is long."""
     gradients = torch.tensor([[10.0, 0.0], [-9.5, 0.0]])
     assert pushed(gradients, clip=1.0, noise=0.0).tolist() == [0.25, 0.0]
     each = (gradients / gradients.norm(dim=1, keepdim=True)).mean(0)
     assert each.tolist() == [0.0, 0.0]  # what DP-SGD makes of them
 
 
-def test_opacus_clips_every_picture():
+def test_opacus_clips_every_image():
     theirs = opacus_step(torch.tensor([[10.0, 0.0], [-9.5, 0.0]]), 0.0, 1.0)
     torch.testing.assert_close(theirs, torch.zeros(2), rtol=0, atol=1e-6)

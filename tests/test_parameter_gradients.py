@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attacks.parameter_gradients import ParameterGradients, cosine_distance, inner
+from bench.science.gradients import ParameterGradients, cosine_distance, inner
 
 SIZES = {"convnet": 8, "resnet18": 8, "mobilenet-v2": 8, "vgg11": 8, "lenet": 16, "alexnet": 16}
 SAMPLES = 3
@@ -160,7 +160,7 @@ def test_single_precision_is_near_double_precision(make_model, name):
 
 
 def plain_norms(model, pixels, labels):
-    """Norm of each picture's own gradient, one backward pass a picture."""
+    """Norm of each image's own gradient, one backward pass a image."""
     weights = [p for p in model.parameters() if p.requires_grad]
     norms = []
     for pixel, label in zip(pixels, labels, strict=True):
@@ -177,7 +177,7 @@ def plain_curvature(model, pixels, labels, direction):
     return dict(zip(weights, torch.autograd.grad(slope, list(weights.values())), strict=True))
 
 
-def test_norms_are_those_of_every_picture_on_its_own(network):
+def test_norms_are_those_of_every_image_on_its_own(network):
     model, _, pixels, labels = network
     source = ParameterGradients(model.to(memory_format=torch.contiguous_format))  # as vmap wants it in float64
     torch.testing.assert_close(source.norms(pixels, labels), plain_norms(model, pixels, labels), rtol=1e-9, atol=0)

@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 
-from bench.datasets.base import Images
-from bench.poisons import Poisons, Shown
+from bench.science.dataset import Images
+from bench.science.poisons import Poisons, Shown
 
 
 def grey(levels):
-    """One single-coloured picture for each grey level."""
+    """One single-coloured image for each grey level."""
     images = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).contiguous()
     return Images(images, torch.zeros(len(levels), dtype=torch.long), torch.arange(len(levels)))
 
@@ -108,13 +108,13 @@ def test_check_refuses_a_pixel_one_level_beyond_eps(scene):
         poisons.check(train, 7, allowed)
 
 
-def test_check_refuses_a_picture_poisoned_twice(scene):
+def test_check_refuses_a_image_poisoned_twice(scene):
     train, poisons, allowed = scene
     with pytest.raises(ValueError, match="twice"):
         dataclasses.replace(poisons, ids=poisons.ids[[0, 1, 1]]).check(train, 255, allowed)
 
 
-def test_check_refuses_a_picture_that_was_not_given(scene):
+def test_check_refuses_a_image_that_was_not_given(scene):
     train, poisons, _ = scene
     with pytest.raises(ValueError, match="not given"):
         poisons.check(train, 8, poisons.ids[:2])
@@ -131,7 +131,7 @@ def test_check_refuses_a_changed_label(scene):
 @pytest.mark.parametrize(
     "change", [lambda images: images.float(), lambda images: images[..., :4], lambda images: images[:, :1]]
 )
-def test_check_refuses_pictures_unlike_the_training_set(scene, change):
+def test_check_refuses_images_unlike_the_training_set(scene, change):
     train, poisons, allowed = scene
     with pytest.raises(ValueError, match="not like the training set"):
         dataclasses.replace(poisons, images=change(poisons.images)).check(train, 8, allowed)

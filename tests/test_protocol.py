@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import BadInput
-from bench.protocol import choose, protocol_names, resolve
+from bench.foundation.errors import BadInput
+from bench.science.protocol import choose, protocol_names, resolve
 
 
 @pytest.mark.parametrize("name", protocol_names())

@@ -1,16 +1,16 @@
-"""What defenses tell an adaptive attacker: their transform of the training pictures."""
+"""What defenses tell an adaptive attacker: their transform of the training images."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from bench.errors import TrialFailed
-from bench.registry import find
-from bench.seeds import torch_stream
-from bench.training import Batch, to_pixels
-from defenses.base import Defense
-from defenses.friends import friendly_noise
+from bench.defenses.friends import friendly_noise
+from bench.foundation.errors import TrialFailed
+from bench.foundation.registry import find
+from bench.science.defense import Defense
+from bench.science.seeds import torch_stream
+from bench.science.training import Batch, to_pixels
 
 
 def make(name, **settings):
@@ -20,7 +20,7 @@ def make(name, **settings):
 
 @pytest.fixture
 def case(make_images, make_small, services):
-    """Pictures, some of their ids in another order, services whose `fit` lends a network, what it was asked, it."""
+    """Images, some of their ids in another order, services whose `fit` lends a network, what it was asked, it."""
     data, asked, model = make_images(20, low=70, high=180), [], make_small().eval()
 
     def fit(*what):
@@ -59,7 +59,7 @@ def test_random_noise_is_what_the_victim_sees(case, make_run, make_small):
 
 
 @pytest.mark.parametrize("noise", ["friends-b", "friends-u", "friendly"])
-def test_friendly_noise_is_fixed_and_made_for_the_asked_pictures_in_their_order(case, noise):
+def test_friendly_noise_is_fixed_and_made_for_the_asked_images_in_their_order(case, noise):
     data, ids, services, asked, model = case
     guard = make(noise, mu=16, zeta=16, steps=3, start=4)
     transform = guard.published(data, ids, services, stream(5))
@@ -108,5 +108,5 @@ def test_the_lent_network_and_the_data_are_left_as_they_were(case, snapshot, ass
 
 def test_a_defense_without_a_transform_says_so_in_one_line(case):
     data, ids, services, _, _ = case
-    with pytest.raises(TrialFailed, match="defense 'mine' has no transform of the training pictures to adapt to"):
+    with pytest.raises(TrialFailed, match="defense 'mine' has no transform of the training images to adapt to"):
         Defense(Defense.Settings(), "mine").published(data, ids, services, stream(0))

@@ -3,13 +3,11 @@
 import csv
 from collections import Counter
 from decimal import Decimal
-from pathlib import Path
+from importlib import resources
 
 import pytest
 
-import results
-
-FOLDER = Path(results.__file__).parent / "published"
+FOLDER = resources.files("bench.published")
 SHARED = ["table", "attack", "eps", "scenario", "epochs", "trials", "defense", "success", "clean_accuracy"]
 PERCENTAGES = {"success", "success_error", "clean_accuracy", "clean_accuracy_error"}
 NUMBERS = PERCENTAGES | {"minutes", "true_positives", "false_positives"}

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from attacks.random_noise import RandomNoise as NoiseAttack
-from attacks.random_noise import RandomNoiseSettings as NoiseAttackSettings
-from bench.registry import find
-from bench.seeds import torch_stream
-from bench.training import Batch, Recipe, train
-from defenses.random_noise import RandomNoise, RandomNoiseSettings, draw_noise
+from bench.attacks.random_noise import RandomNoise as NoiseAttack
+from bench.attacks.random_noise import RandomNoiseSettings as NoiseAttackSettings
+from bench.defenses.random_noise import RandomNoise, RandomNoiseSettings, draw_noise
+from bench.foundation.registry import find
+from bench.science.seeds import torch_stream
+from bench.science.training import Batch, Recipe, train
 
 MU = 16 / 255
 
@@ -44,7 +44,7 @@ def test_gaussian_noise_has_deviation_mu():
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "bernoulli", "gaussian"])
-def test_noise_is_independent_across_pixels_channels_and_pictures(distribution):
+def test_noise_is_independent_across_pixels_channels_and_images(distribution):
     noise = drawn(distribution)
     for pair in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise[..., 1:], noise[..., :-1])):
         both = torch.stack([part.flatten() for part in pair])
@@ -140,7 +140,7 @@ def test_the_bernoulli_attack_moves_every_pixel_by_eps(make_images, make_scene):
 
 
 def test_the_bernoulli_attack_leaves_no_pixel_in_place(make_images, make_scene):
-    """In this stream the number for picture 5, red, row 13, column 25 is exactly the middle of the interval."""
+    """In this stream the number for image 5, red, row 13, column 25 is exactly the middle of the interval."""
     scene = make_scene(train=make_images(18, 64, low=20, high=230), seed=19)
     assert (noisy_poisons(scene).images != scene.bases.images).all()
 

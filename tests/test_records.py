@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.records import SCHEMA, Records, comparable
+from bench.storage.records import SCHEMA, Records, comparable
 
 
 def record(**changes: Any) -> dict[str, Any]:

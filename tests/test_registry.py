@@ -2,13 +2,13 @@ import textwrap
 
 import pytest
 
-from bench import registry
-from bench.errors import BadInput
-from defenses.base import Defense
+from bench.foundation import registry
+from bench.foundation.errors import BadInput
+from bench.science.defense import Defense
 
 DEFENSE = """
-    from bench.registry import register
-    from defenses.base import Defense
+    from bench.foundation.registry import register
+    from bench.science.defense import Defense
 
     @register("defense", "{name}")
     class Mine(Defense):
@@ -139,8 +139,8 @@ def test_a_file_cannot_take_the_name_of_a_shipped_plugin(write):
 
 
 VARIANT = """
-    from bench.registry import register
-    from defenses.friends import Friends
+    from bench.foundation.registry import register
+    from bench.defenses.friends import Friends
 
     register("defense", "{name}", noise="uniform", mu=4)(Friends)
 """

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from distributed import LocalCluster
 
-from bench import runner
-from bench.engines import shared
-from bench.engines.base import Done, Engine
-from bench.engines.dask import Dask
-from bench.engines.local import Local
-from bench.engines.slurm import Slurm, SlurmSettings
-from bench.errors import BadInput, TrialFailed
-from bench.progress import Heartbeat
-from bench.records import comparable
+from bench.execution import runner
+from bench.execution.engines import shared
+from bench.execution.engines.base import Done, Engine
+from bench.execution.engines.dask import Dask
+from bench.execution.engines.local import Local
+from bench.execution.engines.slurm import Slurm, SlurmSettings
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.progress import Heartbeat
+from bench.storage.records import comparable
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [*SETS, *ATTACK_SETS, "threat.surrogates=1", "trials=1"]
@@ -145,11 +145,11 @@ def test_leaving_early_stops_what_runs(dask_cluster: LocalCluster, tmp_path: Pat
 
 
 def test_what_dask_lacks_is_said_before_any_work(dask_cluster: LocalCluster, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="needs a scheduler; repair: start `dask scheduler`"):
+    with pytest.raises(BadInput, match="needs a scheduler; fix: start `dask scheduler`"):
         Dask(None)
     with cluster(workers=1, threads=2) as made, pytest.raises(BadInput, match="--nworkers 2 --nthreads 1"):
         done_by(Dask(made.scheduler_address), tmp_path, ["a"])
-    with pytest.raises(BadInput, match="has no CUDA; repair: --device cpu"):
+    with pytest.raises(BadInput, match="has no CUDA; fix: --device cpu"):
         done_by(Dask(dask_cluster.scheduler_address, device="cuda"), tmp_path, ["a"])
 
 
@@ -160,8 +160,8 @@ def test_a_worker_that_does_not_see_the_folder(
     def elsewhere(out: Path) -> Iterator[Path]:
         yield out / "not-there"
 
-    monkeypatch.setattr("bench.engines.dask.stage_folder", elsewhere)
-    with pytest.raises(BadInput, match="does not see '.*'; repair: an --out folder that all machines share"):
+    monkeypatch.setattr("bench.execution.engines.dask.stage_folder", elsewhere)
+    with pytest.raises(BadInput, match="does not see '.*'; fix: an --out folder that all machines share"):
         done_by(Dask(dask_cluster.scheduler_address), tmp_path, ["a"])
 
 
@@ -181,5 +181,5 @@ def test_folders_of_killed_commands_are_removed_and_those_of_running_ones_kept(t
 
 def test_gpus_must_be_asked_for() -> None:
     assert Slurm(SlurmSettings(gpus=1)).device() == "cuda" and Slurm(SlurmSettings()).device() == "cpu"
-    with pytest.raises(BadInput, match="repair: --set engine.gpus=1"):
+    with pytest.raises(BadInput, match="fix: --set engine.gpus=1"):
         Slurm(SlurmSettings(), device="cuda")

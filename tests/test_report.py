@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.report import table
+from bench.views.report import table
 
 
 def record(attack, defense, trial, success, accuracy=0.9, status="done"):

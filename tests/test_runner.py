@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from attacks.base import Attack, Scene
-from bench import runner
-from bench.engines.local import Local
-from bench.errors import BadInput, TrialFailed
-from bench.evaluation import ModelPredictor
-from bench.poisons import Poisons
-from bench.records import Records, comparable
-from bench.registry import register
-from bench.stages import Bench
-from bench.store import Store
-from defenses.base import Defense
-from defenses.filtering import Filter
+from bench.defenses.shared.filtering import Filter
+from bench.execution import runner
+from bench.execution.engines.local import Local
+from bench.execution.stages import Bench
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.registry import register
+from bench.science.attack import Attack, Scene
+from bench.science.defense import Defense
+from bench.science.evaluation import ModelPredictor
+from bench.science.poisons import Poisons
+from bench.storage.records import Records, comparable
+from bench.storage.store import Store
 from tests.tiny import ATTACK_SETS, SETS
 
 
@@ -75,7 +75,7 @@ def test_a_second_run_does_no_work(done: tuple[Path, list[dict[str, Any]]], monk
     def never(*_: object, **__: object) -> None:
         raise AssertionError("work was done again")
 
-    monkeypatch.setattr("bench.stages.train", never)
+    monkeypatch.setattr("bench.execution.stages.train", never)
     again, said = execute(prepare(), out)
     assert bare(again) == bare(results)
     assert all(record["cached"] for record in again) and said == []
@@ -89,7 +89,7 @@ def test_another_defense_crafts_and_trains_no_surrogate(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("crafted again")
 
-    monkeypatch.setattr("attacks.gradient_matching.GradientMatching.craft", never)
+    monkeypatch.setattr("bench.attacks.gradient_matching.GradientMatching.craft", never)
     results, _ = execute(prepare(defenses=("noise-u",)), out)
     assert [record["cached"] for record in results] == [True] * 4 + [False] * 2
     assert all(record["status"] == "done" and record["reused"]["poisons"] for record in results[4:])
@@ -146,7 +146,7 @@ def test_settings_that_shape_numbers_change_the_keys() -> None:
         plan = prepare(sets=sets, seed=seed)
         cell = plan.cells[-1]
         wanted = plan.study.wanted(cell.attack, cell.defense, 0)
-        from bench.store import key_of
+        from bench.storage.store import key_of
 
         return wanted["key"], key_of(plan.study.poisons_identity(cell.attack, 0))
 
@@ -234,7 +234,7 @@ FAILING = {
     "test-lost-class": "defense 'test-lost-class' left no training sample of class 2",
     "test-lost-all": "defense 'test-lost-all' left no training sample of class 0",
     "test-nan-features": "the warm-up network's features are not finite",
-    "test-nan-loss": "epoch 1: the training loss is not finite; repair: a smaller train.lr",
+    "test-nan-loss": "epoch 1: the training loss is not finite; fix: a smaller train.lr",
     "test-empty": "epoch 1: the defense left no training sample",
 }
 
@@ -296,7 +296,7 @@ def test_the_clean_control_needs_no_attack_cell() -> None:
         (("threat.targets=9",), "threat.targets 9"),
         (("train.shift=16",), "train.shift"),
         (("dataset.size=64",), "dataset.size"),
-        (("model=lenet", "dataset.size=8"), "needs pictures of at least 16 pixels"),
+        (("model=lenet", "dataset.size=8"), "needs images of at least 16 pixels"),
     ],
 )
 def test_what_cannot_work_stops_before_any_work(sets: tuple[str, ...], expected: str) -> None:
@@ -415,14 +415,14 @@ def test_what_is_used_from_outside_is_part_of_the_key(monkeypatch: pytest.Monkey
     assert key() != before
 
     def missing(self: Any) -> dict[str, Any]:
-        raise BadInput("package 'x' is missing; repair: pip install x")
+        raise BadInput("package 'x' is missing; fix: pip install x")
 
     monkeypatch.setattr(Keeping, "external", missing)
     with pytest.raises(BadInput, match="pip install x"):
         key()
 
 
-def test_pictures_from_elsewhere_are_of_the_right_size_and_part_of_the_key() -> None:
+def test_images_from_elsewhere_are_of_the_right_size_and_part_of_the_key() -> None:
     class Learned(Defense):
         needs = ("external_model",)
         wants_public = True
@@ -433,5 +433,5 @@ def test_pictures_from_elsewhere_are_of_the_right_size_and_part_of_the_key() -> 
     changed = prepare("none", ("learned",), ("public_dataset.train_per_class=11",), only=True)
     keys = {plan.study.wanted(plan.cells[0].attack, plan.cells[0].defense, 0)["key"] for plan in (default, changed)}
     assert len(keys) == 2
-    with pytest.raises(BadInput, match="public_dataset 'photographs' has pictures of 24 pixels"):
+    with pytest.raises(BadInput, match="public_dataset 'photographs' has images of 24 pixels"):
         prepare("none", ("learned",), ("public_dataset.size=24",), only=True)

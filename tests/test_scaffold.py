@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.authoring.contract import check
 from bench.cli import main
-from bench.contract import check
-from bench.registry import find
+from bench.foundation.registry import find
 
 
 @pytest.mark.parametrize(("kind", "setting"), [("attack", "strength"), ("defense", "levels")])

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import runner
-from bench.engines.local import Local
-from bench.errors import BadInput
-from bench.models.base import Classifier
-from bench.records import comparable
-from bench.registry import register
-from bench.stages import Bench
-from bench.store import Store
-from bench.training import Trained
-from defenses.base import Defense, Services
+from bench.execution import runner
+from bench.execution.engines.local import Local
+from bench.execution.stages import Bench
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import register
+from bench.science.classifier import Classifier
+from bench.science.defense import Defense, Services
+from bench.science.training import Trained
+from bench.storage.records import comparable
+from bench.storage.store import Store
 from tests.tiny import SETS
 
 TRANSFER = [
@@ -220,14 +220,14 @@ def test_a_subset_is_what_victims_are_trained_on(tmp_path: Path) -> None:
         (("threat.surrogate=3",), "threat.surrogate"),
         (("threat.per_class=11",), "threat.per_class 11: the smallest class has only 10"),
         (("threat.per_class=2", "threat.budget=0.5"), "asks for 10 poisons of one class"),
-        (("threat.patch=17",), "threat.patch 17: the pictures have 16 pixels; allowed: at most 16"),
-        (("pretrain_dataset.size=8",), "pretrain_dataset 'photographs' has pictures of 8 pixels"),
+        (("threat.patch=17",), "threat.patch 17: the images have 16 pixels; allowed: at most 16"),
+        (("pretrain_dataset.size=8",), "pretrain_dataset 'photographs' has images of 8 pixels"),
         (("pretrain_dataset.name=photo",), "unknown dataset 'photo'"),
         (("pretrain_dataset.sise=8",), "unknown key 'pretrain_dataset.sise'"),
         (("pretrain.epochs=0",), "pretrain.epochs"),
         (("threat.scenario=transfers",), "threat.scenario"),
         (("threat.placement=middle",), "threat.placement"),
-        (("dataset.size=8", "pretrain_dataset.size=8", "threat.surrogate=lenet"), "model 'lenet' needs pictures of"),
+        (("dataset.size=8", "pretrain_dataset.size=8", "threat.surrogate=lenet"), "model 'lenet' needs images of"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line_before_any_work(sets: tuple[str, ...], expected: str) -> None:
@@ -263,7 +263,7 @@ def sleeping() -> runner.Plan:
     return prepare("sleeper", (*SLEEPER, "trials=2"), preset="quick", only=False, defenses=("none",))
 
 
-def test_control_and_attack_show_the_same_pictures(slept: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_control_and_attack_show_the_same_images(slept: tuple[Path, list[dict[str, Any]]]) -> None:
     plan, bench = sleeping(), bench_of(sleeping(), slept[0])
     control, attack = (cell.attack for cell in plan.cells)
     for index in (0, 1):
@@ -274,7 +274,7 @@ def test_control_and_attack_show_the_same_pictures(slept: tuple[Path, list[dict[
             assert torch.equal(getattr(one.shown, name), getattr(other.shown, name)), name
         study, shown = plan.study, other.shown
         test, trial = study.dataset.test, study.trial(index)
-        assert shown.ids.tolist() == test.ids[test.labels == trial.true_class].tolist()
+        assert shown.ids.tolist() == test.ids[test.labels == trial.source_class].tolist()
         trigger = study.protocol.threat.trigger(16)
         assert shown.places is not None
         assert torch.equal(shown.images, trigger.paste(test.images[test.rows_of(shown.ids)], shown.places))
@@ -300,9 +300,9 @@ def test_the_record_of_a_backdoor_has_three_rates_and_the_parts_of_its_time(
         assert all(part > 0 for part in parts) and sum(parts) <= seconds["craft"] + seconds["surrogates"]
         artefact = Store(slept[0] / "store").get("poisons", record["poisons"]["key"])
         assert artefact is not None
-        assert artefact.meta["kept_reused"] == {"base_selection": record["draw"]["adversarial_class"] in classes}
-        assert record["reused"]["base_selection"] == (record["draw"]["adversarial_class"] in classes)
-        classes.append(record["draw"]["adversarial_class"])
+        assert artefact.meta["kept_reused"] == {"base_selection": record["draw"]["target_class"] in classes}
+        assert record["reused"]["base_selection"] == (record["draw"]["target_class"] in classes)
+        classes.append(record["draw"]["target_class"])
         assert record["poisons"]["retrained_at"] == [2] and record["poisons"]["max_change"] <= 10
         assert record["surrogates"]["kept"] == ["base_selection"]
 
@@ -317,7 +317,7 @@ def test_poisons_that_are_lost_come_out_equal_without_another_training(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a network was trained again")
 
-    monkeypatch.setattr("bench.networks.train", never)
+    monkeypatch.setattr("bench.science.networks.train", never)
     again = execute(sleeping(), out)
     assert [comparable(record) for record in again] == [comparable(record) for record in slept[1]]
     assert all(record["reused"]["base_selection"] for record in again[2:])

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from bench.seeds import derive, numpy_stream, torch_stream
+from bench.science.seeds import derive, numpy_stream, torch_stream
 
 
 def test_derive_is_the_low_63_bits_of_a_sha256_of_seed_and_names():

@@ -5,8 +5,8 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from bench.errors import BadInput
-from bench.settings import Settings, allowed, build, literal
+from bench.foundation.errors import BadInput
+from bench.foundation.settings import Settings, allowed, build, literal
 
 
 class Example(Settings):
@@ -68,9 +68,9 @@ def test_a_missing_key_says_what_it_takes():
 
 
 def test_a_rule_over_several_keys_reports_its_own_repair():
-    from bench.training import Recipe
+    from bench.science.training import Recipe
 
-    assert message({"momentum": 0.0}, Recipe) == "train: nesterov needs momentum above 0; repair: nesterov = false"
+    assert message({"momentum": 0.0}, Recipe) == "train: nesterov needs momentum above 0; fix: nesterov = false"
     assert "rising epochs" in message({"drops": [5, 3]}, Recipe)
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attacks.descent import craft as engine
-from attacks.matching import Matcher, through
-from attacks.sleeper_agent import SleeperAgent, in_turn, largest_gradients, retraining_steps
-from attacks.workshop import Workshop
-from bench.poisons import Poisons
-from bench.registry import find
-from bench.settings import build
-from bench.training import to_pixels
+from bench.attacks.crafting.descent import craft as engine
+from bench.attacks.crafting.matching import Matcher, through
+from bench.attacks.sleeper_agent import SleeperAgent, in_turn, largest_gradients, retraining_steps
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.poisons import Poisons
+from bench.science.training import to_pixels
+from bench.science.workshop import Workshop
 from tests.differences import assert_slope
 
 
@@ -100,7 +100,7 @@ def watched(monkeypatch):
 
         return engine(scene, settings, std, look, score)
 
-    monkeypatch.setattr("attacks.sleeper_agent.craft", watching)
+    monkeypatch.setattr("bench.attacks.sleeper_agent.craft", watching)
     return shown
 
 
@@ -118,7 +118,7 @@ def matchers(monkeypatch):
             made.append((models, pixels, wanted, None))
             return super().with_models(models, pixels, wanted)
 
-    monkeypatch.setattr("attacks.sleeper_agent.Matcher", Watched)
+    monkeypatch.setattr("bench.attacks.sleeper_agent.Matcher", Watched)
     return made
 
 
@@ -180,7 +180,7 @@ def test_through_a_transform_the_gradient_is_that_of_finite_differences(make_smo
 
 
 def by_loop(models, train, label):
-    """The mean over networks of every picture's own gradient norm, for pictures of a class; by row of `train`."""
+    """The mean over networks of every image's own gradient norm, for images of a class; by row of `train`."""
     scores = {}
     for row in torch.nonzero(train.labels == label).flatten().tolist():
         pixels, own = train.images[row : row + 1].float() / 255, train.labels[row : row + 1]
@@ -193,7 +193,7 @@ def by_loop(models, train, label):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_bases_are_the_pictures_with_the_largest_gradients(world, k):
+def test_bases_are_the_images_with_the_largest_gradients(world, k):
     scene, _ = world(k)
     scores = by_loop(scene.surrogates(), scene.train, 1)
     expected = sorted(scores, key=scores.get, reverse=True)[:4]
@@ -221,7 +221,7 @@ def test_trials_with_the_same_class_share_the_selection(world):
     kept = {}
     for seed, adversarial, expected in ((0, 1, 1), (1, 1, 0), (2, 2, 1), (3, 1, 0)):
         scene, recorder = world(kept=kept, seed=seed)
-        scene = replace(scene, trial=replace(scene.trial, adversarial_class=adversarial))
+        scene = replace(scene, trial=replace(scene.trial, target_class=adversarial))
         poisons = make(steps=1).craft(scene)
         assert len(recorder.made) == expected
         assert set(poisons.labels.tolist()) == {adversarial}
@@ -246,7 +246,7 @@ def test_sources_are_the_true_class_with_the_trigger_pasted_once(world, matchers
 def assert_patched(scene, pixels, clean):
     patch = scene.threat.trigger(8).patch
     side, places = patch.shape[-1], set()
-    for found, picture in zip((pixels * 255).round().to(torch.uint8), clean, strict=True):
+    for found, image in zip((pixels * 255).round().to(torch.uint8), clean, strict=True):
         fits = [
             (x, y)
             for x in range(9 - side)
@@ -256,8 +256,8 @@ def assert_patched(scene, pixels, clean):
         assert len(fits) == 1
         ((x, y),) = fits
         rest = found.clone()
-        rest[:, y : y + side, x : x + side] = picture[:, y : y + side, x : x + side]
-        assert torch.equal(rest, picture)
+        rest[:, y : y + side, x : x + side] = image[:, y : y + side, x : x + side]
+        assert torch.equal(rest, image)
         places.add((x, y))
     assert len(places) > 1
 
@@ -353,8 +353,8 @@ def test_each_stretch_is_crafted_for_the_networks_of_its_time_and_restarts_begin
             assert call["which"] == ([0, 1] if retrained != 1 else [step % 9 // 3 - 1])
             for k, model in zip(call["which"], call["models"], strict=True):
                 now[k] = model
-        pictures, loss, slope = watched[step]
-        expected = Matcher(now, pixels, wanted, labels, 256).slope(pictures)
+        shown_pixels, loss, slope = watched[step]
+        expected = Matcher(now, pixels, wanted, labels, 256).slope(shown_pixels)
         assert loss == pytest.approx(expected[0], abs=1e-6)
         torch.testing.assert_close(slope, expected[1])
     assert next(calls, None) is None
@@ -504,7 +504,7 @@ def test_in_surrogates_retrains_behind_the_defense(world, name, defense):
 
 
 @pytest.mark.parametrize("name", ["sleeper-adaptive-noise", "sleeper-adaptive-friends"])
-def test_in_sources_puts_random_noise_on_the_patched_pictures(world, matchers, name):
+def test_in_sources_puts_random_noise_on_the_patched_images(world, matchers, name):
     scene, recorder = world()
     make(name, in_crafting=False, in_sources=True, mu=9, steps=3, retrain=1).craft(scene)
     make(steps=3, retrain=1).craft(world()[0])
@@ -521,15 +521,15 @@ def test_the_gradient_passes_through_the_noise(world, watched, matchers):
     make("sleeper-adaptive-noise", steps=2, augment=False).craft(scene)
     _, pixels, wanted, labels = matchers[0]
     matcher = Matcher(scene.surrogates(), pixels, wanted, labels, 256)
-    for pictures, loss, slope in watched.values():
-        expected = matcher.slope(pictures + 0.1)
+    for shown_pixels, loss, slope in watched.values():
+        expected = matcher.slope(shown_pixels + 0.1)
         assert loss == pytest.approx(expected[0], abs=1e-6)
         torch.testing.assert_close(slope, expected[1])
 
 
 @pytest.mark.parametrize(("key", "value"), [("mu", 0), ("mu", 256), ("defense", "friends-u"), ("retrain", -1)])
 def test_settings_out_of_bounds_are_refused(key, value):
-    from bench.errors import BadInput
+    from bench.foundation.errors import BadInput
 
     with pytest.raises(BadInput, match=f"attack.{key}"):
         make("sleeper-adaptive-noise", **{key: value})

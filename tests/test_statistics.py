@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.statistics import _wilson, interval, mcnemar, mean_interval, paired_difference, paired_test
+from bench.foundation.statistics import _wilson, interval, mcnemar, mean_interval, paired_difference, paired_test
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (13, 20), (20, 20), (3, 7), (431, 500)])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import atomic
-from bench.errors import DiskFull
-from bench.store import Damaged, Store, decode, encode, key_of
+from bench.foundation import files
+from bench.foundation.errors import DiskFull
+from bench.storage.store import Damaged, Store, decode, encode, key_of
 
 TENSORS = {"images": torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), "weights": torch.linspace(-1, 1, 7)}
 META = {"identity": {"kind": "test"}, "seconds": 1.5}
@@ -95,14 +95,14 @@ def test_leftovers_of_a_killed_writer_are_cleared(store: Store) -> None:
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
-    atomic.write_bytes(path, b"old")
+    files.write_bytes(path, b"old")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFull, match=f"cannot write {path} .No space left.*repair: "):
-        atomic.write_bytes(path, b"new")
+    with pytest.raises(DiskFull, match=f"cannot write {path} .No space left.*fix: "):
+        files.write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
@@ -114,7 +114,7 @@ def test_keys_depend_on_content_not_on_order() -> None:
 
 SLOW_MAKER = """
 import sys, time, pathlib, torch
-from bench.store import Store
+from bench.storage.store import Store
 def make():
     with open(sys.argv[2], "a") as file:
         file.write("made\\n")

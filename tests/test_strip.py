@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.errors import TrialFailed
-from bench.registry import find
-from bench.settings import build
-from bench.training import Trained, to_pixels
-from defenses.strip import Blends, prepare
+from bench.defenses.strip import Blends, prepare
+from bench.foundation.errors import TrialFailed
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.training import Trained, to_pixels
 from tests import planted
 
 
@@ -34,7 +34,7 @@ def lend(services):
 
 
 def by_scipy(model, x, partners, weight, skip=()):
-    """H of one picture, partner by partner."""
+    """H of one image, partner by partner."""
     found = []
     for j, partner in enumerate(partners):
         if j not in skip:
@@ -50,11 +50,11 @@ def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight, mon
     blends = Blends(model, pixels[5:], data.ids[5:], weight)
     expected = [by_scipy(model, x, pixels[5:], weight) for x in pixels[:8]]
     np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
-    monkeypatch.setattr("defenses.strip.BLENDS", 15)  # two pictures at a time
+    monkeypatch.setattr("bench.defenses.strip.BLENDS", 15)  # two images at a time
     np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
 
 
-def test_a_picture_is_not_blended_with_itself():
+def test_a_image_is_not_blended_with_itself():
     model, data = planted.network(0.0), planted.noise(9)
     pixels = to_pixels(data.images)
     blends = Blends(model, pixels[3:], data.ids[3:], 0.5)
@@ -72,12 +72,12 @@ def test_a_sure_network_has_no_entropy_and_none_that_is_not_a_number(make_small,
 
 
 def test_the_threshold_gives_the_false_rejections_that_are_set(lend):
-    """Over several hold-outs, because one of 120 pictures scatters."""
+    """Over several hold-outs, because one of 120 images scatters."""
     model, fresh = planted.network(0.0), to_pixels(planted.noise(300, 1).images)
     for fpr in (0.05, 0.2):
         rates = []
         for seed in range(6):
-            settings = make(fpr=fpr, pictures=40).settings
+            settings = make(fpr=fpr, images=40).settings
             blends, threshold = prepare(model, settings, lend(planted.noise(120, 100 + seed)))
             rates.append(float((blends.entropy(fresh) < threshold).double().mean()))
         assert fpr / 2 < np.mean(rates) < 1.6 * fpr
@@ -87,7 +87,7 @@ def finish(guard, model, services):
     return guard.finish([Trained(model, [], 0.0, torch.zeros(0, dtype=torch.long))], services)
 
 
-def test_a_planted_backdoor_is_rejected_and_clean_pictures_are_not(lend):
+def test_a_planted_backdoor_is_rejected_and_clean_images_are_not(lend):
     model, fresh = planted.network(16.0), to_pixels(planted.noise(200, 1).images)
     assert (model(planted.triggered(fresh)).argmax(1) == planted.TARGET).float().mean() > 0.9
     predictor = finish(make(), model, lend(planted.noise(60, 2)))
@@ -95,7 +95,7 @@ def test_a_planted_backdoor_is_rejected_and_clean_pictures_are_not(lend):
     assert predictor.rejects(fresh).float().mean() < 0.2
 
 
-def test_a_picture_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
+def test_a_image_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
     predictor = finish(make(fpr=0.3), planted.network(5.0), lend(planted.noise(60, 2)))
     pixels = to_pixels(planted.noise(40, 1).images)
     whole = predictor.rejects(pixels)
@@ -107,18 +107,18 @@ def test_a_picture_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
 def test_partners_are_drawn_once_from_the_holdout_in_no_order_but_that_of_ids(lend):
     clean = planted.noise(60, 2)
     shuffled = clean.subset(torch.randperm(60, generator=torch.Generator().manual_seed(0)))
-    settings, model = make(pictures=20).settings, planted.network(5.0)
+    settings, model = make(images=20).settings, planted.network(5.0)
     (one, at), (other, too) = (prepare(model, settings, lend(data)) for data in (clean, shuffled))
     assert torch.equal(one.ids, other.ids) and len(set(one.ids.tolist())) == 20 and at == too
     assert set(one.ids.tolist()) <= set(clean.ids.tolist())
 
 
-@pytest.mark.parametrize(("size", "pictures", "capped"), [(30, 100, True), (30, 30, False), (30, 10, False)])
-def test_the_notes_say_with_how_many_pictures_it_was_blended(lend, size, pictures, capped):
+@pytest.mark.parametrize(("size", "images", "capped"), [(30, 100, True), (30, 30, False), (30, 10, False)])
+def test_the_notes_say_with_how_many_images_it_was_blended(lend, size, images, capped):
     notes = {}
     services = lend(planted.noise(size), note=notes.__setitem__)
-    prepare(planted.network(5.0), make(pictures=pictures).settings, services)
-    assert notes["strip"]["blended with"] == min(size, pictures)
+    prepare(planted.network(5.0), make(pictures=images).settings, services)
+    assert notes["strip"]["blended with"] == min(size, images)
     assert notes["strip"]["capped by the hold-out"] is capped
 
 
@@ -144,7 +144,7 @@ def test_the_filter_drops_what_carries_the_trigger(lend):
 
 
 def test_the_filter_keeps_its_own_holdout_from_blending_with_itself(lend):
-    """With two clean pictures each is blended with the other alone."""
+    """With two clean images each is blended with the other alone."""
     data, model = planted.noise(30, 5), planted.network(5.0)
     clean = data.subset(torch.tensor([0, 1]))
     kept = make("strip-filter", fpr=0.5).kept_by(model, data, lend(clean))

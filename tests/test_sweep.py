@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from bench import sweep
 from bench.cli import main
-from bench.errors import BadInput
-from bench.protocol import choose, resolve
-from bench.records import Records, comparable
+from bench.foundation.errors import BadInput
+from bench.request import sweep
+from bench.science.protocol import choose, resolve
+from bench.storage.records import Records, comparable
 from tests.tiny import SETS
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +28,8 @@ ROOT = Path(__file__).parent.parent
 ATTACK = '''
 from pathlib import Path
 import torch
-from attacks.base import Attack
-from bench.registry import register
+from bench.science.attack import Attack
+from bench.foundation.registry import register
 
 @register("attack", "counted")
 class Counted(Attack):
@@ -219,9 +219,9 @@ def test_a_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--defense", "spectral+nope"], "unknown defense 'nope'"),
         (["--engine", "ray"], "unknown engine 'ray'"),
         (["--engine", "slurm", "--set", "engine.gpu=1"], "did you mean 'gpus'?"),
-        (["--engine", "slurm", "--jobs", "3"], "repair: --set engine.parallel=N"),
-        (["--engine", "dask"], "repair: start `dask scheduler`"),
-        (["--address", "tcp://x:1"], "repair: --engine dask"),
+        (["--engine", "slurm", "--jobs", "3"], "fix: --set engine.parallel=N"),
+        (["--engine", "dask"], "fix: start `dask scheduler`"),
+        (["--address", "tcp://x:1"], "fix: --engine dask"),
         (["--set", "engine.gpus=1"], "engine 'local' has no settings"),
     ],
 )
@@ -271,7 +271,7 @@ def test_shipped_files_have_every_row_of_their_table(name: str) -> None:
     import csv
 
     source, table, ours, lacking = PAPERS[name]
-    with (resources.files("results") / "published" / source).open() as file:  # type: ignore[call-overload]
+    with (resources.files("bench.published") / source).open() as file:  # type: ignore[call-overload]
         rows = [row for row in csv.DictReader(file) if row["table"] == table]
     assert rows
     wanted = set()
@@ -307,7 +307,7 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert "85 epochs" in capsys.readouterr().out
     assert main(["show", "engine", "slurm"]) == 0
     assert "partition" in capsys.readouterr().out
-    assert tomllib.loads((resources.files("bench.sweeps") / "friends-table2.toml").read_text())["block"]
+    assert tomllib.loads((resources.files("bench.request.sweeps") / "friends-table2.toml").read_text())["block"]
 
 
 # Interrupts, and two at once

@@ -4,10 +4,10 @@ import re
 import pytest
 import torch
 
-from bench.datasets.base import Dataset, Images
-from bench.errors import BadInput
-from bench.settings import build
-from bench.threat import Threat, check_budget, draw_trial, victim_data, victim_size
+from bench.foundation.errors import BadInput
+from bench.foundation.settings import build
+from bench.science.dataset import Dataset, Images
+from bench.science.threat import Threat, check_budget, draw_trial, victim_data, victim_size
 
 
 def trials(dataset, n, seed=0, **threat):
@@ -35,26 +35,26 @@ def test_seed_and_index_give_other_trials(make_dataset):
     assert len(set(drawn)) == 12
 
 
-def test_bases_are_of_the_adversarial_class_and_targets_of_another(make_dataset):
+def test_bases_are_of_the_target_class_and_targets_of_another(make_dataset):
     dataset = make_dataset(60)
     for trial in trials(dataset, 20, targets=3):
-        assert trial.adversarial_class != trial.true_class
-        assert set(dataset.train.labels[dataset.train.rows_of(trial.base_ids)].tolist()) == {trial.adversarial_class}
-        assert set(dataset.test.labels[dataset.test.rows_of(trial.target_ids)].tolist()) == {trial.true_class}
+        assert trial.target_class != trial.source_class
+        assert set(dataset.train.labels[dataset.train.rows_of(trial.base_ids)].tolist()) == {trial.target_class}
+        assert set(dataset.test.labels[dataset.test.rows_of(trial.target_ids)].tolist()) == {trial.source_class}
         assert len(set(trial.base_ids.tolist())) == len(trial.base_ids) == 6
         assert len(set(trial.target_ids.tolist())) == len(trial.target_ids) == 3
 
 
 def test_more_budget_or_targets_keep_the_classes(make_dataset):
     small, large = trials(make_dataset(60), 10), trials(make_dataset(60), 10, budget=0.3, targets=5)
-    assert [(t.true_class, t.adversarial_class) for t in small] == [(t.true_class, t.adversarial_class) for t in large]
+    assert [(t.source_class, t.target_class) for t in small] == [(t.source_class, t.target_class) for t in large]
 
 
 def test_all_ordered_pairs_of_classes_are_equally_likely(make_dataset):
     dataset, n, classes = make_dataset(32, classes=4), 1200, 4
     counts = torch.zeros(classes, classes)
     for trial in trials(dataset, n, budget=0.02):
-        counts[trial.true_class, trial.adversarial_class] += 1
+        counts[trial.source_class, trial.target_class] += 1
     expected = n / (classes * (classes - 1))
     apart = counts[~torch.eye(classes, dtype=torch.bool)]
     chi_squared = ((apart - expected) ** 2 / expected).sum().item()
@@ -62,7 +62,7 @@ def test_all_ordered_pairs_of_classes_are_equally_likely(make_dataset):
     assert counts.trace() == 0
 
 
-def test_every_picture_of_a_class_can_be_drawn(make_dataset):
+def test_every_image_of_a_class_can_be_drawn(make_dataset):
     dataset = make_dataset(30)
     drawn = trials(dataset, 200)
     assert {int(i) for t in drawn for i in t.base_ids} == set(dataset.train.ids.tolist())
@@ -78,7 +78,7 @@ def test_the_budget_is_rounded_up_but_not_by_float_error(budget, n, count):
 
 
 def test_a_budget_beyond_the_smallest_class_is_refused_with_the_limit():
-    with pytest.raises(BadInput, match="asks for 5 poisons.*smallest class of 'unbalanced' has 4 training pictures"):
+    with pytest.raises(BadInput, match="asks for 5 poisons.*smallest class of 'unbalanced' has 4 training images"):
         draw_trial(unbalanced(6, 4), Threat(budget=0.5), 0, 0)
 
 
@@ -175,7 +175,7 @@ def test_bases_of_a_subset_are_drawn_from_the_whole_class(make_dataset):
 
 def test_a_subset_larger_than_the_smallest_class_is_refused():
     check_budget(unbalanced(6, 4), Threat(per_class=4, budget=0.1))
-    with pytest.raises(BadInput, match="threat.per_class 5: the smallest class has only 4 training pictures"):
+    with pytest.raises(BadInput, match="threat.per_class 5: the smallest class has only 4 training images"):
         check_budget(unbalanced(6, 4), Threat(per_class=5, budget=0.1))
 
 
@@ -188,7 +188,7 @@ def test_the_budget_of_a_subset_is_a_share_of_the_subset():
     check_budget(dataset, Threat(per_class=10, budget=named))
 
 
-def test_a_patch_larger_than_the_pictures_is_refused(make_dataset):
+def test_a_patch_larger_than_the_images_is_refused(make_dataset):
     check_budget(make_dataset(), Threat(patch=8))
-    with pytest.raises(BadInput, match="threat.patch 9: the pictures have 8 pixels; allowed: at most 8"):
+    with pytest.raises(BadInput, match="threat.patch 9: the images have 8 pixels; allowed: at most 8"):
         check_budget(make_dataset(), Threat(patch=9))

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from bench import tracking
-from bench.errors import BadInput
-from bench.statistics import interval
-from bench.tracking import SyncReport, Tracker, resolve_uri, sync
+from bench.foundation.errors import BadInput
+from bench.foundation.statistics import interval
+from bench.views import tracking
+from bench.views.tracking import SyncReport, Tracker, resolve_uri, sync
 from tests.made_records import cell
 
 pytest.importorskip("mlflow")
@@ -39,7 +39,7 @@ def make(trial: int = 0, attack: str = "gm", defense: str = "friends-b", success
         "attack": attack, "defense": defense, "protocol": "quick", "trial": trial, "seed": 3,
         "status": "done", "error": None, "success": success, "clean_accuracy": 0.5 + trial / 100,
         "outcome": {"target_predictions": [3], "target_margin": 0.8, "backdoor": None},
-        "draw": {"index": trial, "target_ids": [7], "true_class": 1, "adversarial_class": 3, "base_ids": [1, 2]},
+        "draw": {"index": trial, "target_ids": [7], "source_class": 1, "target_class": 3, "base_ids": [1, 2]},
         "seconds": {"surrogates": 45.0, "craft": 20.0, "train": 11.0, "evaluate": 1.0},
         "reused": {"surrogates": True, "poisons": False},
         "poisons": {"losses": [[0.9, 0.8, 0.7], [0.9, 0.5, 0.1]], "final_losses": [0.7, 0.1]},
@@ -107,10 +107,10 @@ def test_uri_option_beats_environment_beats_default(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad", ["./mlruns", "/tmp/mlruns", "file:///tmp/x", "file:x", "sqlite:x.db", "sqlite://x.db"])
 def test_folders_and_half_addresses_are_refused_with_a_repair(bad, tmp_path, monkeypatch):
-    with pytest.raises(BadInput, match=r"^--tracking .*repair: sqlite:///.*/mlflow\.db$"):
+    with pytest.raises(BadInput, match=r"^--tracking .*fix: sqlite:///.*/mlflow\.db$"):
         resolve_uri(bad, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", bad)
-    with pytest.raises(BadInput, match=r"^MLFLOW_TRACKING_URI .*repair: sqlite:///"):
+    with pytest.raises(BadInput, match=r"^MLFLOW_TRACKING_URI .*fix: sqlite:///"):
         resolve_uri(None, tmp_path)
 
 
@@ -245,14 +245,14 @@ def test_replay_changes_nothing(out, uri, runs):
     records = [make(trial, defense=defense) for defense in ("none", "friends-b") for trial in range(2)]
     asked: list[int] = []
 
-    def picture(record: dict[str, Any]) -> bytes:
+    def image(record: dict[str, Any]) -> bytes:
         asked.append(record["trial"])
         return b"png"
 
-    assert sync(records, uri, out, picture) == SyncReport(2, 4, 0)
+    assert sync(records, uri, out, image) == SyncReport(2, 4, 0)
     before = state(runs)
-    assert sync(records + records[:1], uri, out, picture) == SyncReport(2, 0, 4)
-    assert sync(records[1:2], uri, out, picture) == SyncReport(1, 0, 1)
+    assert sync(records + records[:1], uri, out, image) == SyncReport(2, 0, 4)
+    assert sync(records[1:2], uri, out, image) == SyncReport(1, 0, 1)
     assert state(runs) == before and len(before) == 6
     assert asked == [0, 0]  # once a cell
     assert sync([], uri, out) == SyncReport(0, 0, 0)
@@ -333,7 +333,7 @@ def test_duplicates_and_a_deleted_experiment_are_mended(out, uri, runs):
 
 FIRST_USE = """
 import json, pathlib, sys
-from bench.tracking import sync
+from bench.views.tracking import sync
 out = pathlib.Path(sys.argv[1])
 report = sync(json.load(open(sys.argv[2])), f"sqlite:///{out}/mlflow.db", out)
 print(json.dumps([report.trials_new, report.trials_present]))
@@ -362,12 +362,12 @@ def test_two_processes_use_a_fresh_store_at_once(tmp_path):
 
 def test_tracker_logs_what_it_is_given(out, uri, runs, capfd):
     said: list[str] = []
-    picture = out / "grid.png"
-    picture.write_bytes(b"png")
+    image = out / "grid.png"
+    image.write_bytes(b"png")
     tracker = Tracker(uri, out, said.append)
     begin = time.monotonic()
     for trial in range(5):
-        tracker.add(make(trial), picture if trial == 2 else out / "missing.png")
+        tracker.add(make(trial), image if trial == 2 else out / "missing.png")
     assert time.monotonic() - begin < 0.5
     assert tracker.close() == 0 and tracker.close() == 0
     assert said == [] and len(runs("trial")) == 5
@@ -426,7 +426,7 @@ def test_close_waits_no_longer_than_its_patience(out, monkeypatch):
 
 def test_broken_store_is_one_line_without_the_password(out):
     (out / "broken.db").write_text("this is no database " * 100)
-    with pytest.raises(BadInput, match="cannot log to sqlite:.*not a database.*repair: .*python -m bench sync"):
+    with pytest.raises(BadInput, match="cannot log to sqlite:.*not a database.*fix: .*python -m bench sync"):
         sync([make(0)], f"sqlite:///{out}/broken.db", out)
     with pytest.raises(BadInput) as error:
         sync([make(0)], "http://me:secret@127.0.0.1:9", out)
@@ -434,7 +434,7 @@ def test_broken_store_is_one_line_without_the_password(out):
 
 
 def test_a_missing_database_driver_is_named(out):
-    with pytest.raises(BadInput, match=r"No module named 'pymssql'; repair: install that driver, or name the one"):
+    with pytest.raises(BadInput, match=r"No module named 'pymssql'; fix: install that driver, or name the one"):
         sync([make(0)], "mssql+pymssql://host/x", out)
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from bench.errors import TrialFailed
-from bench.seeds import torch_stream
-from bench.settings import Settings
-from bench.training import Recipe, make_optimizer, to_pixels, train
-from defenses.base import Defense
+from bench.foundation.errors import TrialFailed
+from bench.foundation.settings import Settings
+from bench.science.defense import Defense
+from bench.science.seeds import torch_stream
+from bench.science.training import Recipe, make_optimizer, to_pixels, train
 
 PLAIN = {"augment": "none", "flip": False}
 
@@ -226,7 +226,7 @@ def test_what_a_training_suspects_is_handed_back_by_id(make_small, make_images):
     assert train(make_small(), data, recipe(), seed=0).suspected.tolist() == []
 
 
-def test_a_defense_may_swap_the_pictures(trained, make_images):
+def test_a_defense_may_swap_the_images(trained, make_images):
     class Swap(Defense):
         def epoch(self, run, epoch):
             run.data = other

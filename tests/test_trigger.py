@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bench.threat import Threat
-from bench.trigger import Trigger, colour_patch
+from bench.science.threat import Threat
+from bench.science.trigger import Trigger, colour_patch
 
 
-def pictures(n=5, size=9, seed=0):
+def random_images(n=5, size=9, seed=0):
     chance = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=chance)
 
@@ -15,14 +15,14 @@ def pictures(n=5, size=9, seed=0):
 def pasted_by_hand(images, patch, places):
     result = images.clone()
     side = patch.shape[-1]
-    for picture, (x, y) in zip(result, places.tolist(), strict=True):
-        picture[:, y : y + side, x : x + side] = patch
+    for image, (x, y) in zip(result, places.tolist(), strict=True):
+        image[:, y : y + side, x : x + side] = patch
     return result
 
 
 @pytest.mark.parametrize("side", [1, 3, 9])
 def test_the_patch_stands_exactly_at_its_place_and_all_else_is_left_alone(side):
-    images, trigger = pictures(20), Trigger(colour_patch(side, 0), "random")
+    images, trigger = random_images(20), Trigger(colour_patch(side, 0), "random")
     before, places = images.clone(), trigger.places(20, 9, 0)
     assert torch.equal(trigger.paste(images, places), pasted_by_hand(images, trigger.patch, places))
     assert torch.equal(images, before)
@@ -35,16 +35,16 @@ def test_a_place_is_column_then_row():
     assert torch.equal(torch.nonzero(patched.sum((0, 1))).min(0).values, torch.tensor([1, 4]))
 
 
-def test_the_same_holds_for_pictures_in_other_memory_order():
-    images = pictures(4).to(memory_format=torch.channels_last)
+def test_the_same_holds_for_images_in_other_memory_order():
+    images = random_images(4).to(memory_format=torch.channels_last)
     trigger = Trigger(colour_patch(4, 0), "random")
     places = trigger.places(4, 9, 0)
     assert torch.equal(trigger.paste(images, places), pasted_by_hand(images, trigger.patch, places))
 
 
-def test_no_pictures_are_no_pictures():
+def test_no_images_are_no_images():
     trigger = Trigger(colour_patch(3, 0), "random")
-    assert trigger.paste(pictures(0), trigger.places(0, 9, 0)).shape == (0, 3, 9, 9)
+    assert trigger.paste(random_images(0), trigger.places(0, 9, 0)).shape == (0, 3, 9, 9)
 
 
 @pytest.mark.parametrize(("side", "size"), [(1, 4), (3, 4), (4, 4), (8, 32)])
@@ -72,16 +72,16 @@ def test_the_first_places_do_not_depend_on_how_many_there_are():
 
 
 @pytest.mark.parametrize(("side", "size"), [(1, 4), (4, 4), (5, 32)])
-def test_in_the_corner_the_patch_ends_where_the_picture_does(side, size):
-    images, trigger = pictures(3, size), Trigger(colour_patch(side, 0), "corner")
+def test_in_the_corner_the_patch_ends_where_the_image_does(side, size):
+    images, trigger = random_images(3, size), Trigger(colour_patch(side, 0), "corner")
     patched = trigger.paste(images, trigger.places(3, size, 0))
     assert torch.equal(patched[..., size - side :, size - side :], trigger.patch.expand(3, -1, -1, -1))
     assert torch.equal(trigger.places(3, size, 0), trigger.places(3, size, 1))
 
 
 @pytest.mark.parametrize("placement", ["random", "corner"])
-def test_a_patch_larger_than_the_picture_is_an_error(placement):
-    with pytest.raises(ValueError, match="a patch of 10 pixels does not fit on pictures of 9"):
+def test_a_patch_larger_than_the_image_is_an_error(placement):
+    with pytest.raises(ValueError, match="a patch of 10 pixels does not fit on images of 9"):
         Trigger(colour_patch(10, 0), placement).places(3, 9, 0)
 
 

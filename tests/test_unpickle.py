@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.errors import BadInput
 from bench.exchange import unpickle
+from bench.foundation.errors import BadInput
 
-PICTURE = Image.fromarray(np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3))
+IMAGE = Image.fromarray(np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3))
 DTYPE = np.dtype("int64")
 RECONSTRUCT, RECONSTRUCTED, _ = np.arange(3).__reduce__()
 TENSOR, TENSOR_PARTS = torch.arange(6.0).__reduce_ex__(2)
@@ -65,14 +65,14 @@ def test_arrays_come_back(value: np.ndarray, protocol: int) -> None:
 def test_values_come_back(protocol: int) -> None:
     transposed = torch.arange(6.0).view(2, 3).t()
     value = {
-        "picture": PICTURE, "pair": (PICTURE, 3), "scalar": np.int64(-4), "float": np.float32(0.5),
+        "image": IMAGE, "pair": (IMAGE, 3), "scalar": np.int64(-4), "float": np.float32(0.5),
         "text": "latin \xe9", "ordered": OrderedDict(a=1), "none": None, "list": [1, 2.5],
         "tensor": torch.tensor([3, 1]), "part": torch.arange(9)[3:5], "turned": transposed,
     }  # fmt: skip
     found = unpickle.load(pickle.dumps(value, protocol), "a file")
     assert list(found) == list(value)
-    np.testing.assert_array_equal(found["picture"], np.asarray(PICTURE))
-    assert found["pair"][1] == 3 and found["pair"][0] is found["picture"]
+    np.testing.assert_array_equal(found["image"], np.asarray(IMAGE))
+    assert found["pair"][1] == 3 and found["pair"][0] is found["image"]
     assert type(found["scalar"]) is int and found["scalar"] == -4 and found["float"] == 0.5
     assert found["text"] == value["text"] and found["none"] is None and found["list"] == [1, 2.5]
     assert found["ordered"] == {"a": 1}
@@ -87,8 +87,8 @@ def test_names_of_older_numpy_are_known() -> None:
 
 
 def test_states_of_newer_pillow_are_known() -> None:
-    state = [*PICTURE.__getstate__(), "more"]
-    np.testing.assert_array_equal(unpickle.load(pickle.dumps(Calls(Image.Image, state=state)), ""), np.asarray(PICTURE))
+    state = [*IMAGE.__getstate__(), "more"]
+    np.testing.assert_array_equal(unpickle.load(pickle.dumps(Calls(Image.Image, state=state)), ""), np.asarray(IMAGE))
 
 
 def _legacy(value: Any) -> bytes:
@@ -118,7 +118,7 @@ def _array(shape: Any = (1,), dtype: Any = DTYPE, data: Any = bytes(8)) -> Calls
     return Calls(RECONSTRUCT, *RECONSTRUCTED, state=(1, shape, dtype, False, data))
 
 
-def _picture(mode: Any = "RGB", size: Any = (1, 1), pixels: Any = bytes(3)) -> Calls:
+def _image(mode: Any = "RGB", size: Any = (1, 1), pixels: Any = bytes(3)) -> Calls:
     return Calls(Image.Image, state=[{}, mode, size, None, pixels])
 
 
@@ -129,15 +129,15 @@ def _loop() -> list[Any]:
 
 
 LIES = {
-    "picture larger than its bytes": (_picture(size=(4000, 4000)), "with 3 bytes"),
-    "picture of no size": (_picture(size=(0, 1), pixels=b""), "empty"),
-    "picture of negative size": (_picture(size=(-1, -1)), "empty"),
-    "picture of a huge size": (_picture(size=(2**40, 1)), "4096"),
-    "picture of grey levels": (_picture(mode="L", pixels=b"a"), "'L'"),
-    "picture with a palette": (PICTURE.convert("P"), "'P'"),
-    "picture without pixels": (_picture(pixels=None), "TypeError"),
-    "picture of text": (_picture(pixels="abc"), ""),
-    "picture without state": (Calls(Image.Image), "without content"),
+    "image larger than its bytes": (_image(size=(4000, 4000)), "with 3 bytes"),
+    "image of no size": (_image(size=(0, 1), pixels=b""), "empty"),
+    "image of negative size": (_image(size=(-1, -1)), "empty"),
+    "image of a huge size": (_image(size=(2**40, 1)), "4096"),
+    "image of grey levels": (_image(mode="L", pixels=b"a"), "'L'"),
+    "image with a palette": (IMAGE.convert("P"), "'P'"),
+    "image without pixels": (_image(pixels=None), "TypeError"),
+    "image of text": (_image(pixels="abc"), ""),
+    "image without state": (Calls(Image.Image), "without content"),
     "array larger than its bytes": (_array((10**12,)), "1000000000000"),
     "array of negative shape": (_array((-1,)), "-1"),
     "array of overflowing shape": (_array((2**62, 4)), ""),
@@ -181,7 +181,7 @@ def test_a_lying_pickle_is_refused(case: str, protocol: int) -> None:
     "data",
     [
         b"", b".", b"\x80", b"\x80\x04", b"\x80\x04.", b"\x80\xff.", b"noise\x00" * 9, bytes(range(256)),
-        pickle.dumps([PICTURE, 3])[:-1], pickle.dumps([PICTURE, 3])[:40], pickle.dumps(list(range(9)), 0),
+        pickle.dumps([IMAGE, 3])[:-1], pickle.dumps([IMAGE, 3])[:40], pickle.dumps(list(range(9)), 0),
         b"\x80\x04h\x05.", b"\x80\x04(.", b"\x80\x04N0N", b"\x80\x04NNs.", b"\x80\x04a.", b"\x80\x04u.", b"\x80\x04R.",
         b"\x80\x04NN\x93.", b"\x80\x04K\x01b.", b"\x80\x04]]b.", b"\x80\x04)\x81.", b"\x80\x04]N\x81.",
         b"\x80\x04\x95" + b"\xff" * 8 + b".", b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", b"\x80\x04B\xff\xff\xff\x7f.",
@@ -221,7 +221,7 @@ EVIL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("wrap", ["plain", "in a tensor", "in a picture", "legacy torch", "zipped torch", "protocol 2"])
+@pytest.mark.parametrize("wrap", ["plain", "in a tensor", "in a image", "legacy torch", "zipped torch", "protocol 2"])
 @pytest.mark.parametrize("name", EVIL)
 def test_nothing_is_run(name: str, wrap: str, tmp_path: Path) -> None:
     function, argument, called = EVIL[name]
@@ -234,12 +234,12 @@ def test_nothing_is_run(name: str, wrap: str, tmp_path: Path) -> None:
     else:
         if wrap == "in a tensor":
             evil = Calls(torch.storage._load_from_bytes, _legacy(evil))
-        elif wrap == "in a picture":
+        elif wrap == "in a image":
             evil = Calls(Image.Image, state=[{"exif": evil}, "RGB", (1, 1), None, bytes(3)])
         data = pickle.dumps([1, evil], 2 if wrap == "protocol 2" else 4)
         line = refused(lambda: unpickle.load(data, "'some file'"))
     # Up to protocol 2, names are those of Python 2.
-    assert (called if wrap in ("plain", "in a picture") else called.rpartition(".")[2]) in line
+    assert (called if wrap in ("plain", "in a image") else called.rpartition(".")[2]) in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.datasets.base import Dataset, Images, Place
-from bench.errors import BadInput
-from bench.registry import register
-from bench.settings import Settings
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.dataset import Dataset, Images, Place
 
 
 class SubsetSettings(Settings):
-    train_per_class: int = Field(0, ge=0, description="training pictures a class, the first of each; 0: all")
-    test_per_class: int = Field(0, ge=0, description="test pictures a class, the first of each; 0: all")
+    train_per_class: int = Field(0, ge=0, description="training images a class, the first of each; 0: all")
+    test_per_class: int = Field(0, ge=0, description="test images a class, the first of each; 0: all")
 
 
 def first_of_each_class(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def through_torchvision(name: str, archive: str, folder: str, settings: SubsetSe
             source = load(str(root), train=training, download=place.data is None)
         except (RuntimeError, OSError, URLError) as error:
             raise BadInput(
-                f"data set '{name}': not found under '{root}' and could not be downloaded ({error}); repair: put "
+                f"data set '{name}': not found under '{root}' and could not be downloaded ({error}); fix: put "
                 f"{archive}, unpacked as {folder}, in a folder and give --data FOLDER"
             ) from None
         classes = tuple(source.classes)
@@ -61,7 +61,7 @@ def through_torchvision(name: str, archive: str, folder: str, settings: SubsetSe
 
 @register("dataset", "cifar10")
 def load(settings: SubsetSettings, place: Place) -> Dataset:
-    """50,000 training and 10,000 test pictures of 32x32 in ten classes. Looks where --data says, else in the cache."""
+    """50,000 training and 10,000 test images of 32x32 in ten classes. Looks where --data says, else in the cache."""
     return through_torchvision("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py", settings, place)
 
 

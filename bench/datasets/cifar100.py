@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bench.datasets.base import Dataset, Place
 from bench.datasets.cifar10 import SubsetSettings, through_torchvision
-from bench.registry import register
+from bench.foundation.registry import register
+from bench.science.dataset import Dataset, Place
 
 
 @register("dataset", "cifar100")
 def load(settings: SubsetSettings, place: Place) -> Dataset:
-    """50,000 training and 10,000 test pictures of 32x32 in a hundred classes. Looks where --data says, else in the
+    """50,000 training and 10,000 test images of 32x32 in a hundred classes. Looks where --data says, else in the
     cache."""
     return through_torchvision("cifar100", "cifar-100-python.tar.gz", "cifar-100-python", settings, place)
 

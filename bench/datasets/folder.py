@@ -1,4 +1,4 @@
-"""Any folder of pictures in class sub-folders: PATH/train/<class>/* and PATH/test/<class>/*."""
+"""Any folder of images in class sub-folders: PATH/train/<class>/* and PATH/test/<class>/*."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.datasets.base import Dataset, Images, Place
 from bench.datasets.cifar10 import SubsetSettings
-from bench.errors import BadInput
-from bench.registry import register
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import register
+from bench.science.dataset import Dataset, Images, Place
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_PIXELS = 512 * 512
 
 
-def _picture(path: Path) -> np.ndarray:
-    """One picture as uint8 [h, w, 3]; BadInput when it cannot be read or is too large for this tool."""
+def _image(path: Path) -> np.ndarray:
+    """One image as uint8 [h, w, 3]; BadInput when it cannot be read or is too large for this tool."""
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise BadInput(f"picture '{path}' has {picture.width}x{picture.height} pixels; allowed: up to 512x512")
-            return np.asarray(picture.convert("RGB"))
+        with Image.open(path) as array:
+            if array.width * array.height > MOST_PIXELS:
+                raise BadInput(f"image '{path}' has {array.width}x{array.height} pixels; allowed: up to 512x512")
+            return np.asarray(array.convert("RGB"))
     except BadInput:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise BadInput(f"picture '{path}' cannot be read: {type(error).__name__}: {error}") from None
+        raise BadInput(f"image '{path}' cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _split(folder: Path, classes: tuple[str, ...], count: int) -> Images:
@@ -39,28 +39,28 @@ def _split(folder: Path, classes: tuple[str, ...], count: int) -> Images:
             p for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
         )
         if not found:
-            raise BadInput(f"class folder '{folder / name}' holds no picture ({', '.join(sorted(ENDINGS))})")
+            raise BadInput(f"class folder '{folder / name}' holds no image ({', '.join(sorted(ENDINGS))})")
         found = found[:count] if count else found
         paths += found
         labels += [label] * len(found)
     with ThreadPoolExecutor(4) as pool:
-        pictures = list(pool.map(_picture, paths))
-    shape = pictures[0].shape
-    for path, picture in zip(paths, pictures, strict=True):
-        if picture.shape != shape:
+        arrays = list(pool.map(_image, paths))
+    shape = arrays[0].shape
+    for path, array in zip(paths, arrays, strict=True):
+        if array.shape != shape:
             raise BadInput(
-                f"pictures differ in size: '{paths[0]}' is {shape[1]}x{shape[0]}, '{path}' is "
-                f"{picture.shape[1]}x{picture.shape[0]}; repair: scale all pictures to one size"
+                f"images differ in size: '{paths[0]}' is {shape[1]}x{shape[0]}, '{path}' is "
+                f"{array.shape[1]}x{array.shape[0]}; fix: scale all images to one size"
             )
     if shape[0] != shape[1]:
-        raise BadInput(f"pictures are {shape[1]}x{shape[0]}; allowed: squares")
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+        raise BadInput(f"images are {shape[1]}x{shape[0]}; allowed: squares")
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
     return Images(images, torch.tensor(labels), torch.arange(len(images)))
 
 
 @register("dataset", "folder")
 def load(settings: SubsetSettings, place: Place) -> Dataset:
-    """A user's own pictures. Classes are the sub-folders of train/, sorted by name; test/ must have the same ones."""
+    """A user's own images. Classes are the sub-folders of train/, sorted by name; test/ must have the same ones."""
     root = Path(place.argument)
     if not place.argument:
         raise BadInput("data set 'folder' needs a path: --dataset folder:PATH")
@@ -82,7 +82,7 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
     except OSError as error:
         raise BadInput(f"data folder '{root}' cannot be read: {error.strerror or error}") from None
     if splits[0].images.shape[2:] != splits[1].images.shape[2:]:
-        raise BadInput(f"data folder '{root}': train/ and test/ pictures differ in size")
+        raise BadInput(f"data folder '{root}': train/ and test/ images differ in size")
     return Dataset(f"folder:{root.name}", classes, *splits)
 
 

@@ -1,4 +1,4 @@
-"""Patches of ten photographs that scikit-image and scikit-learn carry in their wheels: real pictures, no download.
+"""Patches of ten photographs that scikit-image and scikit-learn carry in their wheels: real images, no download.
 
 One class a photograph. The photograph is cut into square blocks; some blocks serve only for training, the others only
 for testing, and no patch crosses a block's border, so that no test pixel was ever seen in training. Each patch gets its
@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from bench.datasets.base import Dataset, Images, Place
-from bench.errors import BadInput
-from bench.registry import register
-from bench.seeds import numpy_stream
-from bench.settings import Settings
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import register
+from bench.foundation.settings import Settings
+from bench.science.dataset import Dataset, Images, Place
+from bench.science.seeds import numpy_stream
 
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),
@@ -58,10 +58,10 @@ def photograph(name: str) -> Image.Image:
     if path is None or not path.is_file():
         wheel = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
         raise BadInput(
-            f"data set 'photographs': {inside} is missing from {wheel}; repair: pip install --force-reinstall {wheel}"
+            f"data set 'photographs': {inside} is missing from {wheel}; fix: pip install --force-reinstall {wheel}"
         )
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _recolour(patch: np.ndarray, settings: PhotographsSettings, chance: np.random.Generator) -> np.ndarray:
@@ -81,16 +81,16 @@ def _recolour(patch: np.ndarray, settings: PhotographsSettings, chance: np.rando
 
 def _cut(name: str, settings: PhotographsSettings) -> tuple[np.ndarray, np.ndarray]:
     """Train and test patches of one photograph, uint8 [n, h, w, 3] each, from disjoint blocks."""
-    picture = photograph(name)
-    scale = settings.side / min(picture.size)
+    image = photograph(name)
+    scale = settings.side / min(image.size)
     if scale < 1:
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BOX)
-    pixels = np.asarray(picture, dtype=np.float64) / 255
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
+    pixels = np.asarray(image, dtype=np.float64) / 255
     height, width = pixels.shape[0] // BLOCKS, pixels.shape[1] // BLOCKS
     if min(height, width) < settings.size:
         raise BadInput(
             f"dataset.size: {settings.size} does not fit into blocks of {min(height, width)} pixels of '{name}'; "
-            f"repair: dataset.side at least {settings.size * BLOCKS}"
+            f"fix: dataset.side at least {settings.size * BLOCKS}"
         )
     chance = numpy_stream(SEED, "photographs", name)
     # A Latin square of blocks for testing: every row and column of the photograph gives as many test blocks.

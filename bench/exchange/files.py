@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.errors import BadInput
+from bench.foundation.errors import BadInput
 
 MOST_BYTES = 8 * 2**30
 
@@ -40,7 +40,7 @@ def check_file(path: Path) -> None:
     except OSError as error:
         raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
     if stat.S_ISLNK(found.st_mode):
-        raise BadInput(f"'{path}' is a link, which may lead anywhere; repair: put a copy of the file there")
+        raise BadInput(f"'{path}' is a link, which may lead anywhere; fix: put a copy of the file there")
     if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
         raise BadInput(f"'{path}' is not a plain file of up to {MOST_BYTES >> 30} GiB")
 
@@ -57,7 +57,7 @@ def numbered_folders(path: Path) -> dict[int, Path]:
     for entry in path.iterdir():
         if entry.name.isascii() and entry.name.isdigit() and str(int(entry.name[:9])) == entry.name:
             if entry.is_symlink() or not entry.is_dir():
-                raise BadInput(f"'{entry}' is not a folder, or a link to one; repair: put a copy of the folder there")
+                raise BadInput(f"'{entry}' is not a folder, or a link to one; fix: put a copy of the folder there")
             found[int(entry.name)] = entry
     return dict(sorted(found.items()))
 
@@ -66,7 +66,7 @@ def numbered_folders(path: Path) -> dict[int, Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `path` in one step at the end, and is gone after an error."""
     if path.is_symlink() or (path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)):
-        raise BadInput(f"'{path}' is there already; repair: give a new folder, or remove it")
+        raise BadInput(f"'{path}' is there already; fix: give a new folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.datasets.base import Dataset
-from bench.errors import BadInput, nearest
 from bench.exchange import metapoison, native, numpy_arrays, packed, pickled
 from bench.exchange.files import new_folder, numbered_folders, refusing
 from bench.exchange.found import Found
-from bench.poisons import Poisons
-from bench.threat import Trial
+from bench.foundation.errors import BadInput, nearest
+from bench.science.dataset import Dataset
+from bench.science.poisons import Poisons
+from bench.science.threat import Trial
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def read(path: Path, format: str, dataset: Dataset) -> Found:
     name = format if format != "auto" else detect(path)
     if name is None:
         marks = ", ".join(f"{known.mark} ({name})" for name, known in FORMATS.items())
-        raise BadInput(f"'{path}' holds no known format; looked for {marks}; repair: give the folder of one trial")
+        raise BadInput(f"'{path}' holds no known format; looked for {marks}; fix: give the folder of one trial")
     with refusing(f"'{path}'"):
         return named(name).read(path, dataset)
 

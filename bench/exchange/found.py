@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.datasets.base import Images
 from bench.exchange.files import Refused
+from bench.science.dataset import Images
 
 ROWS_AT_ONCE = 4096
 
@@ -21,11 +21,11 @@ class Found:
     """The content of one trial's files.
 
     images: uint8 [n, 3, h, w]; ids: int64 [n], training ids as the file says; labels: int64 [n].
-    target_images: uint8 [t, 3, h, w], target pictures before any trigger, with true labels target_labels: int64 [t];
+    target_images: uint8 [t, 3, h, w], target images before any trigger, with true labels target_labels: int64 [t];
     both None where the format does not hold them. target_ids: int64 [t], test ids, in our own format only.
-    shown: uint8 [m, 3, h, w], pictures that carry a trigger, with true class shown_label, and as `bench.poisons.Shown`
+    shown: uint8 [m, 3, h, w], images that carry a trigger, with source class shown_label, and as `Shown`
     patch: uint8 [3, p, p], places: int64 [m, 2] (x, y), shown_ids: int64 [m].
-    adversarial_class: as the file says; None: the class of the poisons. pixels_clipped: values outside 0..255.
+    target_class: as the file says; None: the class of the poisons. pixels_clipped: values outside 0..255.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Found:
     shown_ids: Tensor | None = None
     patch: Tensor | None = None
     places: Tensor | None = None
-    adversarial_class: int | None = None
+    target_class: int | None = None
     pixels_clipped: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -69,12 +69,12 @@ def whole_numbers(value: Any, what: str, most: int) -> Tensor:
     return torch.tensor([whole(part, f"number {row} of {what}") for row, part in enumerate(value)], dtype=torch.int64)
 
 
-def picture(value: Any, like: Images, what: str) -> Tensor:
-    """uint8 [3, h, w] from uint8 [h, w, 3] of the size of the data set's pictures."""
+def as_image(value: Any, like: Images, what: str) -> Tensor:
+    """uint8 [3, h, w] from uint8 [h, w, 3] of the size of the data set's images."""
     height, width = like.images.shape[2:]
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.shape != (height, width, 3):
         size = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise Refused(f"{what} is {size}, not an RGB picture of {width}x{height} like the data set's")
+        raise Refused(f"{what} is {size}, not an RGB image of {width}x{height} like the data set's")
     return torch.from_numpy(value.copy()).permute(2, 0, 1).contiguous()
 
 

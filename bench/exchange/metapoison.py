@@ -1,5 +1,5 @@
 """The data set of MetaPoison (Huang et al., NeurIPS 2020): one pickled dictionary with the whole training set, by
-class. Which rows are poisons, and of which picture, it does not say: rows are matched with the clean pictures.
+class. Which rows are poisons, and of which image, it does not say: rows are matched with the clean images.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from bench.datasets.base import Dataset, Images
-from bench.errors import BadInput
 from bench.exchange import unpickle
 from bench.exchange.files import Refused, read_bytes
 from bench.exchange.found import Found, channels_last, levels, whole_numbers
-from bench.poisons import Poisons
-from bench.threat import Trial
+from bench.foundation.errors import BadInput
+from bench.science.dataset import Dataset, Images
+from bench.science.poisons import Poisons
+from bench.science.threat import Trial
 
 FILE = "poisondataset.pkl"
 
 
 def write(folder: Path, poisons: Poisons, trial: Trial, dataset: Dataset) -> list[str]:
     train = poisons.applied_to(dataset.train)
-    # The loader of FRIENDS takes the first rows of the adversarial class for the poisons.
+    # The loader of FRIENDS takes the first rows of the target class for the poisons.
     place = torch.full((len(train),), len(train))
     place[train.rows_of(poisons.ids)] = torch.arange(len(poisons.ids))
     train = train.subset(torch.from_numpy(np.lexsort((place.numpy(), train.labels.numpy()))))
     targets = poisons.shown.images if poisons.shown else dataset.test.images[dataset.test.rows_of(trial.target_ids)]
     if not len(targets):
-        raise BadInput(f"the trial has no target picture in '{dataset.name}': there is nothing to write")
+        raise BadInput(f"the trial has no target image in '{dataset.name}': there is nothing to write")
     content = {
         "xtrain": channels_last(train.images).astype(np.float32),
         "ytrain": train.labels.numpy(),
         "xtarget": channels_last(targets).astype(np.float32),
-        "ytarget": np.full(len(targets), trial.true_class),
-        "ytargetadv": np.full(len(targets), trial.adversarial_class),
+        "ytarget": np.full(len(targets), trial.source_class),
+        "ytargetadv": np.full(len(targets), trial.target_class),
         "xvalid": channels_last(dataset.test.images).astype(np.float32),
         "yvalid": dataset.test.labels.numpy(),
     }
@@ -58,12 +58,12 @@ def read(path: Path, dataset: Dataset) -> Found:
     for name in ("xtrain", "xtarget"):
         array = content[name]
         if not isinstance(array, np.ndarray) or array.shape[1:] != size or array.dtype.kind not in "fiu":
-            raise Refused(f"{name} is not an array of pictures {size}")
+            raise Refused(f"{name} is not an array of images {size}")
     labels = whole_numbers(content["ytrain"], "ytrain", len(train))
     if not len(labels) == len(content["xtrain"]) == len(train) or not torch.equal(
         labels.sort().values, train.labels.sort().values
     ):
-        raise Refused(f"xtrain and ytrain do not hold the {len(train)} pictures of '{dataset.name}' in their classes")
+        raise Refused(f"xtrain and ytrain do not hold the {len(train)} images of '{dataset.name}' in their classes")
     images, outside = levels(content["xtrain"], "xtrain")
     targets, outside_targets = levels(content["xtarget"], "xtarget")
     true = whole_numbers(content["ytarget"], "ytarget", len(dataset.test))
@@ -74,14 +74,14 @@ def read(path: Path, dataset: Dataset) -> Found:
     return Found(
         path, "metapoison", images[rows], train.ids[clean], labels[rows],
         target_images=targets, target_labels=true,
-        adversarial_class=int(adversarial[0]), pixels_clipped=outside + outside_targets,
+        target_class=int(adversarial[0]), pixels_clipped=outside + outside_targets,
     )  # fmt: skip
 
 
 def _match(images: Tensor, labels: Tensor, train: Images, adversarial: int) -> tuple[Tensor, Tensor]:
-    """Rows of `images` that are no clean picture, and the rows of `train` that they were made from.
+    """Rows of `images` that are no clean image, and the rows of `train` that they were made from.
 
-    What is left of the adversarial class on both sides is paired so that the sum of L-infinity distances is smallest.
+    What is left of the target class on both sides is paired so that the sum of L-infinity distances is smallest.
     """
     unused: dict[tuple[int, bytes], list[int]] = {}
     for row, (image, label) in enumerate(zip(train.images.numpy(), train.labels.tolist(), strict=True)):
@@ -94,7 +94,7 @@ def _match(images: Tensor, labels: Tensor, train: Images, adversarial: int) -> t
         elif label == adversarial:
             changed.append(row)
         else:
-            raise Refused(f"picture {row} of class {label} is no clean picture, and not of class {adversarial}")
+            raise Refused(f"image {row} of class {label} is no clean image, and not of class {adversarial}")
     clean = sorted(row for (label, _), rows in unused.items() if label == adversarial for row in rows)
     bases = train.images[clean].flatten(1).short()
     far = [(bases - images[row].flatten().short()).abs().amax(1) for row in changed]

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from bench import atomic, store
-from bench.datasets.base import Dataset
 from bench.exchange.files import Refused, read_bytes
 from bench.exchange.found import Found, whole, whole_numbers
-from bench.poisons import Poisons
-from bench.threat import Trial
+from bench.foundation import files
+from bench.science.dataset import Dataset
+from bench.science.poisons import Poisons
+from bench.science.threat import Trial
+from bench.storage import store
 
 FILE = "poisons.safetensors"
 KIND = "poisoning-bench poisons 1"
+OLDER_NAMES = {"true_class": "source_class", "adversarial_class": "target_class"}
 
 
 def write(folder: Path, poisons: Poisons, trial: Trial, dataset: Dataset) -> list[str]:
@@ -28,7 +30,7 @@ def write(folder: Path, poisons: Poisons, trial: Trial, dataset: Dataset) -> lis
         "provenance": poisons.provenance,
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in poisons.tensors().items()}
-    atomic.write_bytes(folder / FILE, store.encode(tensors, meta))
+    files.write_bytes(folder / FILE, store.encode(tensors, meta))
     return []
 
 
@@ -47,38 +49,38 @@ def read(path: Path, dataset: Dataset) -> Found:
     made_for: Any = meta["dataset"]
     if made_for["fingerprint"] != dataset.fingerprint:
         raise Refused(
-            f"its poisons are of data set {ascii(made_for['name'])[:30]}, and not of these pictures of "
-            f"'{dataset.name}'; repair: choose the data set and its settings as they were then"
+            f"its poisons are of data set {ascii(made_for['name'])[:30]}, and not of these images of "
+            f"'{dataset.name}'; fix: choose the data set and its settings as they were then"
         )
     size = tuple(dataset.train.images.shape[1:])
     for name, tensor in tensors.items():
-        pictures = name.endswith("images")
-        if tensor.dtype != (torch.uint8 if pictures or name == "shown.patch" else torch.int64):
+        images = name.endswith("images")
+        if tensor.dtype != (torch.uint8 if images or name == "shown.patch" else torch.int64):
             raise Refused(f"{ascii(name)[:20]} is {tensor.dtype}")
-        if pictures and tuple(tensor.shape[1:]) != size:
-            raise Refused(f"{ascii(name)[:20]} has pictures of {tuple(tensor.shape[1:])}, not of {size}")
-        if not pictures and tensor.ndim != {"shown.patch": 3, "shown.places": 2}.get(name, 1):
+        if images and tuple(tensor.shape[1:]) != size:
+            raise Refused(f"{ascii(name)[:20]} has images of {tuple(tensor.shape[1:])}, not of {size}")
+        if not images and tensor.ndim != {"shown.patch": 3, "shown.places": 2}.get(name, 1):
             raise Refused(f"{ascii(name)[:20]} has the shape {tuple(tensor.shape)}")
     poisons = Poisons.of_tensors(tensors, dict(meta["provenance"]))
-    shown, trial = poisons.shown, meta["trial"]
+    shown, trial = poisons.shown, {OLDER_NAMES.get(name, name): value for name, value in meta["trial"].items()}
     if shown is not None:
         m, side = len(shown.images), dataset.train.images.shape[-1]
         if shown.ids.shape != (m,) or (shown.patch is None) != (shown.places is None):
-            raise Refused("the shown pictures are incomplete")
+            raise Refused("the shown images are incomplete")
         if shown.patch is not None and shown.places is not None:
             patch, places = tuple(shown.patch.shape), shown.places
             if places.shape != (m, 2) or patch[0] != 3 or not 0 < patch[1] == patch[2]:
                 raise Refused(f"a patch of {patch} at places of {tuple(places.shape)}")
             if m and not 0 <= int(places.min()) <= int(places.max()) <= side - patch[1]:
-                raise Refused("the patch lies outside the pictures")
+                raise Refused("the patch lies outside the images")
     return Found(
         path, "native", poisons.images, poisons.ids, poisons.labels,
         target_ids=whole_numbers(trial["target_ids"], "target ids", len(dataset.test)),
-        target_labels=torch.tensor([whole(trial["true_class"], "true class")]),
+        target_labels=torch.tensor([whole(trial["source_class"], "source class")]),
         shown=shown.images if shown else None,
         shown_ids=shown.ids if shown else None,
         patch=shown.patch if shown else None,
         places=shown.places if shown else None,
-        adversarial_class=whole(trial["adversarial_class"], "adversarial class"),
+        target_class=whole(trial["target_class"], "target class"),
         provenance=poisons.provenance,
     )  # fmt: skip

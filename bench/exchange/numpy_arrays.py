@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.datasets.base import Dataset
 from bench.exchange.files import Refused, check_file
 from bench.exchange.found import Found, channels_last, levels
-from bench.poisons import Poisons
-from bench.threat import Trial
+from bench.science.dataset import Dataset
+from bench.science.poisons import Poisons
+from bench.science.threat import Trial
 
 DATA, LABELS = "poisoned_training_data.npy", "poisoned_training_labels.npy"
 
@@ -48,5 +48,5 @@ def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iuf" or found.shape != shape:
         kind = f"{found.dtype} {found.shape}"[:80] if isinstance(found, np.ndarray) else "an archive"
-        raise Refused(f"'{path.name}' holds {kind}, not numbers {shape}: one row for each training picture")
+        raise Refused(f"'{path.name}' holds {kind}, not numbers {shape}: one row for each training image")
     return found

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.datasets.base import Dataset
 from bench.exchange import unpickle
 from bench.exchange.files import Refused, read_bytes
 from bench.exchange.found import Found, known_rows, whole_numbers
-from bench.poisons import Poisons
-from bench.threat import Trial
+from bench.science.dataset import Dataset
+from bench.science.poisons import Poisons
+from bench.science.threat import Trial
 
 FILE = "poisons_packed.pth"
 

@@ -1,8 +1,8 @@
 """The folders of pickles of poisoning-benchmark (Schwarzschild et al., ICML 2021) and of FRIENDS and EPIC.
 
-poisons.pickle: list of (RGB picture, label); base_indices.pickle: their training ids, in that order. What the victim is
-judged on: target.pickle, (picture, true label), or for a trigger (clean picture, true label, patch float [3, p, p] in
-[0, 1], [x, y]); or source.pickle, a list of (picture with its trigger, true label).
+poisons.pickle: list of (RGB image, label); base_indices.pickle: their training ids, in that order. What the victim is
+judged on: target.pickle, (image, true label), or for a trigger (clean image, true label, patch float [3, p, p] in
+[0, 1], [x, y]); or source.pickle, a list of (image with its trigger, true label).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.datasets.base import Dataset
-from bench.errors import BadInput
 from bench.exchange import unpickle
 from bench.exchange.files import Refused, read_bytes
-from bench.exchange.found import Found, channels_last, picture, whole, whole_numbers
-from bench.poisons import NOT_A_TEST_PICTURE, Poisons
-from bench.threat import Trial
-from bench.trigger import Trigger
+from bench.exchange.found import Found, as_image, channels_last, whole, whole_numbers
+from bench.foundation.errors import BadInput
+from bench.science.dataset import Dataset
+from bench.science.poisons import NOT_A_TEST_IMAGE, Poisons
+from bench.science.threat import Trial
+from bench.science.trigger import Trigger
 
 PROTOCOL = 4  # the newest that Python 3.7 reads, which those projects were written for
 PATCH_SIDES = {32: 5, 64: 8}
-"""Side of the patch that poisoning-benchmark's evaluation wants, by side of the picture."""
+"""Side of the patch that poisoning-benchmark's evaluation wants, by side of the image."""
 
 
 def write_benchmark(folder: Path, poisons: Poisons, trial: Trial, dataset: Dataset) -> list[str]:
@@ -37,12 +37,12 @@ def write_benchmark(folder: Path, poisons: Poisons, trial: Trial, dataset: Datas
     if targets > 1:
         notes.append(f"this format holds one target: the first of {targets} is written")
     if shown is None:
-        target: tuple[Any, ...] = (_as_picture(_test_pictures(trial.target_ids[:1], dataset)[0]), trial.true_class)
-    elif shown.patch is None or shown.places is None or int(shown.ids[0]) == NOT_A_TEST_PICTURE:
-        target = (_as_picture(shown.images[0]), trial.true_class)
+        target: tuple[Any, ...] = (_as_image(_test_images(trial.target_ids[:1], dataset)[0]), trial.source_class)
+    elif shown.patch is None or shown.places is None or int(shown.ids[0]) == NOT_A_TEST_IMAGE:
+        target = (_as_image(shown.images[0]), trial.source_class)
     else:
-        clean = _as_picture(_test_pictures(shown.ids[:1], dataset)[0])
-        target = (clean, trial.true_class, shown.patch.float() / 255, shown.places[0].tolist())
+        clean = _as_image(_test_images(shown.ids[:1], dataset)[0])
+        target = (clean, trial.source_class, shown.patch.float() / 255, shown.places[0].tolist())
         wanted = PATCH_SIDES.get(dataset.train.images.shape[-1])
         if wanted not in (None, shown.patch.shape[-1]):
             notes.append(f"poisoning-benchmark takes patches of {wanted} pixels only; this has {shown.patch.shape[-1]}")
@@ -56,7 +56,7 @@ def write_friendly_noise(folder: Path, poisons: Poisons, trial: Trial, dataset: 
     if shown is None or (shown.patch is None and len(shown.images) == 1):
         return write_benchmark(folder, poisons, trial, dataset)
     _write_poisons(folder, poisons)
-    sources = [(_as_picture(image), trial.true_class) for image in shown.images]
+    sources = [(_as_image(image), trial.source_class) for image in shown.images]
     (folder / "source.pickle").write_bytes(pickle.dumps(sources, PROTOCOL))
     return []
 
@@ -70,8 +70,8 @@ def read(path: Path, dataset: Dataset) -> Found:
     images, labels = [], []
     for row, pair in enumerate(pairs):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise Refused(f"poison {row} of 'poisons.pickle' is not a pair of picture and label")
-        images.append(picture(pair[0], dataset.train, f"poison {row}"))
+            raise Refused(f"poison {row} of 'poisons.pickle' is not a pair of image and label")
+        images.append(as_image(pair[0], dataset.train, f"poison {row}"))
         labels.append(whole(pair[1], f"the label of poison {row}"))
     ids = whole_numbers(_load(path / "base_indices.pickle"), "base indices", most)
     if len(ids) != len(images):
@@ -88,12 +88,12 @@ def _sources(path: Path, dataset: Dataset) -> dict[str, Any]:
     notes: tuple[str, ...] = ()
     if isinstance(sources, tuple) and len(sources) == 2:
         # The Sleeper Agent code exports its first source like this, and no list.
-        sources, notes = [sources], ("source.pickle holds one picture only",)
+        sources, notes = [sources], ("source.pickle holds one image only",)
     if not isinstance(sources, list | tuple) or not 0 < len(sources) <= len(dataset.test):
-        raise Refused(f"'source.pickle' is not a list of 1 to {len(dataset.test)} pictures")
-    pairs = [_picture_and_label(pair, dataset, f"source {row}") for row, pair in enumerate(sources)]
+        raise Refused(f"'source.pickle' is not a list of 1 to {len(dataset.test)} images")
+    pairs = [_image_and_label(pair, dataset, f"source {row}") for row, pair in enumerate(sources)]
     if len({label for _, label in pairs}) > 1:
-        raise Refused("'source.pickle' holds pictures of several classes; allowed: one")
+        raise Refused("'source.pickle' holds images of several classes; allowed: one")
     shown = torch.stack([image for image, _ in pairs])
     return {"format": "friendly-noise", "shown": shown, "shown_label": pairs[0][1], "notes": notes}
 
@@ -102,8 +102,8 @@ def _target(path: Path, dataset: Dataset) -> dict[str, Any]:
     """The fields of Found that target.pickle fills."""
     target = _load(path / "target.pickle")
     if not isinstance(target, list | tuple) or len(target) not in (2, 4):
-        raise Refused("'target.pickle' is neither (picture, label) nor (picture, label, patch, place)")
-    image, label = _picture_and_label(target[:2], dataset, "the target")
+        raise Refused("'target.pickle' is neither (image, label) nor (image, label, patch, place)")
+    image, label = _image_and_label(target[:2], dataset, "the target")
     fields: dict[str, Any] = {"target_images": image[None], "target_labels": torch.tensor([label])}
     if len(target) == 4:
         patch, place = _patch(target[2]), whole_numbers(target[3], "the numbers of the patch's place", 2)
@@ -115,10 +115,10 @@ def _target(path: Path, dataset: Dataset) -> dict[str, Any]:
     return {"format": "benchmark"} | fields
 
 
-def _picture_and_label(pair: Any, dataset: Dataset, what: str) -> tuple[Tensor, int]:
+def _image_and_label(pair: Any, dataset: Dataset, what: str) -> tuple[Tensor, int]:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        raise Refused(f"{what} is not a pair of picture and label")
-    return picture(pair[0], dataset.test, what), whole(pair[1], f"the label of {what}")
+        raise Refused(f"{what} is not a pair of image and label")
+    return as_image(pair[0], dataset.test, what), whole(pair[1], f"the label of {what}")
 
 
 def _patch(value: Any) -> Tensor:
@@ -134,17 +134,17 @@ def _load(path: Path) -> Any:
     return unpickle.load(read_bytes(path), f"'{path}'")
 
 
-def _test_pictures(ids: Tensor, dataset: Dataset) -> Tensor:
+def _test_images(ids: Tensor, dataset: Dataset) -> Tensor:
     if not len(ids):
-        raise BadInput(f"the trial has no target picture in '{dataset.name}': there is nothing to write")
+        raise BadInput(f"the trial has no target image in '{dataset.name}': there is nothing to write")
     return dataset.test.images[dataset.test.rows_of(ids)]
 
 
-def _as_picture(image: Tensor) -> Image.Image:
+def _as_image(image: Tensor) -> Image.Image:
     return Image.fromarray(channels_last(image[None])[0])
 
 
 def _write_poisons(folder: Path, poisons: Poisons) -> None:
-    pairs = [(_as_picture(image), label) for image, label in zip(poisons.images, poisons.labels.tolist(), strict=True)]
+    pairs = [(_as_image(image), label) for image, label in zip(poisons.images, poisons.labels.tolist(), strict=True)]
     (folder / "poisons.pickle").write_bytes(pickle.dumps(pairs, PROTOCOL))
     (folder / "base_indices.pickle").write_bytes(pickle.dumps(poisons.ids.tolist(), PROTOCOL))

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from bench import atomic
-from bench.datasets.base import Dataset
-from bench.errors import BadInput
 from bench.exchange import unpickle
 from bench.exchange.files import Refused, read_bytes, refusing
 from bench.exchange.found import known_rows, whole, whole_numbers
-from bench.threat import Trial
+from bench.foundation import files
+from bench.foundation.errors import BadInput
+from bench.science.dataset import Dataset
+from bench.science.threat import Trial
 
 KEYS = ("target class", "target index", "base class", "base indices")
 MOST = 10_000
@@ -42,10 +42,10 @@ def write_setups(path: Path, trials: Sequence[Trial]) -> None:
         if len(trial.target_ids) != 1:
             raise BadInput(f"trial {trial.index} has {len(trial.target_ids)} targets; this format holds one each")
     content = [
-        dict(zip(KEYS, (t.true_class, int(t.target_ids[0]), t.adversarial_class, t.base_ids.tolist()), strict=True))
+        dict(zip(KEYS, (t.source_class, int(t.target_ids[0]), t.target_class, t.base_ids.tolist()), strict=True))
         for t in trials
     ]
-    atomic.write_bytes(path, pickle.dumps(content, 4))
+    files.write_bytes(path, pickle.dumps(content, 4))
 
 
 def _trial(index: int, entry: Any, dataset: Dataset) -> tuple[Trial, int]:
@@ -61,12 +61,12 @@ def _trial(index: int, entry: Any, dataset: Dataset) -> tuple[Trial, int]:
     if not len(row):
         raise Refused(f"target index {target}; allowed: the test ids {int(test.ids.min())} to {int(test.ids.max())}")
     if int(test.labels[row[0]]) != true:
-        raise Refused(f"test picture {target} is of class {int(test.labels[row[0]])}, not of target class {true}")
+        raise Refused(f"test image {target} is of class {int(test.labels[row[0]])}, not of target class {true}")
     if adversarial == true or not len(bases):
         raise Refused("base class and target class are one, or there are no base indices")
     labels = train.labels[known_rows(bases, train, "base index")]
     for place in torch.nonzero(labels != adversarial).flatten().tolist()[:1]:
         raise Refused(
-            f"training picture {int(bases[place])} is of class {int(labels[place])}, not of base class {adversarial}"
+            f"training image {int(bases[place])} is of class {int(labels[place])}, not of base class {adversarial}"
         )
     return Trial(index, torch.tensor([target]), true, adversarial, bases), len(given) - len(bases)

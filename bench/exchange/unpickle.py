@@ -44,7 +44,7 @@ TORCH_GLOBALS = frozenset(
 def load(data: bytes, what: str) -> Any:
     """The content of a pickle: None, numbers, text, bytes, lists, tuples and dicts of those.
 
-    Pictures come as uint8 [h, w, 3]; numpy arrays and torch tensors as numpy arrays of plain numbers; numpy scalars as
+    Images come as uint8 [h, w, 3]; numpy arrays and torch tensors as numpy arrays of plain numbers; numpy scalars as
     Python numbers. BadInput, with `what` as the file's name, for anything else.
     """
     with refusing(what):
@@ -105,7 +105,7 @@ class _Function:
         raise Refused("a function gets a state")
 
 
-class _Picture:
+class _Image:
     """Stands for PIL.Image.Image: state [info, mode, size, palette, pixels, ...]."""
 
     pixels: np.ndarray | None = None
@@ -113,11 +113,11 @@ class _Picture:
     def __setstate__(self, state: Any) -> None:
         _, mode, (width, height), _, pixels = state[:5]
         if mode != "RGB":
-            raise Refused(f"a picture of mode {ascii(mode)[:20]}; allowed: RGB")
+            raise Refused(f"a image of mode {ascii(mode)[:20]}; allowed: RGB")
         if not (0 < width <= MOST_PIXELS_A_SIDE and 0 < height <= MOST_PIXELS_A_SIDE):
-            raise Refused(f"a picture larger than {MOST_PIXELS_A_SIDE} pixels a side, or empty")
+            raise Refused(f"a image larger than {MOST_PIXELS_A_SIDE} pixels a side, or empty")
         if len(pixels) != 3 * width * height:
-            raise Refused(f"a picture of {width}x{height} with {len(pixels)} bytes")
+            raise Refused(f"a image of {width}x{height} with {len(pixels)} bytes")
         self.pixels = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
 
@@ -223,7 +223,7 @@ def _empty_dict() -> dict[str, Any]:
 
 
 GLOBALS: dict[str, Any] = {
-    "PIL.Image.Image": _Picture,
+    "PIL.Image.Image": _Image,
     "_codecs.encode": _Function(_encode),
     "collections.OrderedDict": _Function(_empty_dict),
     "numpy.dtype": _DType,
@@ -252,12 +252,12 @@ def _plain(value: Any, done: dict[int, tuple[Any, Any]], depth: int) -> Any:
         if not all(isinstance(key, str | int) for key in value):
             raise Refused("a dictionary with keys that are not text")
         found = {key: _plain(part, done, depth + 1) for key, part in value.items()}
-    elif isinstance(value, _Picture):
+    elif isinstance(value, _Image):
         found = value.pixels
     elif isinstance(value, _Array):
         found = value.value
     else:
-        raise Refused("an object that is no number, text, picture or array")
+        raise Refused("an object that is no number, text, image or array")
     if found is None:
         raise Refused("an object without content")
     done[id(value)] = (value, found)

@@ -10,10 +10,10 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bench import atomic
-from bench.errors import BadInput, nearest
 from bench.figures import FIGURES
 from bench.figures.request import Plate, Request
+from bench.foundation import files
+from bench.foundation.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,21 +57,21 @@ def make(name: str, request: Request, to: Path, table: Path | None = None) -> st
         if path is not None and (path.suffix not in allowed or path.is_dir()):
             raise BadInput(f"'{path}' cannot be written; allowed: a file that ends in {' or '.join(allowed)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput("figures need matplotlib, which is not installed; repair: pip install matplotlib")
+        raise BadInput("figures need matplotlib, which is not installed; fix: pip install matplotlib")
     module = importlib.import_module(FIGURES[name])
     try:
         plate: Plate = module.measure(request)
-        picture = render(plate, module.draw, to.suffix)
+        image = render(plate, module.draw, to.suffix)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if request.records is None:
             raise
         raise BadInput(f"'{request.records}' holds records that no run wrote: {type(error).__name__} {error}") from None
     try:
         if table is not None:
-            atomic.write_bytes(table, as_csv(plate).encode())
-        atomic.write_bytes(to, picture)
+            files.write_bytes(table, as_csv(plate).encode())
+        files.write_bytes(to, image)
     except OSError as error:
-        raise BadInput(f"'{error.filename or to}' cannot be written: {error.strerror}; repair: --to FILE") from None
+        raise BadInput(f"'{error.filename or to}' cannot be written: {error.strerror}; fix: --to FILE") from None
     return plate.caption
 
 

@@ -1,7 +1,7 @@
 """Histogram of the friendly noise of a victim's training set (FRIENDS, Fig. 4a; trains the first epochs).
 
 It is the very noise of the victim of that trial: its training behind the defense, with the same seeds, is followed to
-epoch `start` and ended there. Every value counts: all pictures, pixels and channels. Grey: the noise from which the
+epoch `start` and ended there. Every value counts: all images, pixels and channels. Grey: the noise from which the
 optimisation starts, uniform in [-8, 8] levels.
 """
 
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bench.errors import BadInput
+from bench.defenses.friends import Friends
+from bench.execution.runner import Cell
+from bench.execution.stages import Bench
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
 from bench.figures.request import Plate, Request, Row, plan_of
 from bench.figures.training import made
-from bench.runner import Cell
-from bench.stages import Bench
-from bench.store import Made
-from bench.training import Run
-from defenses.base import Defense
-from defenses.friends import Friends
+from bench.foundation.errors import BadInput
+from bench.science.defense import Defense
+from bench.science.training import Run
+from bench.storage.store import Made
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def _counts(bench: Bench, cell: Cell, index: int) -> Made:
         bench.trainings(cell.attack, cell.defense, index, _watched)
     except _Caught as caught:
         counts = torch.bincount(caught.noise.flatten().long() + 127, minlength=255)
-        return {"counts": counts}, {"pictures": len(caught.noise)}
+        return {"counts": counts}, {"images": len(caught.noise)}
     raise AssertionError("the friendly noise was never made")
 
 
@@ -71,7 +71,7 @@ def measure(request: Request) -> Plate:
         if start >= epochs:
             raise BadInput(
                 f"defense '{label}' makes its noise at epoch {start}, but training ends after {epochs}; "
-                f"repair: --set defense.start={epochs - 1}"
+                f"fix: --set defense.start={epochs - 1}"
             )
     found = made("friendly noise", _counts, plan, plan.cells, request.out)
     rows: list[Row] = []
@@ -88,8 +88,8 @@ def measure(request: Request) -> Plate:
     attack, (index,) = plan.cells[0].attack.label, plan.cells[0].trials
     starts = sorted({cell.defense.settings.as_dict()["start"] for cell in plan.cells})
     caption = (
-        f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {found[0].meta['pictures']} "
-        f"pictures, noise made after {' or '.join(map(str, starts))} epochs"
+        f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {found[0].meta['images']} "
+        f"images, noise made after {' or '.join(map(str, starts))} epochs"
     )
     return Plate(("defense", "level", "count", "share"), rows, caption, shares, (WIDTH, 2.2))
 

@@ -4,9 +4,9 @@ Measured is the mean cross-entropy of the poisons' labels over all poisons of th
 
     clip(base_i + u (poison_i - base_i) + v eps r_i, 0, 1)
 
-u: along the poison's own direction, 0 the base picture, 1 the poison; v: along a random direction of the poison's size,
-every value of r_i -1 or 1 with equal chance, drawn once for each picture, independent of the poison. The paper varies
-two random directions around the base pictures and marks the poison; here one axis goes through the poison, so that it
+u: along the poison's own direction, 0 the base image, 1 the poison; v: along a random direction of the poison's size,
+every value of r_i -1 or 1 with equal chance, drawn once for each image, independent of the poison. The paper varies
+two random directions around the base images and marks the poison; here one axis goes through the poison, so that it
 lies in the plane. Networks: the attacker's first surrogate, trained on clean data, where the poisons stand out (Fig.
 2c), and the victims, trained on the poisons to their last epoch (Fig. 3). Eval mode, no augmentation, and none of a
 defense's noise, as when the victim is judged. Colours are logarithmic and the same in all panels.
@@ -21,24 +21,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.errors import BadInput, TrialFailed
+from bench.execution.runner import Cell
+from bench.execution.stages import Bench
 from bench.figures.canvas import WIDTH
 from bench.figures.request import Plate, Request, Row, plan_of
 from bench.figures.training import made
-from bench.models.base import Classifier, frozen
-from bench.progress import say
-from bench.runner import Cell
-from bench.seeds import derive, torch_stream
-from bench.stages import Bench
-from bench.store import Made
-from bench.training import precision, to_pixels
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.progress import say
+from bench.science.classifier import Classifier, frozen
+from bench.science.seeds import derive, torch_stream
+from bench.science.training import precision, to_pixels
+from bench.storage.store import Made
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALONG = [i / 8 - 1 for i in range(25)]  # u, from -1 to 2 by way of 0 and 1
 ACROSS = [i / 4 - 2 for i in range(17)]  # v, from -2 to 2 by way of 0
-CHUNK = 512  # pictures at once
+CHUNK = 512  # images at once
 SHADES = 24
 LINES = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 3)]  # nats, where a white line stands
 
@@ -118,7 +118,7 @@ def measure(request: Request) -> Plate:
     n = len(Bench.at(study, request.out, lambda *_: None, say).poisons(attack, index)[0].ids)
     caption = (
         f"{study.protocol.name}, {attack.label}, trial {index}, seed {study.seed}; n = {n} poisons, "
-        f"eps {study.protocol.threat.eps}/255; circle: base pictures, star: poisons"
+        f"eps {study.protocol.threat.eps}/255; circle: base images, star: poisons"
     )
     return Plate(("network", "u", "v", "loss"), rows, caption, surfaces, (2 * WIDTH, 2.6))
 

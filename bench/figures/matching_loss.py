@@ -10,9 +10,9 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.errors import BadInput
 from bench.figures.canvas import COLOURS, WIDTH
 from bench.figures.request import Plate, Request, Row, read, seeds_of
+from bench.foundation.errors import BadInput
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Base pictures, poisons, and their difference amplified, of one attack and trial (from records and store)."""
+"""Base images, poisons, and their difference amplified, of one attack and trial (from records and store)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bench.errors import BadInput
 from bench.figures.canvas import WIDTH
 from bench.figures.request import Plate, Record, Request, Row, dataset_of, read
-from bench.poisons import Poisons
-from bench.progress import say
-from bench.store import Store
+from bench.foundation.errors import BadInput
+from bench.foundation.progress import say
+from bench.science.poisons import Poisons
+from bench.storage.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def measure(request: Request) -> Plate:
     if artefact is None:
         raise BadInput(
             f"the poisons of {record['attack']} trial {record['trial']} are not in '{request.out / 'store'}'; "
-            f"repair: --out DIR of the run that crafted them, or run it again"
+            f"fix: --out DIR of the run that crafted them, or run it again"
         )
     poisons = Poisons.of_tensors(artefact.tensors, {})
     clean = dataset_of(record, request.data).train
@@ -81,11 +81,11 @@ def draw(plate: Plate, figure: Figure) -> None:
     trio: Trio = plate.content
     amplified = (127 + trio.change * 127 / trio.largest).round().clamp(0, 255).byte()
     axes = figure.subplots(3, len(trio.base), squeeze=False)
-    for line, label, pictures in zip(
+    for line, label, images in zip(
         axes, ("base", "poison", "difference"), (trio.base, trio.poison, amplified), strict=True
     ):
-        for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(label)

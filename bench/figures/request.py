@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.datasets.base import Dataset, Place
-from bench.devices import choose_devices
-from bench.errors import BadInput, nearest
-from bench.progress import say
-from bench.records import NEEDED, SCHEMA, Records
-from bench.registry import find
-from bench.runner import Plan, prepare
-from bench.settings import build
+from bench.execution.runner import Plan, prepare
+from bench.foundation.devices import choose_devices
+from bench.foundation.errors import BadInput, nearest
+from bench.foundation.progress import say
+from bench.foundation.registry import find
+from bench.foundation.settings import build
+from bench.science.dataset import Dataset, Place
+from bench.storage.records import NEEDED, SCHEMA, Records
 
 Record = dict[str, Any]
 Row = tuple[str | int | float, ...]
@@ -65,7 +65,7 @@ def read(request: Request) -> list[Record]:
     else:
         found, where = list(Records(request.out / "records", say).all()), request.out / "records"
     if not found:
-        raise BadInput(f"no trial records in '{where}'; repair: run something first, or --out DIR or --records FILE")
+        raise BadInput(f"no trial records in '{where}'; fix: run something first, or --out DIR or --records FILE")
     wanted = {"protocol": request.protocol, "attack": request.attack, "seed": request.seed, "trial": request.trial}
     for name, value in wanted.items():
         found = _only(found, name, [] if value is None else [value])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.errors import BadInput
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
 from bench.figures.request import Plate, Request, read, seeds_of
-from bench.report import group
-from bench.summary import Cell, summarise
+from bench.foundation.errors import BadInput
+from bench.views.cells import Cell, summarise
+from bench.views.report import group
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def measure(request: Request) -> Plate:
     records = read(request)
     cells = [cell for own in group(records) if (cell := summarise(own)).n]
     if not cells:
-        raise BadInput("none of these trials is finished; repair: run them again")
+        raise BadInput("none of these trials is finished; fix: run them again")
     sizes = sorted({cell.n for cell in cells})
     count = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     columns = (

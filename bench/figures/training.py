@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.atomic import make_folder
-from bench.devices import default_jobs
-from bench.engines.local import Local
-from bench.errors import TrialFailed
-from bench.progress import Heartbeat, say
-from bench.runner import Cell, Plan, craft
-from bench.stages import Bench
-from bench.store import Artefact, Made, key_of
-from bench.study import Study
+from bench.execution.engines.local import Local
+from bench.execution.runner import Cell, Plan, craft
+from bench.execution.stages import Bench
+from bench.foundation.devices import default_jobs
+from bench.foundation.errors import TrialFailed
+from bench.foundation.files import make_folder
+from bench.foundation.progress import Heartbeat, say
+from bench.science.study import Study
+from bench.storage.store import Artefact, Made, key_of
 
 Make = Callable[[Bench, Cell, int], Made]
 """A function of (bench, cell, trial) that a worker process can import."""

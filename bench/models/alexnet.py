@@ -1,8 +1,8 @@
-"""AlexNet for small pictures (Krizhevsky et al. 2012, 3x3 form for CIFAR), with dropout; no BatchNorm."""
+"""AlexNet for small images (Krizhevsky et al. 2012, 3x3 form for CIFAR), with dropout; no BatchNorm."""
 
 from torch import nn
 
-from bench.registry import register
+from bench.foundation.registry import register
 
 
 @register("model", "alexnet")

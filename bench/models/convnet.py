@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from bench.registry import register
+from bench.foundation.registry import register
 
 
 @register("model", "convnet")

@@ -1,8 +1,8 @@
-"""LeNet for colour pictures (LeCun et al. 1998): two 5x5 convolutions, no BatchNorm; FRIENDS' cheap source of noise."""
+"""LeNet for colour images (LeCun et al. 1998): two 5x5 convolutions, no BatchNorm; FRIENDS' cheap source of noise."""
 
 from torch import nn
 
-from bench.registry import register
+from bench.foundation.registry import register
 
 
 @register("model", "lenet")

@@ -1,8 +1,8 @@
-"""MobileNetV2 for small pictures (Sandler et al. 2018): early strides removed, as usual on CIFAR."""
+"""MobileNetV2 for small images (Sandler et al. 2018): early strides removed, as usual on CIFAR."""
 
 from torch import Tensor, nn
 
-from bench.registry import register
+from bench.foundation.registry import register
 
 
 def _convolution(

@@ -1,8 +1,8 @@
-"""ResNet-18 for small pictures (He et al. 2016): 3x3 stem, no max-pooling, 64 to 512 channels."""
+"""ResNet-18 for small images (He et al. 2016): 3x3 stem, no max-pooling, 64 to 512 channels."""
 
 from torch import Tensor, nn
 
-from bench.registry import register
+from bench.foundation.registry import register
 
 
 class BasicBlock(nn.Module):

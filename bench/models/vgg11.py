@@ -1,8 +1,8 @@
-"""VGG-11 with BatchNorm for small pictures (Simonyan and Zisserman 2015), a usual black-box victim."""
+"""VGG-11 with BatchNorm for small images (Simonyan and Zisserman 2015), a usual black-box victim."""
 
 from torch import nn
 
-from bench.registry import register
+from bench.foundation.registry import register
 
 
 @register("model", "vgg11")

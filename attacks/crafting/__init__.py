@@ -1,0 +1,1 @@
+"""What crafting attacks share."""

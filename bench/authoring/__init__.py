@@ -1,0 +1,1 @@
+"""What a plug-in author uses: the contract test and the files to start from."""

@@ -1,0 +1,73 @@
+"""`python -m bench new`: a plug-in of one's own that works at once, with its test, made from the templates."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import os
+import re
+import shlex
+from importlib import resources
+from pathlib import Path
+
+from bench.foundation import files
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import KINDS, names
+
+
+def scaffold(kind: str, name: str, folder: Path) -> tuple[Path, Path]:
+    """Write folder/<name>.py with an attack or a defense, and its test beside it; return both paths.
+
+    BadInput, and nothing written, for a name that cannot be one, is taken, or would hide an installed package, and for
+    files that are there.
+    """
+    _check_name(kind, name)
+    plugin, test = folder / f"{name}.py", folder / f"test_{name}.py"
+    for path in (plugin, test):
+        if os.path.lexists(path):
+            raise BadInput(f"'{path}' is there already and is left alone; fix: another name, or --dir DIR")
+    if importlib.util.find_spec(name) is not None:
+        raise BadInput(f"'{name}' is a package or module that {name}.py would hide; fix: another name")
+    written = []
+    try:
+        for path, template in ((plugin, f"my_{kind}.py"), (test, f"test_my_{kind}.py")):
+            files.write_bytes(path, _filled(template, kind, name).encode())
+            written.append(path)
+    except OSError as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise BadInput(f"'{folder}' cannot be written: {error.strerror}; fix: --dir DIR") from None
+    return plugin, test
+
+
+def next_steps(kind: str, plugin: Path, test: Path) -> str:
+    """What to do with the two files, as lines of commands."""
+    file, its_test = shlex.quote(str(plugin)), shlex.quote(str(test))
+    beside = "" if kind == "attack" else "--attack gm "
+    return (
+        f"wrote {plugin} and {test}\n"
+        f"check       python -m bench check {file}\n"
+        f"test        python -m pytest {its_test}\n"
+        f"run         python -m bench run {beside}--{kind} {file}\n"
+        f"contribute  put {plugin.name} in {KINDS[kind]}/ and {test.name} in tests/; see CONTRIBUTING.md"
+    )
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,60}", name) or keyword.iskeyword(name):
+        raise BadInput(
+            f"'{name}' cannot be the name of a plug-in file; allowed: lower-case letters, digits and _, as in my_{kind}"
+        )
+    registered = name.replace("_", "-")
+    for other in ("attack", "defense"):
+        if {name, registered} & set(names(other)):
+            raise BadInput(f"an attack or a defense is called '{registered}' already; fix: another name")
+
+
+def _filled(template: str, kind: str, name: str) -> str:
+    text = (resources.files("bench.authoring.templates") / template).read_text()
+    title, camel = kind.capitalize(), "".join(part.capitalize() for part in name.split("_"))
+    made = camel if camel.endswith(title) and camel != title else camel + title
+    for placeholder, word in ((f"my_{kind}", name), (f"my-{kind}", name.replace("_", "-")), (f"My{title}", made)):
+        text = text.replace(placeholder, word)
+    return text

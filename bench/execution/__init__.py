@@ -1,0 +1,1 @@
+"""What distributes the work and caches it: plan, tasks, engines."""

@@ -1,0 +1,157 @@
+"""Runs units on the workers of a dask scheduler, by futures.
+
+joblib's own dask backend waits for ever when a worker is killed, so it is not used. dask starts a task whose worker
+died again on its own, several times, and also one whose result was lost with its worker; a unit counts itself the
+attempts that were cut off, and is given up after two. Redoing what was done finds its record and is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Future, KilledWorker
+
+from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
+from bench.execution.engines.shared import SHARE, Post, Seen, attempt_there, look, stage_folder, tried
+from bench.foundation.errors import BadInput
+from bench.foundation.progress import Progress
+
+PATIENCE = 20  # seconds to wait for the scheduler, and for the first worker
+LOOK_EVERY = 5.0  # seconds without news before a look at whether workers are there
+DESERTED = 300.0  # seconds without any worker after which a stage is given up
+
+
+class Dask(Engine):
+    """address: of the scheduler, as tcp://host:8786; device: auto is CUDA where all workers have it."""
+
+    def __init__(self, address: str | None, threads: int = 1, device: str = "auto", quiet: bool = False) -> None:
+        if not address:
+            raise BadInput(
+                "engine 'dask' needs a scheduler; fix: start `dask scheduler`, `dask worker ADDRESS --nworkers N "
+                "--nthreads 1`, and give --address ADDRESS"
+            )
+        self.address, self.threads, self.quiet = address, threads, quiet
+        self._device = device
+        self._out = Path()
+        self._client: Client | None = None
+
+    def __str__(self) -> str:
+        return f"on {self.width} dask workers at {self.address}"
+
+    def device(self) -> str:
+        with self._connected() as client:  # also when it is given: how many workers there are shapes the estimate
+            if self._device == "auto":
+                self._device = "cuda" if all(seen.cuda for seen in self._look(client, Path()).values()) else "cpu"
+        return self._device
+
+    @contextlib.contextmanager
+    def open(self, out: Path) -> Iterator[None]:
+        self._out = out.resolve()
+        with self._connected() as client:
+            with stage_folder(self._out) as folder:
+                for seen in self._look(client, folder).values():
+                    if not (seen.folder and seen.lock):
+                        what = "does not share the locks of" if seen.folder else "does not see"
+                        raise BadInput(f"dask worker on {seen.machine} {what} '{self._out}'; {SHARE}")
+                    if self._device == "cuda" and not seen.cuda:
+                        raise BadInput(f"dask worker on {seen.machine} has no CUDA; fix: --device cpu")
+            self._client = client
+            try:
+                yield
+            finally:
+                self._client = None
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Client]:
+        try:
+            client = Client(self.address, timeout=PATIENCE)
+        except (OSError, ValueError) as error:
+            line = " ".join(str(error).split())
+            raise BadInput(f"no dask scheduler at '{self.address}' ({line}); fix: dask scheduler") from None
+        with client:
+            with contextlib.suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=PATIENCE)
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            if not workers:
+                raise BadInput(f"no worker at '{self.address}'; fix: dask worker {self.address} --nthreads 1")
+            for name, worker in workers.items():
+                if worker["nthreads"] != 1:
+                    raise BadInput(
+                        f"dask worker {name} runs {worker['nthreads']} units in one process, which share their random "
+                        f"state; fix: dask worker {self.address} --nworkers {worker['nthreads']} --nthreads 1"
+                    )
+            self.width = len(workers)
+            yield client
+
+    def _look(self, client: Client, folder: Path) -> dict[str, Seen]:
+        try:
+            return dict(client.run(look, folder))
+        except Exception as error:
+            line = " ".join(str(error).split())
+            raise BadInput(
+                f"a dask worker at '{self.address}' cannot run this tool ({type(error).__name__}: {line}); "
+                "fix: install the same version there, or start the workers in the same folder"
+            ) from None
+
+    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
+        client = self._client
+        assert client is not None, "open the engine first"
+        with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
+            posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
+            running: dict[str, tuple[int, Future]] = {}
+            ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+            def begin(index: int) -> None:
+                key = f"bench-{title.replace(' ', '-')}-{index}-{uuid.uuid4().hex[:8]}"
+                future = client.submit(attempt_there, units[index], work, posts[index], key=key, pure=False, retries=0)
+                running[key] = index, future
+                future.add_done_callback(lambda future: ended.put(future.key))
+
+            for index in range(len(units)):
+                begin(index)
+            try:
+                for key in self._until_deserted(client, ended, running):
+                    index, future = running.pop(key)
+                    done = _outcome(future, units[index])
+                    if done is None and tried(posts[index]) < MOST_ATTEMPTS:
+                        begin(index)  # dask gave it up, for its own count of killed workers
+                        continue
+                    progress.done += 1
+                    yield done or Done(units[index], None, f"{KILLED}; see the worker's log")
+                for index, _ in list(running.values()):
+                    yield Done(units[index], None, f"no dask worker is left at '{self.address}'")
+            finally:
+                if running and client.status == "running":
+                    client.cancel([future for _, future in running.values()], force=True)
+
+    def _until_deserted(self, client: Client, ended: queue.SimpleQueue[str], running: dict[str, Any]) -> Iterator[str]:
+        """The keys of futures as they end, until none runs or nobody has been there to run them for long."""
+        seen = time.monotonic()
+        while running:
+            try:
+                yield ended.get(timeout=LOOK_EVERY)
+            except queue.Empty:
+                if client.status == "running" and client.scheduler_info(n_workers=-1)["workers"]:
+                    seen = time.monotonic()
+                if time.monotonic() - seen > DESERTED:
+                    return
+
+
+def _outcome(future: Future, unit: Any) -> Done | None:
+    """What a future brought; None when its workers were killed."""
+    if future.status == "finished":
+        done: Done = future.result()
+        return replace(done, unit=unit)
+    if future.status == "error":
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            return None
+        return Done(unit, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return Done(unit, None, f"dask lost it ({future.status}): the scheduler has gone, or somebody cancelled it")

@@ -1,0 +1,136 @@
+"""Runs units in processes of this machine: one a core on a CPU, one a device on GPUs.
+
+One arithmetic thread a process: small networks run faster that way, and sums come out the same, bit for bit, however
+many workers there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from bench.execution.engines.base import KILLED, Done, Engine, Work, attempt
+from bench.foundation.devices import visible
+from bench.foundation.progress import Heartbeat, Progress, reporting_folder
+
+
+class Local(Engine):
+    """jobs: processes, 1 works in this process; threads: of arithmetic in each; devices: what they share, in turn."""
+
+    def __init__(self, jobs: int, threads: int = 1, devices: Sequence[str] = ("cpu",), quiet: bool = False) -> None:
+        self.width, self.threads, self.quiet = jobs, threads, quiet
+        self.devices = tuple(devices)[:jobs]
+        self._slots: tuple[str, ...] = ()  # a file for each process, whose name is the GPU that it is to see
+
+    def __str__(self) -> str:
+        return "in this process" if self.width == 1 else f"in {self.width} processes"
+
+    def device(self) -> str:
+        return self.devices[0] if len(self.devices) == 1 else "cuda"
+
+    @contextlib.contextmanager
+    def open(self, out: Path) -> Iterator[None]:
+        with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+            if len(self.devices) > 1:
+                seen = visible(self.devices)
+                self._slots = tuple(f"{folder}/{slot}-{seen[slot % len(seen)]}" for slot in range(self.width))
+            try:
+                yield
+            finally:
+                self._slots = ()
+
+    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
+        with reporting_folder() as folder, Progress(title, len(units), folder, self.quiet) as progress:
+            left = dict(enumerate(units))
+            for index, done in self._attempts(left, work, folder):
+                del left[index]
+                progress.done += 1
+                yield done
+
+    def _attempts(self, left: dict[int, Any], work: Work, folder: Path) -> Iterator[tuple[int, Done]]:
+        jobs = min(self.width, len(left))
+        if jobs <= 1 and not self._slots:
+            for index in list(left):
+                yield index, attempt(left[index], work, Heartbeat(folder / f"{index}.json"), self.threads)
+            return
+        try:
+            yield from self._pool(dict(left), work, max(jobs, 2), folder)
+            return
+        except TerminatedWorkerError:
+            pass
+        # A worker was killed (out of memory, or by hand), and the pool with it. Once more, one unit at a time, so that
+        # the unit that kills its process takes no other along.
+        for index in list(left):
+            try:
+                yield from self._pool({index: left[index]}, work, 2, folder)
+            except TerminatedWorkerError:
+                yield index, Done(left[index], None, f"{KILLED}; fix: fewer --jobs")
+
+    def _pool(self, units: dict[int, Any], work: Work, jobs: int, folder: Path) -> Iterator[tuple[int, Done]]:
+        own = (work, self.threads, folder, self._slots)
+        tasks = (delayed(_in_worker)(index, unit, *own) for index, unit in units.items())
+        # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
+        life = {"initializer": _end_with, "initargs": (os.getpid(),)}
+        # No more ahead than loky's own queue holds: when it is ended with more, it complains with a traceback.
+        ahead = {"batch_size": 1, "pre_dispatch": 2 * jobs}
+        yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", **ahead, **life)(tasks)
+
+
+def _in_worker(
+    index: int, unit: Any, work: Work, threads: int, folder: Path, slots: tuple[str, ...]
+) -> tuple[int, Done]:
+    if slots:
+        _take_slot(slots)
+    return index, attempt(unit, work, Heartbeat(folder / f"{index}.json"), threads)
+
+
+_watching = False
+_slot: Any = (
+    None  # the open file whose lock says that this process has the slot; it is free again when the process ends
+)
+
+
+def _take_slot(slots: tuple[str, ...]) -> None:
+    """Take a free slot for the life of this process, and see only its GPU. Before the first use of CUDA here."""
+    global _slot
+    deadline = time.monotonic() + 60.0
+    while _slot is None:
+        for path in slots:
+            file = open(path, "a")  # noqa: SIM115 (kept open: closing it gives the slot away)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            _slot = file
+            os.environ["CUDA_VISIBLE_DEVICES"] = Path(path).name.partition("-")[2]
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"all {len(slots)} slots are taken")
+        time.sleep(0.2)
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: a killed run leaves no orphan that goes on computing."""
+    global _watching
+    if _watching:
+        return
+    _watching = True
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

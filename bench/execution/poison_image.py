@@ -1,0 +1,36 @@
+"""A image of poisons: columns base | poison | amplified difference, one row a poison, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+GUTTER = 2  # white pixels around every image
+SIDE = 64  # pixels that a image is blown up to, about
+
+
+def poison_grid(base: Tensor, poison: Tensor, rows: int = 8) -> bytes:
+    """PNG of the first `rows` poisons. base, poison: uint8 [n, 3, h, w], same order, n >= 1.
+
+    The difference is centred on grey 127 and scaled so that the largest change among all n reaches the ends of the
+    grey range: its contrast shows where the poison is, not how strong it is.
+    """
+    if base.shape != poison.shape or base.ndim != 4 or base.shape[1] != 3 or len(base) == 0:
+        raise ValueError(f"need equal, non-empty [n, 3, h, w], not {tuple(base.shape)} and {tuple(poison.shape)}")
+    if base.dtype != torch.uint8 or poison.dtype != torch.uint8:
+        raise ValueError(f"need uint8 images, not {base.dtype} and {poison.dtype}")
+    change = poison.cpu().int() - base.cpu().int()
+    largest = max(1, int(change.abs().max()))
+    amplified = (127 + change[:rows] * 127 / largest).round().to(torch.uint8)
+    columns = torch.stack([base[:rows].cpu(), poison[:rows].cpu(), amplified])  # [3, rows, channel, h, w]
+    factor = max(1, round(SIDE / max(base.shape[2:])))
+    tiles = columns.repeat_interleave(factor, 3).repeat_interleave(factor, 4)
+    tiles = torch.nn.functional.pad(tiles, (0, GUTTER, 0, GUTTER), value=255)
+    sheet = tiles.permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1)  # [rows * height, 3 * width, channel]
+    sheet = torch.nn.functional.pad(sheet, (0, 0, GUTTER, 0, GUTTER, 0), value=255)
+    file = io.BytesIO()
+    Image.fromarray(sheet.contiguous().numpy()).save(file, format="PNG", optimize=True)
+    return file.getvalue()

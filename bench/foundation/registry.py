@@ -1,0 +1,130 @@
+"""Plug-ins by name: attacks, defenses, data sets and models register with a decorator and are found here.
+
+A variant is a name plus settings::
+
+    @register("defense", "friends-b", noise="bernoulli")
+    @register("defense", "friends-u", noise="uniform")
+    class Friends(Defense): ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import multiprocessing
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bench.foundation.errors import BadInput, nearest
+
+T = TypeVar("T")
+KINDS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered name: the class (or function) behind it and the settings that make the variant."""
+
+    kind: str
+    name: str
+    make: Any
+    variant: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def card(self) -> str:
+        """The docstring of the class, or of its module: paper, threat model, needs, cost."""
+        return (self.make.__doc__ or sys.modules[self.make.__module__].__doc__ or "").strip()
+
+
+_found: dict[str, dict[str, Plugin]] = {kind: {} for kind in KINDS}
+_loaded: set[str] = set()
+_of_file: dict[str, dict[str, list[str]]] = {}  # what a plug-in file registered: module -> kind -> names
+
+
+def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
+    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults."""
+
+    def add(make: T) -> T:
+        known = _found[kind].get(name)
+        mine = Plugin(kind, name, make, variant)
+        if known is not None and known != mine:
+            raise BadInput(f"two {kind}s are called '{name}': one in {known.make.__module__}; fix: another name")
+        _found[kind][name] = mine
+        return make
+
+    return add
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind, sorted."""
+    _load(kind)
+    return sorted(_found[kind])
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The plug-in called `name`, or defined in the Python file `name`. BadInput if there is none."""
+    if kind in ("attack", "defense") and name.endswith(".py"):
+        name = _load_file(kind, Path(name))
+    _load(kind)
+    if name not in _found[kind]:
+        raise BadInput(f"unknown {kind} '{name}'{nearest(name, _found[kind])}")
+    return _found[kind][name]
+
+
+def _load(kind: str) -> None:
+    if kind in _loaded:
+        return
+    _loaded.add(kind)
+    package = importlib.import_module(KINDS[kind])
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{KINDS[kind]}.{module.name}")
+    for entry in metadata.entry_points(group=f"bench.{kind}s"):
+        _load_entry(entry)
+
+
+def _load_entry(entry: metadata.EntryPoint) -> None:
+    """Import a plug-in of an installed package. A broken one is said in one line and must not take the tool down."""
+    before = {each: dict(plugins) for each, plugins in _found.items()}
+    try:
+        entry.load()
+    except (Exception, SystemExit) as error:
+        _found.update(before)  # nothing half-made stays
+        if multiprocessing.parent_process() is None:  # once, not again from every worker
+            package = f" of package '{entry.dist.name}'" if entry.dist is not None else ""
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"plug-in '{entry.name}'{package} ({entry.value}) could not be loaded: {reason}", file=sys.stderr)
+
+
+def _load_file(kind: str, path: Path) -> str:
+    """Import a plug-in file given on the command line; return the one name of `kind` that it registers."""
+    if not path.is_file():
+        raise BadInput(f"no {kind} file '{path}': give a registered name or the path of an existing .py file")
+    _load(kind)
+    module_name = "plugin_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    if module_name not in sys.modules:
+        before = {each: dict(plugins) for each, plugins in _found.items()}
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            _found.update(before)
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(f"{kind} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
+        _of_file[module_name] = {
+            each: [n for n in plugins if n not in before[each]] for each, plugins in _found.items()
+        }
+    mine = _of_file[module_name][kind]
+    if not mine:
+        raise BadInput(f'{kind} file \'{path}\' registers no {kind}: add @register("{kind}", "my-name") to its class')
+    return mine[0]

@@ -1,0 +1,107 @@
+"""Intervals and paired tests on the results of trials. Needs no torch: views of records start quickly.
+
+The distributions are scipy.special's; scipy.stats, which takes a second to import, is the oracle of the tests.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from scipy import special
+
+CONFIDENCE = 0.95
+
+
+def interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Clopper-Pearson interval of a rate of `successes` in n trials; (0, 1) for n = 0.
+
+    With fractional successes (means of rates over several targets) the beta quantiles are used as they stand.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(special.betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(special.betaincinv(successes + 1, n - successes, 1 - tail))
+    return low, high
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Student's t interval of the mean; None for fewer than two values, which tell nothing of their spread."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = statistics.fmean(values)
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * statistics.stdev(values) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of ours - theirs over common trials (at least one), with a 95 % interval.
+
+    Successes of 0 or 1: Newcombe's interval for paired proportions (1998, method 10), which does not collapse when all
+    trials agree. Otherwise (rates over many images): Student's t on the differences, (-1, 1) for one trial.
+    """
+    _check(ours, theirs)
+    n, gain = len(ours), math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
+    if not _yes_or_no(ours, theirs):
+        around = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+        return (gain, max(around[0], -1.0), min(around[1], 1.0)) if around else (gain, -1.0, 1.0)
+    both = sum(1 for pair in zip(ours, theirs, strict=True) if pair == (1, 1))
+    neither = sum(1 for pair in zip(ours, theirs, strict=True) if pair == (0, 0))
+    mine, other = sum(ours), sum(theirs)
+    spread = mine * (n - mine) * other * (n - other)
+    tie = both * neither - (mine - both) * (other - both)
+    tie = tie if tie < 0 else max(tie - n / 2, 0)
+    phi = tie / math.sqrt(spread) if spread else 0.0
+    (low1, high1), (low2, high2) = _wilson(mine, n), _wilson(other, n)
+    down1, up1, down2, up2 = mine / n - low1, high1 - mine / n, other / n - low2, high2 - other / n
+    low = gain - math.sqrt(max(down1**2 - 2 * phi * down1 * up2 + up2**2, 0))
+    high = gain + math.sqrt(max(up1**2 - 2 * phi * up1 * down2 + down2**2, 0))
+    return gain, low, high
+
+
+def paired_test(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, float | None]:
+    """Name and two-sided p of the test whether ours and theirs differ over common trials (at least one).
+
+    Successes of 0 or 1: exact McNemar, the binomial test on the trials that differ. Otherwise: Student's t on the
+    differences; p is None where these have no spread to judge by (a single trial, or all equal and not zero).
+    """
+    _check(ours, theirs)
+    if _yes_or_no(ours, theirs):
+        return "exact McNemar", mcnemar(ours, theirs)
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    if not any(differences):
+        return "paired t", 1.0
+    spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    if spread < 1e-12:
+        return "paired t", None
+    t = statistics.fmean(differences) / (spread / math.sqrt(len(differences)))
+    return "paired t", float(2 * special.stdtr(len(differences) - 1, -abs(t)))
+
+
+def mcnemar(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Two-sided p of McNemar's exact test on successes of 0 or 1; 1 when no trial differs."""
+    more = sum(1 for a, b in zip(ours, theirs, strict=True) if a > b)
+    less = sum(1 for a, b in zip(ours, theirs, strict=True) if a < b)
+    return min(1.0, 2 * float(special.bdtr(min(more, less), more + less, 0.5))) if more + less else 1.0
+
+
+def _check(ours: Sequence[float], theirs: Sequence[float]) -> None:
+    if len(ours) != len(theirs) or not len(ours):
+        raise ValueError("need two equal, non-empty lists of successes")
+
+
+def _yes_or_no(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    return set(ours) | set(theirs) <= {0, 1}
+
+
+def _wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a rate."""
+    z = float(special.ndtri((1 + CONFIDENCE) / 2))
+    middle = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return middle - half, middle + half

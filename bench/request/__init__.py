@@ -1,0 +1,1 @@
+"""What a user asks for: protocol files, sweep files, lists of trials."""

@@ -1,0 +1,164 @@
+"""Training gradients of a network, and the exact gradient of a function of them with respect to the images.
+
+Gradient matching minimises B(G) with G = mean_i grad_theta l(x_i). Its gradient is, with v = dB/dG held fixed,
+
+    dB/dx_i = d/dx_i < v, grad_theta mean l >  =  d/dx_i  D_v [ mean l ](theta)
+
+where D_v is the directional derivative along v in weight space. The right-hand side is one forward pass that carries
+tangents and one backward pass to the pixels, so no graph of a backward pass is ever built. G and D_v are sums over
+images, so both passes are cut into chunks: the result is exact, and memory is bounded by the chunk, not by n.
+
+In eval mode BatchNorm is affine, so it is folded into the convolution before it. The fold is a function of the weights
+with an exact derivative; gradients and tangents pass through it, and the network that does the work has no BatchNorm.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp, vmap
+
+from bench.science.classifier import Classifier
+
+# torch's own forward-mode rules are scripted on first use, which torch itself deprecates; not a user's concern.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+
+Weights = dict[str, Tensor]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""(logits [n, classes], labels [n]) -> sum of losses."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def inner(a: Weights, b: Weights) -> Tensor:
+    """Sum of products over all weights."""
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+class ParameterGradients:
+    """A frozen surrogate as a source of training gradients, over all parameters that require a gradient.
+
+    Built from a network whose weights then must not change. Keys of all Weights are the network's parameter names.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        self.weights: Weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        if not self.weights:
+            raise ValueError("the surrogate has no trainable parameter")
+        self._fixed: Weights = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+        self._net, self._pairs = _without_batchnorm(model)
+        self._folded: Weights
+        self._folded, self._pull = vjp(self._fold, self.weights)[:2]
+
+    def at(self, weights: Weights) -> ParameterGradients:
+        """The same network with other weights; BatchNorm keeps its statistics."""
+        other = copy.copy(self)
+        other.weights = {name: value.detach() for name, value in weights.items()}
+        other._folded, other._pull = vjp(self._fold, other.weights)[:2]
+        return other
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits [n, classes], without a graph."""
+        with torch.no_grad():
+            return functional_call(self._net, self._folded, (pixels,))
+
+    def _fold(self, weights: Weights) -> Weights:
+        """Weights of the network without BatchNorm, as a function of the original ones."""
+        everything = {**self._fixed, **weights}
+        folded = dict(everything)
+        for convolution, norm, module in self._pairs:
+            assert module.running_var is not None and module.running_mean is not None
+            gain = everything[f"{norm}.weight"] * torch.rsqrt(module.running_var + float(module.eps))
+            offset = everything.get(f"{convolution}.bias", torch.zeros_like(gain)) - module.running_mean
+            folded[f"{convolution}.weight"] = everything[f"{convolution}.weight"] * gain.view(-1, 1, 1, 1)
+            folded[f"{convolution}.bias"] = offset * gain + everything[f"{norm}.bias"]
+            del folded[f"{norm}.weight"], folded[f"{norm}.bias"]
+        return folded
+
+    def _loss(
+        self, folded: Weights, pixels: Tensor, labels: Tensor, n: int, criterion: Criterion | None = None
+    ) -> Tensor:
+        return (criterion or cross_entropy)(functional_call(self._net, folded, (pixels,)), labels) / n
+
+    def mean(self, pixels: Tensor, labels: Tensor, chunk: int = 256, criterion: Criterion | None = None) -> Weights:
+        """grad_theta of the mean loss over images [n, 3, h, w] in [0, 1] with labels [n]. criterion: cross-entropy
+        unless given, (logits, labels) -> sum of losses."""
+        leaves = {name: value.detach().requires_grad_(True) for name, value in self._folded.items()}
+        total = {name: torch.zeros_like(value) for name, value in leaves.items()}
+        for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
+            loss = self._loss(leaves, part, label, len(pixels), criterion)
+            for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+                total[name] += gradient
+        return {name: value.detach() for name, value in self._pull(total)[0].items()}
+
+    def pixel_gradient(self, pixels: Tensor, labels: Tensor, direction: Weights, chunk: int = 256) -> Tensor:
+        """d/d pixels of <direction, grad_theta mean cross-entropy>, [n, 3, h, w]."""
+        tangent = jvp(self._fold, (self.weights,), (direction,))[1]
+        fixed = {name: value.detach() for name, value in self._folded.items()}
+        parts = []
+        for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
+            leaf = part.requires_grad_(True)
+            slope = jvp(lambda w, x=leaf, y=label: self._loss(w, x, y, len(pixels)), (fixed,), (tangent,))[1]
+            parts.append(torch.autograd.grad(slope, leaf)[0])
+        return torch.cat(parts)
+
+    def curvature(self, pixels: Tensor, labels: Tensor, direction: Weights) -> Weights:
+        """The Hessian of the mean cross-entropy over the images times `direction`."""
+
+        def slope(weights: Weights) -> Weights:
+            return grad(lambda w: self._loss(self._fold(w), pixels, labels, len(pixels)))(weights)
+
+        product = jvp(slope, (self.weights,), (direction,))[1]
+        return {name: value.detach() for name, value in product.items()}
+
+    def norms(self, pixels: Tensor, labels: Tensor, chunk: int = 16) -> Tensor:
+        """Euclidean norm [n] of every image's own training gradient. Memory: chunk times the number of weights."""
+
+        def one(folded: Weights, pixel: Tensor, label: Tensor) -> Weights:
+            return grad(lambda w: self._loss(w, pixel[None], label[None], 1))(folded)
+
+        # Contiguous: torch's float64 convolutions want it for their weights' gradients.
+        folded = {name: value.detach().contiguous() for name, value in self._folded.items()}
+        parts = []
+        for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
+            each = vmap(one, (None, 0, 0), randomness="same")(folded, part, label)
+            own = vmap(lambda gradient: self._pull(gradient)[0])(each)
+            parts.append(torch.stack([value.flatten(1).square().sum(1) for value in own.values()]).sum(0).sqrt())
+        return torch.cat(parts).detach()
+
+
+def _without_batchnorm(model: Classifier) -> tuple[nn.Module, list[tuple[str, str, nn.BatchNorm2d]]]:
+    """A copy in eval mode where every BatchNorm that directly follows a convolution is gone, and the pairs."""
+    net = copy.deepcopy(model).eval().requires_grad_(False)
+    pairs = []
+    for path, module in list(net.named_modules()):
+        if not isinstance(module, nn.Sequential):
+            continue
+        prefix = f"{path}." if path else ""
+        children = list(module.named_children())
+        for (name, layer), (next_name, after) in zip(children, children[1:], strict=False):
+            if (
+                type(layer) is nn.Conv2d
+                and type(after) is nn.BatchNorm2d
+                and after.affine
+                and after.track_running_stats
+            ):
+                layer.bias = nn.Parameter(torch.zeros_like(after.weight), requires_grad=False)
+                setattr(module, next_name, nn.Identity())
+                pairs.append((f"{prefix}{name}", f"{prefix}{next_name}", after))
+    return net, pairs
+
+
+def cosine_distance(gradient: Weights, target: Weights) -> tuple[Tensor, Weights]:
+    """B = 1 - cos(gradient, target) over all weights together, and v = dB/dgradient (Witches' Brew, eq. 3)."""
+    dot, own, other = inner(gradient, target), inner(gradient, gradient).sqrt(), inner(target, target).sqrt()
+    scale = 1 / (own * other)
+    loss = 1 - dot * scale
+    return loss, {name: (dot * scale / own**2) * gradient[name] - scale * target[name] for name in gradient}

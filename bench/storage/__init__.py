@@ -1,0 +1,1 @@
+"""What keeps artefacts and records on the disk."""

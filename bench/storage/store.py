@@ -1,0 +1,116 @@
+"""The content-addressed store: poisons, surrogates and other costly tensors, made once and verified on reading.
+
+The key of an artefact is the hash of everything that shaped it. An artefact is one safetensors file; its header holds
+the meta-data as JSON and a sha256 over meta-data, names, types, shapes and bytes, so that any flipped bit is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bench.foundation import files
+
+Made = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def key_of(identity: dict[str, Any]) -> str:
+    """The key of what `identity` (JSON types only) describes: sha256 of its canonical JSON."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Damaged(Exception):
+    """A stored file is not what was written."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Tensors by name, and what is known about them. reused: it was in the store already."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    reused: bool
+
+
+class Store:
+    """Artefacts below `root`, one file each: root/kind/ab/abcdef....safetensors. say: tells a person one line."""
+
+    def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
+        self.root = root
+        self.say = say
+
+    def path(self, kind: str, key: str) -> Path:
+        return self.root / kind / key[:2] / f"{key}.safetensors"
+
+    def lock(self, key: str) -> AbstractContextManager[None]:
+        """Hold it while making what has this key, so that nobody else makes it too."""
+        return files.lock(self.root / "locks" / f"{key}.lock")
+
+    def get(self, kind: str, key: str) -> Artefact | None:
+        """The artefact, or None when it is not there. A damaged one is said, removed, and counts as not there."""
+        path = self.path(kind, key)
+        try:
+            tensors, meta = decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            self.say(f"store: {path} is damaged ({error}); it will be made again")
+            path.unlink(missing_ok=True)
+            return None
+        return Artefact(tensors, meta, reused=True)
+
+    def get_or_make(self, kind: str, key: str, make: Callable[[], Made]) -> Artefact:
+        """The artefact from the store, or made, stored and returned. Only one process makes it; others wait for it."""
+        found = self.get(kind, key)
+        if found is not None:
+            return found
+        path = self.path(kind, key)
+        with self.lock(key):
+            found = self.get(kind, key)
+            if found is not None:
+                return found
+            tensors, meta = make()
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            files.clear_leftovers(path)
+            files.write_bytes(path, encode(tensors, meta))
+        return Artefact(tensors, meta, reused=False)
+
+
+def encode(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """One safetensors file with meta-data and digest in its header."""
+    text = json.dumps(meta, sort_keys=True, allow_nan=False)
+    return safetensors.torch.save(tensors, {"meta": text, "sha256": _digest(tensors, text)})
+
+
+def decode(data: bytes) -> Made:
+    """Tensors and meta-data of `encode`. Damaged when the bytes are not what was written. Executes nothing."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        tensors = safetensors.torch.load(data)
+        text, digest = header["meta"], header["sha256"]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise Damaged(f"unreadable: {type(error).__name__}") from None
+    if _digest(tensors, text) != digest:
+        raise Damaged("checksum differs")
+    return tensors, json.loads(text)
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return total.hexdigest()

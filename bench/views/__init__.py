@@ -1,0 +1,1 @@
+"""What reads records: cells, leaderboards, MLflow. Never imports torch, never changes a record."""

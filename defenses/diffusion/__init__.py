@@ -1,0 +1,1 @@
+"""Diffusion models: schedule, networks, where they come from."""

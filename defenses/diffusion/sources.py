@@ -1,0 +1,221 @@
+"""Where a denoiser comes from: fitted here on public images, a diffusers model, or an improved-diffusion file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.defenses.diffusion.improved_unet import ImprovedUNet, Shape, differences
+from bench.defenses.diffusion.schedule import Denoiser, cosine_schedule
+from bench.defenses.diffusion.unet import MULTIPLE, fit_unet, new_unet
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.science.dataset import Images
+from bench.science.defense import Services
+from bench.science.seeds import derive
+
+FIT = "fit"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INSTALL = "pip install 'poisoning-bench[diffusion]'"
+PREDICTED = ("epsilon", "v_prediction", "sample")
+
+
+def fitted(public: Images, width: int, steps: int, batch: int, services: Services) -> Denoiser:
+    """The small U-Net, trained on public images: one for all trials, noise levels and variants of a study."""
+    inputs = {"source": FIT, "public": public.digest, "width": width, "steps": steps, "batch": batch}
+    untrained = new_unet(width, 0).to(public.images.device)
+    found = Denoiser(untrained.noise, untrained.alphas, inputs, MULTIPLE)
+    found.must_take(public.images.shape[2])
+    seed = derive(0, "denoiser")
+
+    def make() -> dict[str, Tensor]:
+        return dict(fit_unet(public.images, width, steps, batch, seed, services.report).state_dict())
+
+    untrained.load_state_dict(services.keep("denoiser", inputs, make, external=True))
+    untrained.requires_grad_(False).eval()
+    return found
+
+
+def outside(source: str) -> dict[str, Any]:
+    """What a denoiser from outside is, as JSON: sha256 of its files and the package that reads it. Checks all that can
+    be checked without images; BadInput in one line. {} for one that is fitted here."""
+    if source == FIT:
+        return {}
+    if source.endswith(".pt"):
+        path = Path(source)
+        if not path.is_file():
+            raise BadInput(f"defense.source: no file '{source}'; fix: the path of an improved-diffusion checkpoint")
+        _checkpoint(source, *_state(path))
+        return {"denoiser": {"format": "improved-diffusion", "files": _digests([path])}}
+    folder = _folder(source)
+    _configurations(folder)
+    return {
+        "denoiser": {
+            "format": "diffusers",
+            "diffusers": metadata.version("diffusers"),
+            "files": _digests(_files(folder)),
+        }
+    }
+
+
+def loaded(source: str, device: torch.device) -> Denoiser:
+    """A denoiser from outside, on `device`, in eval mode. Errors as `outside`."""
+    outside(source)
+    if source.endswith(".pt"):
+        return _of_checkpoint(source, str(device), *_state(Path(source)))
+    folder = _folder(source)
+    return _of_folder(source, str(folder), str(device), tuple(_state(path) for path in _files(folder)))
+
+
+# A checkpoint of improved-diffusion: the unconditional CIFAR-10 model, 4000 cosine steps.
+
+
+@functools.lru_cache(maxsize=1)
+def _checkpoint(source: str, size: int, changed: int) -> dict[str, Tensor]:
+    """The tensors of the file. weights_only: nothing in it is executed."""
+    try:
+        found = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile file leads to
+        raise BadInput(f"defense.source '{source}' is no checkpoint of tensors ({type(error).__name__})") from None
+    with torch.device("meta"):
+        expected = ImprovedUNet(Shape()).state_dict()
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise BadInput(f"defense.source '{source}' is no checkpoint of tensors by name")
+    if words := differences(expected, found):
+        raise BadInput(
+            f"defense.source '{source}' is no improved-diffusion model of CIFAR-10 (128 channels, 3 blocks): {words[0]}"
+            + (f", and {len(words) - 1} more" if len(words) > 1 else "")
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _of_checkpoint(source: str, device: str, size: int, changed: int) -> Denoiser:
+    with torch.device("meta"):  # no weights are drawn
+        network = ImprovedUNet(Shape())
+    network.load_state_dict(_checkpoint(source, size, changed), assign=True)
+    network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    identity = {"source": source, **outside(source)["denoiser"]}
+    return Denoiser(functools.partial(_learned_sigma, network), cosine_schedule(), identity, size=32)
+
+
+def _learned_sigma(network: ImprovedUNet, x: Tensor, step: int) -> Tensor:
+    """The noise: the first three channels. The network counts 4000 steps on the scale of 1000."""
+    return network(x, torch.full((len(x),), step * 1000 / 4000, device=x.device))[:, :3]
+
+
+# A model of diffusers: a folder, or the id of one on the hub.
+
+
+def _folder(source: str) -> Path:
+    if util.find_spec("diffusers") is None:
+        raise BadInput(f"defense.source '{source}' needs the package diffusers; fix: {INSTALL}")
+    if Path(source).is_dir():
+        return Path(source)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return _download(source)
+    raise BadInput(
+        f"defense.source: no '{source}'; allowed: '{FIT}', a diffusers folder, a hub id (owner/name), a .pt file"
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _download(source: str) -> Path:
+    """The folder of a model of the hub, fetched unless it is in the hub's cache; no code, no pickle."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*config.json", f"*{WEIGHTS}"]))
+    except Exception as error:  # the network, the hub, a name that is not there
+        raise BadInput(
+            f"defense.source: '{source}' is no folder here and cannot be fetched ({type(error).__name__}); fix: "
+            "fetch it elsewhere and give its folder"
+        ) from None
+
+
+def _part(folder: Path, name: str) -> Path:
+    """Where a pipeline keeps its `unet` or `scheduler`: in a folder of that name, or all in one."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _files(folder: Path) -> list[Path]:
+    """Settings and weights of the network, settings of the schedule."""
+    unet, scheduler = _part(folder, "unet"), _part(folder, "scheduler")
+    files = [unet / "config.json", unet / WEIGHTS, scheduler / "scheduler_config.json"]
+    for file in files:
+        if not file.is_file():
+            raise BadInput(f"defense.source: no '{file}'; fix: a folder of diffusers' save_pretrained (safetensors)")
+    return files
+
+
+def _configurations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of network and schedule, checked: an unconditional U-Net of three channels that predicts what we can
+    turn into noise."""
+    config, _, scheduler = _files(folder)
+    try:
+        network, schedule = (json.loads(file.read_text()) for file in (config, scheduler))
+        kind, channels = network["_class_name"], network["in_channels"]
+        predicted, classes = schedule.get("prediction_type", "epsilon"), network.get("num_class_embeds")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise BadInput(f"defense.source: '{config}' or '{scheduler}' is no configuration of diffusers") from None
+    if kind != "UNet2DModel" or channels != 3 or classes is not None:
+        raise BadInput(f"defense.source '{folder}' holds {kind}; allowed: an unconditional UNet2DModel of 3 channels")
+    if predicted not in PREDICTED:
+        raise BadInput(f"defense.source '{folder}' predicts '{predicted}'; allowed: {', '.join(PREDICTED)}")
+    return network, schedule
+
+
+@functools.lru_cache(maxsize=1)
+def _of_folder(source: str, folder: str, device: str, states: tuple[tuple[int, int], ...]) -> Denoiser:
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    place = Path(folder)
+    config, schedule = _configurations(place)
+    try:
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
+            unet = UNet2DModel.from_pretrained(_part(place, "unet"), use_safetensors=True, local_files_only=True)
+        alphas = DDPMScheduler.from_pretrained(_part(place, "scheduler"), local_files_only=True).alphas_cumprod
+    except Exception as error:  # whatever a broken folder leads to
+        raise TrialFailed(f"defense.source '{source}' cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    alphas = alphas.double()
+    multiple = 2 ** (len(config["block_out_channels"]) - 1)
+    size = config.get("sample_size") or 0
+    identity = {"source": source, **outside(source)["denoiser"]}
+    predict = functools.partial(_of_diffusers, unet, alphas.tolist(), schedule.get("prediction_type", "epsilon"))
+    return Denoiser(predict, alphas, identity, multiple, size)
+
+
+def _of_diffusers(unet: Any, alphas: list[float], predicted: str, x: Tensor, step: int) -> Tensor:
+    """The noise in x_t, from what the network predicts; a learned variance (channels 4 to 6) is left out."""
+    out: Tensor = unet(x, step).sample[:, :3]
+    kept, added = alphas[step] ** 0.5, (1 - alphas[step]) ** 0.5
+    if predicted == "v_prediction":
+        return added * x + kept * out
+    return (x - kept * out) / added if predicted == "sample" else out
+
+
+# Files.
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of the last change, by which a file that was read is known again."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _digests(files: list[Path]) -> dict[str, str]:
+    return {file.name: _digest(str(file), *_state(file)) for file in files}
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
