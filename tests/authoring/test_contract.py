@@ -88,7 +88,7 @@ class Broken(Attack):
 class Broken(Defense):
     pass
 """,
-    "imports bench.store": """
+    "imports bench.storage.store": """
 from bench.storage.store import Store
 @register("defense", "{name}")
 class Broken(Defense):
