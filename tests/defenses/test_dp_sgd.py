@@ -27,6 +27,8 @@ from bench.science.training import Recipe, train
 pytest.importorskip("opacus")
 from opacus.accountants import RDPAccountant  # noqa: E402
 
+from tests.plugins import make_defense
+
 NAMES = ["convnet", "lenet", "resnet18", "vgg11", "mobilenet-v2", "alexnet"]
 PLAIN = {"drops": (), "augment": "none", "flip": False}
 
@@ -342,8 +344,8 @@ def test_the_record_has_what_was_spent(make_small, make_images, noting):
 def test_beside_another_defense_no_epsilon_is_claimed(make_small, make_images, noting):
     notes, services = noting
     parts = [
-        DpSgd(DpSgdSettings(), "dp-sgd"),
-        find("defense", "mixup").make(find("defense", "mixup").make.Settings(), "mixup"),
+        make_defense("dp-sgd"),
+        make_defense("mixup"),
     ]
     both = Composition(parts, "dp-sgd+mixup")
     train(make_small(), make_images(), Recipe(epochs=1, batch=8, **PLAIN), seed=1, hooks=both, services=services)
