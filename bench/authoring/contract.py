@@ -196,8 +196,8 @@ def _workshop(dataset: Dataset, scene: Callable[[], Scene]) -> Workshop:
         services = Services(RECIPE, CLASSES, fit, lambda *_: None, "lenet")
         return known.make(chosen, defense).published(data, ids, services, torch_stream("cpu", 6, defense))
 
-    def poisons_of(attack: str, **_: Any) -> Poisons:
-        other = find("attack", attack)
+    def poisons_of(name: str, **_: Any) -> Poisons:
+        other = find("attack", name)
         return other.make(_settings(other)).craft(scene())
 
     def snapshots() -> list[list[Classifier]]:
