@@ -16,7 +16,7 @@ from bench.science.gradients import Matcher
 from bench.science.poisons import Poisons
 from bench.science.training import to_pixels
 from bench.science.workshop import Workshop
-from tests.differences import assert_slope
+from tests.attacks.differences import assert_slope
 
 
 def make(name="sleeper", **settings):
