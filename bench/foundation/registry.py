@@ -25,6 +25,8 @@ from bench.foundation.errors import BadInput, nearest
 
 T = TypeVar("T")
 KINDS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
+OF_THE_FRAME = {"attack": "bench.exchange.imported", "defense": "bench.science.composition"}
+"""Plug-ins that stand on more than a plug-in may: poisons from elsewhere, several defenses as one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ def _load(kind: str) -> None:
     _loaded.add(kind)
     package = importlib.import_module(KINDS[kind])
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{KINDS[kind]}.{module.name}")
+        if not module.ispkg:  # what plug-ins share
+            importlib.import_module(f"{KINDS[kind]}.{module.name}")
+    if kind in OF_THE_FRAME:
+        importlib.import_module(OF_THE_FRAME[kind])
     for entry in metadata.entry_points(group=f"bench.{kind}s"):
         _load_entry(entry)
 
