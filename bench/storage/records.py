@@ -22,6 +22,8 @@ from bench.foundation import files
 from bench.foundation.errors import BadInput
 
 SCHEMA = 1
+DEPENDS_ON_THE_DAY = {"seconds", "reused", "memory_peak_mib", "started", "finished", "environment", "revision", "cached"}
+"""What may differ between two runs of the same trial. All else must be equal, bit for bit on one kind of CPU."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(ge=0)]
@@ -55,6 +57,7 @@ class PoisonFigures(TypedDict, total=False):
     max_change: Positive
     losses: list[Any]
     final_losses: list[Any]
+    retrained_at: list[int]
 
 
 class Dropped(TypedDict, total=False):
@@ -166,7 +169,9 @@ def _bring_up_to_date(record: dict[str, Any]) -> None:
         record["adapted_to"] = [poisons["adapted_to"]]
 
 
-def read(folder: Path | None, paths: Iterable[Path], say: Callable[[str], None], *, curves: bool = True) -> list[Record]:
+def read(
+    folder: Path | None, paths: Iterable[Path], say: Callable[[str], None], *, curves: bool = True
+) -> list[Record]:
     """All records below `folder`, as `Records` lays them out, and of files: JSON lines, or one JSON array as `run
     --json` prints it. Nothing on disk is changed.
 
@@ -226,6 +231,11 @@ class Records:
         self.say(f"record {path} is damaged ({why}); moved to {aside.name}, the trial will be run again")
         with contextlib.suppress(FileNotFoundError):  # another process has moved it
             path.replace(aside)
+
+
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a record that must be equal between two runs of the same trial on one kind of machine."""
+    return {name: value for name, value in record.items() if name not in DEPENDS_ON_THE_DAY}
 
 
 def _below(folder: Path, on_damage: Callable[[Path, str], None]) -> Iterator[Record]:

@@ -42,7 +42,9 @@ def records_frame(records: Iterable[Record]) -> DataFrame:
     import pandas
 
     rows = [_trial(record) for record in one_per_key(records)]
-    return pandas.DataFrame(rows, columns=list(dict.fromkeys([*TRIAL_COLUMNS, *(name for row in rows for name in row)])))
+    return pandas.DataFrame(
+        rows, columns=list(dict.fromkeys([*TRIAL_COLUMNS, *(name for row in rows for name in row)]))
+    )
 
 
 def leaderboard_frame(entries: Sequence[Entry]) -> DataFrame:

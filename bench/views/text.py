@@ -1,4 +1,4 @@
-"""The leaderboard as text: tables for a terminal and for GitHub, CSV, JSON. Names come from files and are not trusted."""
+"""The leaderboard as text: tables, CSV and JSON, and what a run prints. Names come from files and are not trusted."""
 
 from __future__ import annotations
 

@@ -20,9 +20,8 @@ from bench.storage.records import Record
 from bench.views.cells import milliseconds, one_per_key, precedence, setting_of
 from bench.views.differences import differences
 from bench.views.leaderboard import UNDEFENDED, leaderboard
-from bench.views.mlflow.mapping import (
-    Point, cell_metrics, cell_tags, filters_of, params_of, read_back, target_tag, trial_metrics, trial_tags,
-)  # fmt: skip
+from bench.views.mlflow import mapping
+from bench.views.mlflow.mapping import Point, params_of, read_back
 from bench.views.published import published
 
 if TYPE_CHECKING:
@@ -45,20 +44,10 @@ class Book:
     def __init__(self, client: MlflowClient, protocol: str, out: Path | None) -> None:
         """out: the folder for artefacts; None: the server knows better."""
         self.client = client
+        self.experiment = self._open(protocol, out)
         self._at_hand: dict[str, list[Record]] = {}  # by cell
         self._trials: dict[str, list[Record]] = {}  # by cell: at hand, and read back
         self._begun: set[tuple[str, str]] = set()
-        experiment = client.get_experiment_by_name(protocol)
-        if experiment is None:
-            place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
-            client.create_experiment(protocol, place)
-            experiment = client.get_experiment_by_name(protocol)
-        elif experiment.lifecycle_stage == "deleted":
-            client.restore_experiment(experiment.experiment_id)
-        text = description(experiment.experiment_id)
-        if experiment.tags.get("mlflow.note.content") != text:  # new, or of another version of this tool
-            client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", text)
-        self.experiment = experiment.experiment_id
 
     def log(self, cells: Sequence[list[Record]], images: Images | None) -> int:
         """Log the records of cells that are not in the store yet, bring all figures up to date; how many were logged.
@@ -70,6 +59,19 @@ class Book:
             self._log_figures(setting)
         self._name_cells()
         return logged
+
+    def _open(self, protocol: str, out: Path | None) -> str:
+        """The id of the protocol's experiment, made or restored when it is not there, with its page up to date."""
+        experiment = self.client.get_experiment_by_name(protocol)
+        if experiment is None:
+            place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
+            experiment = self.client.get_experiment(self.client.create_experiment(protocol, place))
+        elif experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        text = description(experiment.experiment_id)
+        if experiment.tags.get("mlflow.note.content") != text:  # new, or of another version of this tool
+            self.client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", text)
+        return experiment.experiment_id
 
     def _log_cell(self, records: list[Record], images: Images | None) -> int:
         first = records[0]
@@ -135,10 +137,10 @@ class Book:
         for record in records:
             ends[record["cell"]] = max(ends.get(record["cell"], 0), milliseconds(record["finished"]))
         for entry in leaderboard(records):
-            figures = cell_metrics(entry)
+            figures = mapping.cell_metrics(entry)
             if entry.cell in self._at_hand:
                 row = published(self._at_hand[entry.cell][0])
-                figures |= filters_of(self._at_hand[entry.cell][0])
+                figures |= mapping.filters_of(self._at_hand[entry.cell][0])
                 figures |= {"published_success": row.success_rate} if row else {}
             self._update(runs[entry.cell], figures, ends[entry.cell], "done" if entry.figures.n else "failed")
 
@@ -156,13 +158,13 @@ class Book:
 
     def _start_cell(self, record: Record, setting: str) -> Run:
         self._begun.add((record["attack"], record["defense"]))
-        tags, name = cell_tags(record, setting, published(record)), f"{record['attack']} x {record['defense']}"
+        tags, name = mapping.cell_tags(record, setting, published(record)), f"{record['attack']} x {record['defense']}"
         return self.client.create_run(self.experiment, milliseconds(record["started"]), tags, name)
 
     def _log_trial(self, record: Record, parent: Run) -> None:
-        tags, name = trial_tags(record, parent.info.run_id), f"trial {record['trial']}"
+        tags, name = mapping.trial_tags(record, parent.info.run_id), f"trial {record['trial']}"
         run = self.client.create_run(self.experiment, milliseconds(record["started"]), tags, name)
-        self._log(run, trial_metrics(record), params_of(record) | {"trial": str(record["trial"])})
+        self._log(run, mapping.trial_metrics(record), params_of(record) | {"trial": str(record["trial"])})
         self._attach(run, "record.json", _json(record))
         status = "FINISHED" if record["status"] == "done" else "FAILED"
         self.client.set_terminated(run.info.run_id, status, milliseconds(record["finished"]))
@@ -221,8 +223,10 @@ def _whole(run: Run) -> bool:
 
 def _tells_all(run: Run, record: Record) -> bool:
     """Whether the run is whole, not of an older result, and names the trial's target, as older versions did not."""
-    return _whole(run) and target_tag(record).items() <= run.data.tags.items() and (
-        precedence(read_back(run, record)) >= precedence(record)
+    return (
+        _whole(run)
+        and mapping.target_tag(record).items() <= run.data.tags.items()
+        and (precedence(read_back(run, record)) >= precedence(record))
     )
 
 

@@ -47,9 +47,7 @@ def common_tags(record: Record) -> dict[str, str]:
             "bench.knowledge": ", ".join(record["knowledge"]),
             "bench.adapted_to": ", ".join(record["adapted_to"]),
             "bench.revision": record["revision"],
-            "bench.device": " ".join(
-                filter(None, (surroundings.get("device"), surroundings.get("device_name")))
-            ),
+            "bench.device": " ".join(filter(None, (surroundings.get("device"), surroundings.get("device_name")))),
         }
     )
 

@@ -40,7 +40,9 @@ def resolve_uri(option: str | None, out: Path) -> str | None:
         return None
     if not re.match(r"(?!file:)(?!sqlite:(?!///))[A-Za-z][\w+.-]*://", uri):
         name = "--tracking" if option else "MLFLOW_TRACKING_URI"
-        raise BadInput(f"{name} '{uri}' is no database or server, and MLflow writes no folders; fix: {default_uri(out)}")
+        raise BadInput(
+            f"{name} '{uri}' is no database or server, and MLflow writes no folders; fix: {default_uri(out)}"
+        )
     needed = ["mlflow"] if uri.startswith("http") else ["mlflow", "sqlalchemy"]  # mlflow-skinny has no SQLAlchemy
     if any(importlib.util.find_spec(module) is None for module in needed):
         raise BadInput("tracking needs MLflow, which is not installed; fix: pip install mlflow, or --tracking none")

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def sync(records: Sequence[Record], uri: str, out: Path, images: Images | None =
         with only_writer(uri, out), unhurried_disk(uri, out):
             client = connect(uri)
             place = None if uri.startswith(("http", "databricks")) else out
-            logged = sum(Book(client, protocol, place).log(protocols[protocol], images) for protocol in sorted(protocols))
+            logged = sum(
+                Book(client, protocol, place).log(protocols[protocol], images) for protocol in sorted(protocols)
+            )
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
         if isinstance(error, (OSError, ImportError)) or library in ("mlflow", "sqlalchemy", "alembic"):
@@ -108,7 +111,7 @@ class Tracker:
             files = {record["key"]: image for record, image in batch}
             began = time.monotonic()
             try:
-                sync([record for record, _ in batch], str(self._uri), self._out, lambda record: _png(files[record["key"]]))
+                sync([record for record, _ in batch], str(self._uri), self._out, functools.partial(_image, files))
             except Exception as error:  # whatever happens to a view, the training that it shows goes on
                 self._failing = True
                 if not self._reported:
@@ -126,7 +129,8 @@ class Tracker:
                     self._wake.wait_for(lambda: self._closing, timeout=min(REST * (time.monotonic() - began), 30.0))
 
 
-def _png(path: Path | None) -> bytes | None:
+def _image(files: Mapping[str, Path | None], record: Record) -> bytes | None:
+    path = files[record["key"]]
     return path.read_bytes() if path is not None and path.is_file() else None
 
 
