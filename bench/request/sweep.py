@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from tabulate import tabulate
 
 from bench.execution import runner
 from bench.execution.tasks import Unit, work_for
@@ -137,7 +136,7 @@ def outline(found: Sequence[Part], out: Path, width: int, say: Callable[[str], N
             each = f"{seconds:.1f}" if seconds is not None else "?"
             count = (str(len(units)), str(len(units) - len(to_run)), str(len(to_run)))
             rows.append((attack, defense, *count, each))
-        blocks.append(f"{part.title}\n{tabulate(rows, 'firstrow', disable_numparse=True)}")
+        blocks.append(f"{part.title}\n{text.draw(rows[0], rows[1:])}")
     return "\n\n".join([*blocks, _effort(list(missing.values()), past, width, out)])
 
 

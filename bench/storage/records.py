@@ -22,7 +22,16 @@ from bench.foundation import files
 from bench.foundation.errors import BadInput
 
 SCHEMA = 1
-DEPENDS_ON_THE_DAY = {"seconds", "reused", "memory_peak_mib", "started", "finished", "environment", "revision", "cached"}
+DEPENDS_ON_THE_DAY = {
+    "seconds",
+    "reused",
+    "memory_peak_mib",
+    "started",
+    "finished",
+    "environment",
+    "revision",
+    "cached",
+}
 """What may differ between two runs of the same trial. All else must be equal, bit for bit on one kind of CPU."""
 
 Share = Annotated[float, Field(ge=0, le=1)]

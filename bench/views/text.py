@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tabulate import tabulate
+from tabulate import SEPARATING_LINE, tabulate
 
 from bench.views.flags import ENOUGH_TRIALS
 from bench.views.leaderboard import NOTES, UNDEFENDED, Comparison, Entry
@@ -100,7 +100,11 @@ def _against(paired: Comparison, baseline: str) -> str:
 def draw(head: Sequence[str], rows: Rows, form: str = "simple") -> str:
     """A table as text, as it stands in `rows`: no text is taken for a number."""
     sides = ["right" if name in RIGHT else "left" for name in head]
-    return tabulate(rows, head, form, disable_numparse=True, colalign=sides if rows else None)
+    if form != "simple":
+        return tabulate(rows, head, form, disable_numparse=True, colalign=sides)
+    # The head as a row: tabulate makes every column two characters wider than its head.
+    ruled = tabulate([head, SEPARATING_LINE, *rows], tablefmt=form, disable_numparse=True, colalign=sides)
+    return "\n".join(ruled.splitlines()[1:-1])
 
 
 def plain(text: str) -> str:
