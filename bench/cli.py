@@ -20,7 +20,7 @@ from bench.foundation.files import make_folder
 
 if TYPE_CHECKING:
     from bench.execution import runner
-    from bench.execution.engines import Engine
+    from bench.execution.engines.base import Engine
     from bench.request import sweep
 
 OUT = Path("results/runs")
@@ -346,7 +346,7 @@ def _import(options: argparse.Namespace) -> int:
         found = {int(options.setup[:9]): next(iter(found.values()))}
     with new_folder(options.folder) as folder:
         for index, one in found.items():
-            lacks_target = not formats.FORMATS[one.format].holds_target
+            lacks_target = not formats.named(one.format).holds_target
             trial = study.trial(index) if lacks_target or study.listed is not None else None
             poisons, own, report = interpret(one, study.dataset, index, study.protocol.threat.eps, trial)
             if options.trigger:
@@ -376,7 +376,6 @@ def _where_next(options: argparse.Namespace, uri: str | None) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.request import sweep
     from bench.science import protocol
@@ -392,8 +391,8 @@ def _list(options: argparse.Namespace) -> int:
                 print(f"  {name:27} {sweep.read(name)[1]}")
             continue
         if kind == "engines":
-            for name, card in engines.CARDS.items():
-                print(f"  {name:27} {card}")
+            for name in registry.names("engine"):
+                print(f"  {name:27} {registry.find('engine', name).card}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
@@ -406,7 +405,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.foundation.settings import describe
     from bench.request import sweep
@@ -419,8 +417,9 @@ def _show(options: argparse.Namespace) -> int:
         print(sweep.read(options.name)[2].rstrip())
         return 0
     if options.kind == "engine":
-        make = engines.find(options.name)
-        print(f"engine {options.name}: {engines.CARDS[options.name]}")
+        engine = registry.find("engine", options.name)
+        make = engine.make
+        print(f"engine {options.name}: {engine.card}")
         if hasattr(make, "Settings"):
             print(f"\nsettings, as --set engine.key=value:\n{describe(make.Settings, {})}")
         return 0
@@ -527,10 +526,11 @@ def _new(options: argparse.Namespace) -> int:
 def _figure(options: argparse.Namespace) -> int:
     from bench.figures import canvas
     from bench.figures.request import Request
+    from bench.foundation.registry import find, names
 
     if options.name is None:
-        for name, line in canvas.catalogue():
-            print(f"  {name:16} {line}")
+        for name in names("figure"):
+            print(f"  {name:16} {find('figure', name).card}")
         return 0
     if options.trial is not None and options.trial < 0:
         raise BadInput(f"--trial {options.trial}; allowed: 0 and more")
