@@ -1,8 +1,9 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 a trial failed, 2 bad input."""
+"""The command line: parse, call, print. Exit codes: 0 done, 1 a trial failed, 2 bad input, above 128 interrupted."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -17,6 +18,7 @@ from bench import __version__
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed, nearest
 from bench.foundation.files import make_folder
+from bench.foundation.signals import Stopped, ending_cleanly
 
 if TYPE_CHECKING:
     from bench.execution import runner
@@ -39,17 +41,19 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        options = _parser().parse_args(arguments)
-        return options.call(options)
+        with ending_cleanly():
+            options = _parser().parse_args(arguments)
+            return options.call(options)
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except TrialFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return error.code if isinstance(error, Stopped) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
