@@ -224,7 +224,7 @@ def test_pixels_outside_are_clipped_and_counted(
     assert report.pixels_clipped == 2 and "2 pixels clipped" in report.line()
 
 
-def test_too_large_a_change_names_the_poison_and_the_repair(
+def test_too_large_a_change_names_the_poison_and_the_fix(
     dataset: Dataset, poisons: Poisons, trial: Trial, tmp_path: Path
 ) -> None:
     base = dataset.train.images[poisons.ids[3]]
