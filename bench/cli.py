@@ -1,8 +1,9 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 a trial failed, 2 bad input."""
+"""The command line: parse, call, print. Exit codes: 0 done, 1 a trial failed, 2 bad input, above 128 interrupted."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -17,11 +18,13 @@ from bench import __version__
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed, nearest
 from bench.foundation.files import make_folder
+from bench.foundation.signals import Stopped, ending_cleanly
 
 if TYPE_CHECKING:
     from bench.execution import runner
-    from bench.execution.engines import Engine
+    from bench.execution.engines.base import Engine
     from bench.request import sweep
+    from bench.storage.records import Record
 
 OUT = Path("results/runs")
 BOARDS = ("table", "md", "csv", "json", "html")
@@ -39,17 +42,19 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        options = _parser().parse_args(arguments)
-        return options.call(options)
+        with ending_cleanly():
+            options = _parser().parse_args(arguments)
+            return options.call(options)
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except TrialFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return error.code if isinstance(error, Stopped) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -233,12 +238,13 @@ def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench.views.report import table
+    from bench.views.leaderboard import leaderboard
+    from bench.views.text import run_table
 
     if options.poisons is not None and options.setups is not None:
         raise BadInput("--poisons brings its own trials; fix: leave --setups out")
     plan, engine = _plan_and_engine(options)
-    return _carry_out(options, plan, engine, table)
+    return _carry_out(options, plan, engine, lambda results: run_table(leaderboard(results)))
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -281,16 +287,17 @@ def _blocks(options: argparse.Namespace) -> list[sweep.Block]:
 
 
 def _carry_out(
-    options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[dict[str, Any]]], str]
+    options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[Record]], str]
 ) -> int:
     """Do the plan and print how it ended."""
     from bench.execution import runner
     from bench.foundation.progress import say
-    from bench.views import tracking
+    from bench.views.mlflow.server import resolve_uri
+    from bench.views.mlflow.sync import Tracker
 
-    uri = tracking.resolve_uri(options.tracking, options.out)
+    uri = resolve_uri(options.tracking, options.out)
     make_folder(options.out)
-    tracker = tracking.Tracker(uri, options.out, say)
+    tracker = Tracker(uri, options.out, say)
     try:
         results = runner.execute(
             plan, options.out, engine, say, lambda record: tracker.add(record, _image(options.out, record))
@@ -346,7 +353,7 @@ def _import(options: argparse.Namespace) -> int:
         found = {int(options.setup[:9]): next(iter(found.values()))}
     with new_folder(options.folder) as folder:
         for index, one in found.items():
-            lacks_target = not formats.FORMATS[one.format].holds_target
+            lacks_target = not formats.named(one.format).holds_target
             trial = study.trial(index) if lacks_target or study.listed is not None else None
             poisons, own, report = interpret(one, study.dataset, index, study.protocol.threat.eps, trial)
             if options.trigger:
@@ -359,14 +366,14 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _image(out: Path, record: dict[str, Any]) -> Path:
+def _image(out: Path, record: Record) -> Path:
     from bench.execution.stages import image_path
 
     return image_path(out, record["poisons"].get("key", "none"))
 
 
 def _where_next(options: argparse.Namespace, uri: str | None) -> None:
-    from bench.views.tracking import FILTER
+    from bench.views.mlflow.book import FILTER
 
     place = "" if options.out == OUT else f" --out {options.out}"
     print(f"records: {options.out / 'records'}; logs of failures: {options.out / 'logs'}")
@@ -376,7 +383,6 @@ def _where_next(options: argparse.Namespace, uri: str | None) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.request import sweep
     from bench.science import protocol
@@ -392,8 +398,8 @@ def _list(options: argparse.Namespace) -> int:
                 print(f"  {name:27} {sweep.read(name)[1]}")
             continue
         if kind == "engines":
-            for name, card in engines.CARDS.items():
-                print(f"  {name:27} {card}")
+            for name in registry.names("engine"):
+                print(f"  {name:27} {registry.find('engine', name).card}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
@@ -406,7 +412,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.foundation.settings import describe
     from bench.request import sweep
@@ -419,8 +424,9 @@ def _show(options: argparse.Namespace) -> int:
         print(sweep.read(options.name)[2].rstrip())
         return 0
     if options.kind == "engine":
-        make = engines.find(options.name)
-        print(f"engine {options.name}: {engines.CARDS[options.name]}")
+        engine = registry.find("engine", options.name)
+        make = engine.make
+        print(f"engine {options.name}: {engine.card}")
         if hasattr(make, "Settings"):
             print(f"\nsettings, as --set engine.key=value:\n{describe(make.Settings, {})}")
         return 0
@@ -435,12 +441,13 @@ def _show(options: argparse.Namespace) -> int:
 def _leaderboard(options: argparse.Namespace) -> int:
     # Nothing that is imported here may import torch: this command answers in a second or two.
     from bench.foundation import files
-    from bench.storage.record_reading import read
+    from bench.storage.records import read
     from bench.views import html, text
     from bench.views.leaderboard import leaderboard
 
     out = options.out or (None if options.records else OUT)
-    records = read(out / "records" if out else None, options.records, lambda line: print(line, file=sys.stderr))
+    folder = out / "records" if out else None
+    records = read(folder, options.records, lambda line: print(line, file=sys.stderr), curves=False)
     if not records:
         raise BadInput(f"leaderboard: no records under '{out or options.records[0]}'; give --out DIR or --records FILE")
     for wanted in options.protocol or []:
@@ -469,29 +476,32 @@ def _must_be_among(name: str, kind: str, records: Sequence[Mapping[str, Any]]) -
 
 def _sync(options: argparse.Namespace) -> int:
     from bench.foundation.progress import say
-    from bench.storage.records import Records
-    from bench.views import tracking
+    from bench.storage.records import read
+    from bench.views.mlflow.book import FILTER
+    from bench.views.mlflow.server import resolve_uri
+    from bench.views.mlflow.sync import sync
 
-    uri = tracking.resolve_uri(options.tracking, options.out)
+    uri = resolve_uri(options.tracking, options.out)
     if uri is None:
         raise BadInput("sync: tracking is switched off (none); give --tracking URI")
     if not (options.out / "records").is_dir():
         raise BadInput(f"sync: no records under '{options.out}'; give --out DIR")
 
-    def image(record: dict[str, Any]) -> bytes | None:
+    def image(record: Record) -> bytes | None:
         path = _image(options.out, record)
         return path.read_bytes() if path.is_file() else None
 
-    report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, image)
+    report = sync(read(options.out / "records", [], say), uri, options.out, image)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
-    print(f"to see the cells only, filter by: {tracking.FILTER}")
+    print(f"to see the cells only, filter by: {FILTER}")
     return 0
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from bench.views import tracking
+    from bench.views.mlflow.book import FILTER
+    from bench.views.mlflow.server import SERVER, resolve_uri
 
-    uri = tracking.resolve_uri(options.tracking, options.out)
+    uri = resolve_uri(options.tracking, options.out)
     if uri is None:
         raise BadInput("ui: tracking is switched off (none); give --tracking URI")
     if uri.startswith(("http://", "https://")):
@@ -500,8 +510,8 @@ def _ui(options: argparse.Namespace) -> int:
     if not (options.out / "mlflow.db").is_file() and options.tracking is None:
         raise BadInput(f"ui: no MLflow store under '{options.out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host]
-    print(f"http://{options.host}:{options.port} (filter the runs by: {tracking.FILTER})", flush=True)
-    for name, value in tracking.SERVER.items():
+    print(f"http://{options.host}:{options.port} (filter the runs by: {FILTER})", flush=True)
+    for name, value in SERVER.items():
         os.environ.setdefault(name, value)
     os.execv(sys.executable, [*command, "--port", str(options.port)])
 
@@ -527,10 +537,11 @@ def _new(options: argparse.Namespace) -> int:
 def _figure(options: argparse.Namespace) -> int:
     from bench.figures import canvas
     from bench.figures.request import Request
+    from bench.foundation.registry import find, names
 
     if options.name is None:
-        for name, line in canvas.catalogue():
-            print(f"  {name:16} {line}")
+        for name in names("figure"):
+            print(f"  {name:16} {find('figure', name).card}")
         return 0
     if options.trial is not None and options.trial < 0:
         raise BadInput(f"--trial {options.trial}; allowed: 0 and more")
