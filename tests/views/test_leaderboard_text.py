@@ -20,7 +20,7 @@ from bench.views.leaderboard import leaderboard
 from bench.views.text import as_csv, as_json, markdown, table
 from tests.made_records import HOSTILE, cell, lines, record, write
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCHEMA: dict[str, Any] = {
     "rank": (int, None), "attack": (str,), "defense": (str,), "protocol": (str,), "seed": (int,),
     "attack_label": (str,), "defense_label": (str,), "n": (int,), "failed": (int,), "successes": (int, float),

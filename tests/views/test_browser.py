@@ -27,7 +27,7 @@ from bench.views.html import page as leaderboard_page
 from bench.views.leaderboard import leaderboard
 from tests.made_records import HOSTILE, cell
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; fix: pip install .[test]")
 pytestmark = pytest.mark.slow

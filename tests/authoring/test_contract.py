@@ -31,7 +31,7 @@ def test_every_defense_keeps_the_contract(name: str) -> None:
 
 
 def test_the_worked_example_of_contributing_keeps_the_contract(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text()
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     file = tmp_path / "my_mixup.py"
     file.write_text(example)

@@ -23,7 +23,7 @@ from bench.science.protocol import choose, resolve
 from bench.storage.records import Records, comparable
 from tests.tiny import SETS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 ATTACK = '''
 from pathlib import Path

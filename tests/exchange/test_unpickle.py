@@ -165,7 +165,7 @@ LIES = {
     "dictionary with odd keys": ({(1, 2): 3}, "keys"),
     "a bare type": (np.ndarray, "no number"),
     "a bare dtype": (DTYPE, "no number"),
-    "a stand-in that gets a state": (Calls(Calls, state={"a": 1}), "tests.test_unpickle.Calls"),
+    "a stand-in that gets a state": (Calls(Calls, state={"a": 1}), "tests.exchange.test_unpickle.Calls"),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from bench.foundation.settings import build
 from bench.science.poisons import Poisons
 from bench.science.training import to_pixels
 from bench.science.workshop import Workshop
-from tests.differences import assert_slope
+from tests.attacks.differences import assert_slope
 
 
 def make(name="sleeper", **settings):

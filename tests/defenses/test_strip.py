@@ -14,7 +14,7 @@ from bench.foundation.errors import TrialFailed
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.training import Trained, to_pixels
-from tests import planted
+from tests.defenses import planted
 
 
 def make(name="strip", **settings):

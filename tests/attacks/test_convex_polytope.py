@@ -11,7 +11,7 @@ from bench.attacks.convex_polytope import ConvexPolytope, hull_coefficients, ont
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.training import to_pixels
-from tests.differences import assert_slope, objective_of
+from tests.attacks.differences import assert_slope, objective_of
 
 
 def draw(n, d, seed):

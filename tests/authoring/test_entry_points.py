@@ -14,7 +14,7 @@ import pytest
 
 from tests.tiny import SETS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 INVERT = '''
 """Inverted images."""

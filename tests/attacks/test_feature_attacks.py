@@ -10,7 +10,7 @@ from bench.attacks.poison_frogs import ForwardBackward, PoisonFrogs, collisions
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.training import to_pixels
-from tests.differences import assert_slope, objective_of
+from tests.attacks.differences import assert_slope, objective_of
 
 
 def make(name, **settings):

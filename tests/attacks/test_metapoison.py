@@ -15,7 +15,7 @@ from bench.foundation.settings import build
 from bench.science.gradients import ParameterGradients
 from bench.science.training import Recipe, to_pixels, train
 from bench.science.workshop import Workshop
-from tests.differences import assert_slope, objective_of
+from tests.attacks.differences import assert_slope, objective_of
 
 LR = 0.3
 

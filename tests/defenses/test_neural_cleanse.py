@@ -13,7 +13,7 @@ from bench.defenses.neural_cleanse import Costs, Stamping, Triggers, anomalies, 
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.training import Batch, Recipe, Trained, to_pixels
-from tests import planted
+from tests.defenses import planted
 
 
 def make(**settings):

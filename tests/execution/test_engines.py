@@ -75,7 +75,7 @@ def test_a_killed_process_costs_its_unit_only() -> None:
 PARENT = """
 import sys
 from bench.execution.engines.local import Local
-from tests.test_engines import sleep_long
+from tests.execution.test_engines import sleep_long
 list(Local(2, quiet=True).run("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"], sleep_long))
 """
 
@@ -87,7 +87,7 @@ def sleep_long(unit: str, heartbeat: Heartbeat) -> None:
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", PARENT, str(tmp_path)]
-    parent = subprocess.Popen(command, cwd=Path(__file__).parent.parent, start_new_session=True)
+    parent = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True)
     files = [tmp_path / "a", tmp_path / "b"]
     deadline = time.monotonic() + 90
     while not all(file.exists() and file.read_text() for file in files):
