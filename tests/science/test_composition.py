@@ -12,9 +12,10 @@ from bench.cli import main
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import find
 from bench.foundation.settings import build
+from bench.request.protocol_file import resolve
 from bench.science.composition import Composition
 from bench.science.defense import Defense, Job
-from bench.science.protocol import choose, resolve
+from bench.science.selection import select_defenses
 from bench.science.training import Batch, Recipe, train
 from tests.tiny import ATTACK_SETS, SETS
 
@@ -29,7 +30,7 @@ def make(name, **settings):
 
 def pick(reference, *rest):
     protocol, _ = resolve("quick", [])
-    return choose("defense", [reference], protocol, list(rest))[0]
+    return select_defenses([reference], protocol, list(rest))[0]
 
 
 class Shift(Defense):
