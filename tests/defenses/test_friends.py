@@ -8,10 +8,10 @@ from torch import nn
 
 from bench.defenses.friends import Friends, FriendsSettings, friendly_noise
 from bench.foundation.errors import BadInput, TrialFailed
-from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.seeds import torch_stream
 from bench.science.training import Batch, Recipe, train
+from tests.plugins import make_defense
 
 GENTLE = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
 """Learning rates that move the noise of a `sensitive` network but leave most of it inside zeta."""
@@ -124,7 +124,7 @@ def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(model, mak
         assert (noise - whole).abs().max() <= 1 and (noise != whole).float().mean() < 0.01
 
 
-def test_the_noise_of_a_image_does_not_depend_on_later_images(model, make_images):
+def test_the_noise_of_an_image_does_not_depend_on_later_images(model, make_images):
     data = make_images(10)
     alone = noise_of(model, data.subset(torch.arange(4)), **GENTLE["released"]).int()
     assert (noise_of(model, data, **GENTLE["released"])[:4].int() - alone).abs().max() <= 1
@@ -315,7 +315,7 @@ def crafted(make_small, make_images, make_run):
 
 
 @pytest.mark.parametrize(("level", "pixel", "result"), [(16, 100, 116), (-16, 100, 84), (16, 250, 255), (-16, 10, 0)])
-def test_a_image_with_friendly_noise_is_clipped(crafted, level, pixel, result):
+def test_an_image_with_friendly_noise_is_clipped(crafted, level, pixel, result):
     pixels = crafted(level, pixel, noise="none")
     torch.testing.assert_close(pixels * 255, torch.full_like(pixels, result), rtol=0, atol=1e-3)
 
@@ -404,8 +404,7 @@ VARIANTS = [("friends-u", "uniform", 16), ("friends-b", "bernoulli", 16), ("frie
 
 @pytest.mark.parametrize(("name", "noise", "zeta"), [*VARIANTS, ("friendly", "none", 32)])
 def test_the_variants_have_the_published_settings(name, noise, zeta):
-    plugin = find("defense", name)
-    settings = build(plugin.make.Settings, plugin.variant, "defense")
+    settings = make_defense(name).settings
     assert (settings.noise, settings.zeta) == (noise, zeta)
     assert (settings.mu, settings.start, settings.steps) == (16, 5, 20)
 
