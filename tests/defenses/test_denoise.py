@@ -1,3 +1,7 @@
+"""Denoising: the diffusion step, the fitted network, denoisers from elsewhere, and a whole trial."""
+
+from __future__ import annotations
+
 import json
 import math
 import sys
