@@ -25,7 +25,7 @@ class AblSettings(Settings):
     )
     gamma: float = Field(0.5, gt=0, le=100, description="loss below which a batch is not learned further")
     unlearn_lr: float = Field(0.005, gt=0, le=1, description="learning rate of the unlearning, as a share of train.lr")
-    cap: float = Field(10.0, gt=0, le=1e6, description="unlearning, which is unbounded, stops at this loss of the batch")
+    cap: float = Field(10.0, gt=0, le=1e6, description="unlearning is unbounded: it stops at this loss of the batch")
 
     @model_validator(mode="after")
     def _room(self) -> AblSettings:

@@ -31,9 +31,9 @@ class ActivationClustering(Filter):
 
     A network is trained on all samples; the features of every class are split by 2-means. `activation-clustering`
     drops the smaller cluster of every class, whatever its size (data-poisoning and Sleeper Agent: this costs 20 to
-    50 % of the clean data); `activation-clustering-size` works on 10 principal components and drops a cluster of less than 35 % of
-    its class. Threat model: poisons of one class that form a cluster. Assumes: the training set, and that poisons are
-    the minority. Cost: one more training (shared by all filters), then k-means.
+    50 % of the clean data); `activation-clustering-size` works on 10 principal components and drops a cluster of less
+    than 35 % of its class. Threat model: poisons of one class that form a cluster. Assumes: the training set, and that
+    poisons are the minority. Cost: one more training (shared by all filters), then k-means.
     """
 
     Settings = ActivationClusteringSettings

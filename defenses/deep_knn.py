@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.defenses.shared.filtering import Filter, declared_rate
-from bench.plugin import Field, Services, Settings, register
+from bench.plugin import Field, Report, Services, Settings, register
 
 
 class DeepKnnSettings(Settings):

@@ -373,7 +373,7 @@ def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
     [
         ("nothing-here", "allowed: 'fit', a diffusers folder"),
         ("no/where/at/all", "allowed: 'fit', a diffusers folder"),
-        ("missing.pt", "no file 'missing.pt'"),
+        ("missing.pt", "file not found: 'missing.pt'"),
     ],
 )
 def test_a_source_that_is_not_there_is_named_before_any_work(source, words, monkeypatch):
@@ -474,7 +474,7 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_fix(sav
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert outside("an/owner") == outside(str(tmp_path))
-    with pytest.raises(BadInput, match="'who/cares' is no folder here and cannot be fetched .OSError.; fix: fetch it"):
+    with pytest.raises(BadInput, match="'who/cares' is not a folder and cannot be downloaded .OSError.; fix: "):
         outside("who/cares")
     assert asked[0] == ("an/owner", ["*config.json", "*diffusion_pytorch_model.safetensors"])
 
@@ -485,7 +485,7 @@ def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(sav
     without = replace(services, public=None)
     _, found = after(defense(source=str(tmp_path), sigma=0.025, scale=1), data, without)
     assert found.scores(data.images.float() / 255).shape == (12, 3)
-    with pytest.raises(TrialFailed, match="knows images of 16 pixels, these have 8"):
+    with pytest.raises(TrialFailed, match="takes images of 16 pixels, not 8"):
         list(defense(source=str(tmp_path), sigma=0.025, scale=1).jobs(make_images(6, 8), without))
 
 

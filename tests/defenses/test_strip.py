@@ -50,7 +50,7 @@ def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight, mon
     blends = Blends(model, pixels[5:], data.ids[5:], weight)
     expected = [by_scipy(model, x, pixels[5:], weight) for x in pixels[:8]]
     np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
-    monkeypatch.setattr("bench.defenses.strip.BLENDS", 15)  # two images at a time
+    monkeypatch.setattr("bench.defenses.strip.BLENDS_AT_ONCE", 15)  # two images at a time
     np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
 
 
