@@ -1,8 +1,9 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 a trial failed, 2 bad input."""
+"""The command line: parse, call, print. Exit codes: 0 done, 1 a trial failed, 2 bad input, above 128 interrupted."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -17,10 +18,11 @@ from bench import __version__
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed, nearest
 from bench.foundation.files import make_folder
+from bench.foundation.signals import Stopped, ending_cleanly
 
 if TYPE_CHECKING:
     from bench.execution import runner
-    from bench.execution.engines import Engine
+    from bench.execution.engines.base import Engine
     from bench.request import sweep
 
 OUT = Path("results/runs")
@@ -39,17 +41,19 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        options = _parser().parse_args(arguments)
-        return options.call(options)
+        with ending_cleanly():
+            options = _parser().parse_args(arguments)
+            return options.call(options)
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except TrialFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print("bench: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return error.code if isinstance(error, Stopped) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -346,7 +350,7 @@ def _import(options: argparse.Namespace) -> int:
         found = {int(options.setup[:9]): next(iter(found.values()))}
     with new_folder(options.folder) as folder:
         for index, one in found.items():
-            lacks_target = not formats.FORMATS[one.format].holds_target
+            lacks_target = not formats.named(one.format).holds_target
             trial = study.trial(index) if lacks_target or study.listed is not None else None
             poisons, own, report = interpret(one, study.dataset, index, study.protocol.threat.eps, trial)
             if options.trigger:
@@ -376,7 +380,6 @@ def _where_next(options: argparse.Namespace, uri: str | None) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.request import sweep
     from bench.science import protocol
@@ -392,8 +395,8 @@ def _list(options: argparse.Namespace) -> int:
                 print(f"  {name:27} {sweep.read(name)[1]}")
             continue
         if kind == "engines":
-            for name, card in engines.CARDS.items():
-                print(f"  {name:27} {card}")
+            for name in registry.names("engine"):
+                print(f"  {name:27} {registry.find('engine', name).card}")
             continue
         for name in registry.names(kind.removesuffix("s")):
             plugin = registry.find(kind.removesuffix("s"), name)
@@ -406,7 +409,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.foundation.settings import describe
     from bench.request import sweep
@@ -419,8 +421,9 @@ def _show(options: argparse.Namespace) -> int:
         print(sweep.read(options.name)[2].rstrip())
         return 0
     if options.kind == "engine":
-        make = engines.find(options.name)
-        print(f"engine {options.name}: {engines.CARDS[options.name]}")
+        engine = registry.find("engine", options.name)
+        make = engine.make
+        print(f"engine {options.name}: {engine.card}")
         if hasattr(make, "Settings"):
             print(f"\nsettings, as --set engine.key=value:\n{describe(make.Settings, {})}")
         return 0
@@ -527,10 +530,11 @@ def _new(options: argparse.Namespace) -> int:
 def _figure(options: argparse.Namespace) -> int:
     from bench.figures import canvas
     from bench.figures.request import Request
+    from bench.foundation.registry import find, names
 
     if options.name is None:
-        for name, line in canvas.catalogue():
-            print(f"  {name:16} {line}")
+        for name in names("figure"):
+            print(f"  {name:16} {find('figure', name).card}")
         return 0
     if options.trial is not None and options.trial < 0:
         raise BadInput(f"--trial {options.trial}; allowed: 0 and more")
