@@ -8,9 +8,7 @@ from bench.plugin import Attack, Field, Poisons, Scene, Settings, register
 
 
 class CleanControlSettings(Settings):
-    trigger: bool = Field(
-        False, description="evaluate on images with the trigger, as backdoor attacks do"
-    )
+    trigger: bool = Field(False, description="evaluate on images with the trigger, as backdoor attacks do")
 
 
 @register("attack", "none")

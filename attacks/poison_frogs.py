@@ -52,9 +52,7 @@ class ForwardBackwardSettings(Settings):
     beta: float = Field(
         0.0, ge=0, le=1e3, description="pull towards the base (the backward step); 0: the eps ball alone"
     )
-    tolerance: float = Field(
-        1e-5, ge=0, le=1, description="relative change of its loss at which a poison stops"
-    )
+    tolerance: float = Field(1e-5, ge=0, le=1, description="relative change of its loss at which a poison stops")
 
 
 @register("attack", "pf-original")

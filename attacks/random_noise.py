@@ -13,9 +13,7 @@ class RandomNoiseSettings(Settings):
     distribution: Literal["bernoulli", "uniform"] = Field(
         "bernoulli", description="+-eps with equal chance at every pixel and channel, or uniform in [-eps, eps]"
     )
-    trigger: bool = Field(
-        False, description="evaluate on images with the trigger, as backdoor attacks do"
-    )
+    trigger: bool = Field(False, description="evaluate on images with the trigger, as backdoor attacks do")
 
 
 @register("attack", "random-noise")

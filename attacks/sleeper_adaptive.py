@@ -11,9 +11,7 @@ from bench.plugin import Field, Poisons, Scene, Transform, register
 
 
 class AdaptiveSettings(SleeperSettings):
-    defense: Literal["noise-b", "friends-b"] = Field(
-        "noise-b", description="defense whose noise the attacker knows"
-    )
+    defense: Literal["noise-b", "friends-b"] = Field("noise-b", description="defense whose noise the attacker knows")
     mu: int = Field(16, ge=1, le=255, description="size of its random noise, levels of 255")
     in_crafting: bool = Field(True, description="the poisons are crafted through the noise")
     in_sources: bool = Field(False, description="the target gradient is taken on noisy images with the trigger, too")

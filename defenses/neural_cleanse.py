@@ -43,9 +43,7 @@ class NeuralCleanseSettings(Settings):
     batch: int = Field(32, ge=1, le=65536, description="clean images per step, each stamped for every class")
     lr: float = Field(0.1, gt=0, le=100, description="learning rate of Adam, for mask and pattern before tanh")
     cost: float = Field(1e-3, gt=0, le=100, description="initial weight c of the mask's norm")
-    threshold: float = Field(
-        0.99, gt=0, le=1, description="share of the hold-out that a trigger must flip"
-    )
+    threshold: float = Field(0.99, gt=0, le=1, description="share of the hold-out that a trigger must flip")
     patience: int = Field(
         5, ge=1, le=1000, description="good epochs in a row after which c doubles; bad ones after which it falls"
     )

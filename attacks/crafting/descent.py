@@ -32,9 +32,7 @@ class DescentSettings(Settings):
     rule: Literal["sign-adam", "adam", "signed-adam"] = Field("sign-adam", description="how a step is made")
     lr: float = Field(0.1, gt=0, le=10, description="step in standard deviations of a channel (tau)")
     decay: bool = Field(True, description="lr x0.1 after 3/8, 5/8 and 7/8 of the steps")
-    init: Literal["noise", "base"] = Field(
-        "noise", description="start from Gaussian noise with std eps, or from 0"
-    )
+    init: Literal["noise", "base"] = Field("noise", description="start from Gaussian noise with std eps, or from 0")
 
 
 def craft(
