@@ -1,6 +1,9 @@
 """Convex Polytope: the inner solver against other solvers, and the envelope gradient against finite differences."""
 
+from __future__ import annotations
+
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,7 +205,7 @@ def minimised(models, pixels, target):
     return sum(each) / len(each)
 
 
-EXACT = {"solver_steps": 20_000, "solver_tolerance": 0.0}
+EXACT: dict[str, Any] = {"solver_steps": 20_000, "solver_tolerance": 0.0}
 
 
 @pytest.mark.parametrize("seed", range(3))

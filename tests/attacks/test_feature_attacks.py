@@ -1,6 +1,9 @@
 """Bullseye Polytope and Poison Frogs: their losses, the exact gradients of these, and what they do to features."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +103,7 @@ def test_augmentation_is_redrawn_at_every_step(smooth_scene, monkeypatch):
     assert len({gradient(pixels, step)[0] for step in (0, 1, 2, 0)}) == 3
 
 
-FAST = {"steps": 60, "restarts": 1}
+FAST: dict[str, Any] = {"steps": 60, "restarts": 1}
 
 
 @pytest.fixture

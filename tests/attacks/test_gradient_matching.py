@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from bench.science.classifier import build_model
 from bench.science.training import Recipe, train
 from tests.plugins import make_attack
 
-FAST = {"steps": 30, "restarts": 1}
+FAST: dict[str, Any] = {"steps": 30, "restarts": 1}
 
 
 def craft(scene, **settings):

@@ -216,7 +216,7 @@ def test_ties_go_to_the_lower_row(world):
 
 
 def test_trials_with_the_same_class_share_the_selection(world):
-    kept = {}
+    kept: dict[Any, Any] = {}
     for seed, adversarial, expected in ((0, 1, 1), (1, 1, 0), (2, 2, 1), (3, 1, 0)):
         scene, recorder = world(kept=kept, seed=seed)
         scene = replace(scene, trial=replace(scene.trial, target_class=adversarial))

@@ -17,10 +17,10 @@ from bench.datasets.photographs import BLOCKS, PHOTOGRAPHS, PhotographsSettings,
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Dataset, Images, Place, check
 
-TINY = {"size": 8, "side": 64, "train_per_class": 5, "test_per_class": 3}
+TINY: dict[str, Any] = {"size": 8, "side": 64, "train_per_class": 5, "test_per_class": 3}
 
 
-def tiny(**changes: int | str) -> Dataset:
+def tiny(**changes: Any) -> Dataset:
     return load(PhotographsSettings(**{**TINY, **changes}), Place())
 
 

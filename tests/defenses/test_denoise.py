@@ -71,7 +71,7 @@ def test_a_noise_beyond_the_schedule_is_refused() -> None:
 # One-shot denoising.
 
 
-def denoiser_of(predict: Callable[..., Any], alphas: Tensor | None = None, **more: int) -> Any:
+def denoiser_of(predict: Callable[..., Any], alphas: Tensor | None = None, **more: Any) -> Any:
     return Denoiser(predict, cosine_schedule() if alphas is None else alphas, {"source": "test"}, **more)
 
 
@@ -210,7 +210,7 @@ def test_a_fit_that_diverges_is_said(make_images: Callable[..., Images], monkeyp
 
 # The defense.
 
-QUICK = {"steps": 2, "width": 8, "batch": 4}
+QUICK: dict[str, Any] = {"steps": 2, "width": 8, "batch": 4}
 
 
 class Keeper:
@@ -235,7 +235,7 @@ class Keeper:
 @pytest.fixture
 def world(make_images: Callable[..., Images]) -> tuple[Services, Images, dict[Any, Any]]:
     """Services with a keeper and notes, and a training set."""
-    notes = {}
+    notes: dict[Any, Any] = {}
     public = make_images(12, 16, classes=5, seed=8)
     services = Services(
         Recipe(epochs=4, batch=8, drops=(), shift=1), 3, lambda *_: None, lambda *_: None, "lenet", 1, Keeper(),
@@ -423,7 +423,7 @@ def diffusers() -> Any:
 def save_model(diffusers: Any, tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
     """A tiny diffusion model on the disk, as a pipeline or all in one folder."""
 
-    def save(split: bool = False, predicted: str = "epsilon", steps: int = 50, **changes: int) -> tuple[Any, Any]:
+    def save(split: bool = False, predicted: str = "epsilon", steps: int = 50, **changes: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
         unet = diffusers.UNet2DModel(
             **{

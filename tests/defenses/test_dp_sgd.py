@@ -34,7 +34,7 @@ from opacus.accountants import RDPAccountant  # noqa: E402
 from tests.plugins import make_defense
 
 NAMES = ["convnet", "lenet", "resnet18", "vgg11", "mobilenet-v2", "alexnet"]
-PLAIN = {"drops": (), "augment": "none", "flip": False}
+PLAIN: dict[str, Any] = {"drops": (), "augment": "none", "flip": False}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def make_step(make_run: Callable[..., Run]) -> Callable[..., tuple[Run, Tensor]]
     """One step on `rows`: (run, gradients that reach SGD as one vector, each parameter's shape and type)."""
 
     def step(
-        model: Classifier, images: Images, rows: Tensor, batch: int = 5, epoch: int = 0, **settings: float
+        model: Classifier, images: Images, rows: Tensor, batch: int = 5, epoch: int = 0, **settings: Any
     ) -> tuple[Run, Tensor]:
         run = make_run(model, images, owner="dp-sgd", batch=batch, lr=0.1, **PLAIN)
         defense = DpSgd(DpSgdSettings(**settings), "dp-sgd")
@@ -231,7 +231,7 @@ def trained(
     services: Services | None = None,
     epochs: int = 2,
     batch: int = 8,
-    **settings: float | str,
+    **settings: Any,
 ) -> Classifier:
     defense = DpSgd(DpSgdSettings(**settings), "dp-sgd")
     defense.beside = beside
@@ -371,7 +371,7 @@ def test_epsilon_without_privacy_is_none_and_with_little_noise_huge() -> None:
 @pytest.fixture
 def noting() -> tuple[dict[Any, Any], Services]:
     """Services whose notes are kept."""
-    notes = {}
+    notes: dict[Any, Any] = {}
     return notes, Services(Recipe(), 3, None, lambda *_: None, note=notes.__setitem__)
 
 

@@ -124,7 +124,7 @@ def test_gradients_are_those_of_the_loss_in_the_logits(
 RECIPE = Recipe(epochs=6, batch=16, lr=0.05, drops=(), augment="none", flip=False)
 
 
-def run_with(make_small: Callable[..., Classifier], data: Images, **settings: float) -> Trained:
+def run_with(make_small: Callable[..., Classifier], data: Images, **settings: Any) -> Trained:
     defense = Epic(EpicSettings(**{"fraction": 0.3, "start": 2, **settings}), "epic")
     return train(make_small(), data, RECIPE, seed=0, hooks=defense)
 
@@ -148,7 +148,7 @@ def test_what_was_dropped_is_suspected(
 def test_who_was_dropped_never_comes_back(
     make_small: Callable[..., Classifier], make_images: Callable[..., Images]
 ) -> None:
-    trained_on = {}
+    trained_on: dict[Any, Any] = {}
 
     class Watched(Epic):
         def batch(self, batch: Batch, run: Run, stage: str) -> Batch:

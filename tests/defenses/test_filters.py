@@ -326,7 +326,7 @@ def test_all_filters_share_one_warm_up(
 ) -> None:
     asked = []
 
-    def fit(data: Images, model: str, epochs: int, *who: str) -> Classifier:
+    def fit(data: Images, model: str, epochs: int, *who: str | int) -> Classifier:
         asked.append((data.digest, model, epochs, who))
         return make_model()
 

@@ -22,22 +22,22 @@ from bench.science.seeds import torch_stream
 from bench.science.training import Batch, Recipe, Run, train
 from tests.plugins import make_defense
 
-GENTLE = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
+GENTLE: dict[str, Any] = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
 """Learning rates that move the noise of a `sensitive` network but leave most of it inside zeta."""
 
 
-def settings_of(**changes: float | str) -> FriendsSettings:
+def settings_of(**changes: Any) -> FriendsSettings:
     return FriendsSettings(**{"steps": 5, "noise": "bernoulli", **changes})
 
 
-def noise_of(model: Classifier, data: Images, stream: int = 0, **changes: float | str) -> Tensor:
+def noise_of(model: Classifier, data: Images, stream: int = 0, **changes: Any) -> Tensor:
     return friendly_noise(model, data, settings_of(**changes), torch_stream("cpu", stream))
 
 
 class Spy(Friends):
     """Friends that keeps what went in and out of every pixel stage, and the friendly noise of every epoch."""
 
-    def __init__(self, **settings: float | str) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(settings_of(**settings), "friends")
         self.steps, self.friendly = [], {}
 
@@ -309,7 +309,7 @@ def test_friendly_noise_starts_at_its_epoch_and_then_stays(trained: Callable[...
 
 def test_friendly_noise_belongs_to_its_row_and_random_noise_is_redrawn(trained: Callable[..., Spy]) -> None:
     spy = trained(Spy(start=1, mu=10))
-    draws = set()
+    draws: set[Any] = set()
     for epoch, rows, before, after in spy.steps:
         fixed = spy.friendly[epoch][rows].float() / 255 if epoch >= 1 else 0
         random = after - before - fixed
@@ -340,7 +340,7 @@ def crafted(
 ) -> Callable[..., Tensor]:
     """A run whose friendly noise is given, and a batch of its first rows."""
 
-    def make(level: int, pixel: int, **settings: int | str) -> Tensor:
+    def make(level: int, pixel: int, **settings: Any) -> Tensor:
         data = make_images(6)
         data = data.with_images(torch.full_like(data.images, pixel))
         run = make_run(make_small(), data, owner="friends")
@@ -407,7 +407,7 @@ def test_a_source_model_makes_the_noise(
 ) -> None:
     calls, source = [], make_sensitive(5)
 
-    def fit(data: Images, name: str, epochs: int, *who: str) -> Classifier:
+    def fit(data: Images, name: str, epochs: int, *who: str | int) -> Classifier:
         calls.append((data, name, epochs))
         return source
 

@@ -22,7 +22,15 @@ from bench.science.training import Batch, Recipe, Run, Trained, to_pixels
 from tests.defenses import planted
 from tests.plugins import make_defense
 
-QUICK = {"epochs": 30, "steps": 8, "batch": 30, "patience": 2, "stop": 8, "repair_epochs": 80, "repair_lr": 0.2}
+QUICK: dict[str, Any] = {
+    "epochs": 30,
+    "steps": 8,
+    "batch": 30,
+    "patience": 2,
+    "stop": 8,
+    "repair_epochs": 80,
+    "repair_lr": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +181,7 @@ def test_frozen_features_stay_frozen_in_the_repair(
     short = make_defense(
         "neural-cleanse", **{**QUICK, "epochs": 2, "threshold": 0.01, "index": 1e-6, "repair_epochs": 2}
     )
-    notes = {}
+    notes: dict[Any, Any] = {}
     finish(short, model, services, holdout, notes)
     assert notes["neural_cleanse"]["flagged"]
     assert not torch.equal(head, model.head.weight)

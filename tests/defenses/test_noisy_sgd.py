@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def disturbed(
     make_small: Callable[..., Classifier],
     make_images: Callable[..., Images],
     scale: float = 1.0,
-    **settings: float,
+    **settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """The gradients that reach the optimizer, and those that were taken."""
     run = make_run(make_small(), make_images(12), lr=0.1)

@@ -28,7 +28,7 @@ from tests.plugins import make_defense
 SERVICES = Services(Recipe(), 2, None, lambda *_: None, seed=3, poison_rate=0.1)  # type: ignore[arg-type]
 
 
-def kept(name: str, features: np.ndarray, labels: np.ndarray, **settings: int) -> list[bool]:
+def kept(name: str, features: np.ndarray, labels: np.ndarray, **settings: Any) -> list[bool]:
     return make_defense(name, **settings).kept(torch.tensor(features), torch.tensor(labels), SERVICES).tolist()
 
 
@@ -56,7 +56,7 @@ def test_spectral_signatures_are_those_of_art() -> None:
     ours = spectral_scores(torch.tensor(features), centred=False).sqrt().numpy()
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
 
-    classifier = SimpleNamespace(layer_names=["features"], nb_classes=2, get_activations=lambda x, **_: x)
+    classifier = SimpleNamespace(layer_names=["features"], nb_classes=2, get_activations=lambda x, **_: Any)
     defence = module.SpectralSignatureDefense.__new__(module.SpectralSignatureDefense)  # the classifier is a stand-in
     vars(defence).update(classifier=classifier, x_train=features, y_train=labels, batch_size=8)
     vars(defence).update(expected_pp_poison=0.1, eps_multiplier=1.5)
@@ -89,7 +89,7 @@ def test_activation_clustering_is_that_of_art(rule: str, shares: tuple[float, fl
     assert kept(name, features, labels, components=10) == expected.tolist()
 
 
-def pushed(gradients: Tensor, **settings: float) -> Tensor:
+def pushed(gradients: Tensor, **settings: Any) -> Tensor:
     """What reaches the optimizer when the images of a batch have these gradients [b, ...]."""
     weight = torch.nn.Parameter(torch.zeros(gradients.shape[1:]))
     optimizer = torch.optim.SGD([weight], lr=0.1)

@@ -76,7 +76,7 @@ def hooked(
 ) -> Callable[..., tuple[RandomNoise, Run, Callable[..., Any]]]:
     """A defense, its run at epoch 0 and a function that makes a fresh batch."""
 
-    def make(**settings: int | str) -> tuple[RandomNoise, Run, Callable[..., Any]]:
+    def make(**settings: Any) -> tuple[RandomNoise, Run, Callable[..., Any]]:
         defense, data = RandomNoise(RandomNoiseSettings(**settings), "noise"), make_images(12)
         run = make_run(make_small(), data, owner="noise")
         defense.setup(run)
@@ -128,7 +128,7 @@ def test_labels_rows_ids_and_the_data_are_left_alone(
 def test_training_with_noise_repeats_and_differs_from_training_without(
     make_small: Callable[..., Classifier], make_images: Callable[..., Images], weights_of: Callable[[nn.Module], Tensor]
 ) -> None:
-    def trained(seed: Any = 0, **settings: int | str) -> Tensor:
+    def trained(seed: Any = 0, **settings: Any) -> Tensor:
         hooks = RandomNoise(RandomNoiseSettings(**settings), "noise") if settings else None
         recipe = Recipe(epochs=2, batch=8, lr=0.05, drops=(), shift=1)
         return weights_of(train(make_small(), make_images(), recipe, seed=seed, hooks=hooks).model)

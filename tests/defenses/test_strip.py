@@ -118,7 +118,7 @@ def test_partners_are_drawn_once_from_the_holdout_in_no_order_but_that_of_ids(le
 def test_the_notes_say_with_how_many_images_it_was_blended(
     lend: Callable[..., Services], size: int, pictures: int, capped: bool
 ) -> None:
-    notes = {}
+    notes: dict[Any, Any] = {}
     services = lend(planted.noise(size), note=notes.__setitem__)
     prepare(planted.network(5.0), make_defense("strip", pictures=pictures).settings, services)
     assert notes["strip"]["blended with"] == min(size, pictures)
@@ -160,7 +160,7 @@ def test_the_filter_keeps_its_own_holdout_from_blending_with_itself(lend: Callab
 def test_the_filter_shares_the_warm_up_of_the_others(lend: Callable[..., Services]) -> None:
     asked = []
 
-    def fit(data: Images, model: str, epochs: int, *who: str) -> Classifier:
+    def fit(data: Images, model: str, epochs: int, *who: str | int) -> Classifier:
         asked.append((data.digest, model, epochs, who))
         return planted.network(5.0)
 

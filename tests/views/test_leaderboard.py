@@ -281,4 +281,4 @@ def test_a_record_from_before_a_setting_stands_beside_those_that_name_its_value(
     assert {entry.attack_label for entry in with_old} == {"gm"}
 
 
-THREAT = {"scenario": "from-scratch", "eps": 16}
+THREAT: dict[str, Any] = {"scenario": "from-scratch", "eps": 16}

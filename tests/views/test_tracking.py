@@ -76,7 +76,7 @@ def uri(out: Path) -> str:
 def runs(uri: str) -> Callable[..., list[Any]]:
     """The active runs of a kind, oldest first."""
 
-    def search(kind: str, **tags: str) -> list[Any]:
+    def search(kind: str, **tags: Any) -> list[Any]:
         client = connect(uri)
         where = " AND ".join(f"tags.\"bench.{k}\" = '{v}'" for k, v in {"kind": kind, **tags}.items())
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
