@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.execution.runner import Plan, prepare
+from bench.execution.plan import Part, plan
 from bench.foundation.devices import choose_devices
 from bench.foundation.errors import BadInput, nearest
 from bench.foundation.progress import say
 from bench.foundation.registry import find
 from bench.foundation.settings import build
+from bench.request.request import Request as PlanRequest
 from bench.science.dataset import Dataset, Place
-from bench.storage.records import NEEDED, SCHEMA, Records
+from bench.storage.records import Record
+from bench.storage.records import read as read_records
 
-Record = dict[str, Any]
 Row = tuple[str | int | float, ...]
 
 
@@ -61,9 +61,10 @@ def read(request: Request) -> list[Record]:
     if request.sets or request.dataset is not None:
         raise BadInput("this figure shows records as they are: --set and --dataset have no place here")
     if request.records is not None:
-        found, where = list(_of_file(request.records)), request.records
+        found, where = read_records(None, [request.records], say), request.records
     else:
-        found, where = list(Records(request.out / "records", say).all()), request.out / "records"
+        where = request.out / "records"
+        found = read_records(where, [], say) if where.is_dir() else []
     if not found:
         raise BadInput(f"no trial records in '{where}'; fix: run something first, or --out DIR or --records FILE")
     wanted = {"protocol": request.protocol, "attack": request.attack, "seed": request.seed, "trial": request.trial}
@@ -77,28 +78,12 @@ def read(request: Request) -> list[Record]:
 
 
 def _only(records: list[Record], name: str, values: list[Any]) -> list[Record]:
-    known = sorted({str(record[name]) for record in records})
+    of_each: list[Any] = [record.get(name) for record in records]
+    known = sorted(set(map(str, of_each)))
     for value in values:
         if str(value) not in known:
             raise BadInput(f"no records with {name} '{value}'{nearest(str(value), known)}")
-    return [record for record in records if not values or record[name] in values]
-
-
-def _of_file(path: Path) -> Iterable[Record]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"records file '{path}' cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or any(name not in record for name in NEEDED) or record["schema"] != SCHEMA:
-            raise BadInput(f"'{path}', line {number}: not a trial record of this version")
-        yield record
+    return [record for record, value in zip(records, of_each, strict=True) if not values or value in values]
 
 
 def dataset_of(record: Record, data: Path | None) -> Dataset:
@@ -118,20 +103,20 @@ def seeds_of(records: Iterable[Record]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def plan_of(request: Request, attack: str, defenses: tuple[str, ...]) -> Plan:
+def plan_of(request: Request, attack: str, defenses: tuple[str, ...]) -> Part:
     """The study to train in, with one cell for each defense and the one trial that is asked for (default: 0); checked
     as a run is. attack, defenses: unless the request names others."""
     if request.records is not None:
         raise BadInput("this figure trains networks and reads no records: --records has no place here")
-    plan = prepare(
-        request.protocol or "quick",
-        request.sets,
-        attack=request.attack or attack,
+    asked = PlanRequest(
+        protocols=(request.protocol or "quick",),
+        attacks=(request.attack or attack,),
         defenses=request.defenses or defenses,
         only=True,
+        seed=request.seed or 0,
+        set=request.sets,
         dataset=request.dataset,
         data=request.data,
-        seed=request.seed or 0,
-        device=choose_devices(request.device)[0],
     )
-    return Plan(tuple(replace(cell, trials=(request.trial or 0,)) for cell in plan.cells))
+    (part,) = plan([asked], choose_devices(request.device)[0]).parts
+    return part.on_trials((request.trial or 0,))

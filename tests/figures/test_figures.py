@@ -18,11 +18,13 @@ from torch import nn
 
 from bench.cli import main
 from bench.defenses import friends
-from bench.execution.stages import Bench
 from bench.figures import canvas, landscape, poisons, request, training
 from bench.foundation import registry
+from bench.science.crafting import poisons_of
 from bench.science.dataset import Place
 from bench.science.evaluation import ModelPredictor, evaluate
+from bench.science.victim import trainings
+from bench.science.workspace import Workspace
 from bench.storage.records import Records
 from tests.tiny import ATTACK_SETS, SETS
 
@@ -58,7 +60,7 @@ def record(attack: str, defense: str, trial: int, success: float, accuracy: floa
         "schema": 1, "key": f"{attack}/{defense}/{trial}", "cell": f"{attack}/{defense}", "attack": attack,
         "defense": defense, "protocol": "p", "trial": trial, "seed": 3, "status": "done", "error": None,
         "success": success, "clean_accuracy": accuracy, "seconds": {}, "poisons": {}, "history": [], "settings": {},
-        "started": "", "finished": "", **more,
+        "started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:00Z", **more,
     }  # fmt: skip
 
 
@@ -196,12 +198,12 @@ def test_the_landscape_is_that_of_the_recorded_victims(
 
     plan = request.plan_of(request.Request(ran, sets=tuple(CRAFTING[1::2])), "gm", ("friends-b",))
     (cell,) = plan.cells
-    bench = Bench.at(plan.study, ran, lambda *_: None, print)
-    network = bench.trainings(cell.attack, cell.defense, 0)[0].model
-    outcome = evaluate(ModelPredictor(network), plan.study.dataset, plan.study.trial(0), "cpu")
-    recorded = bench.records.find(plan.study.wanted(cell.attack, cell.defense, 0))
+    space = Workspace.at(plan.study, ran, lambda *_: None, print)
+    network = trainings(space, plan.study.case(0), cell.attack, cell.defense)[0].model
+    outcome = evaluate(ModelPredictor(network), plan.study.dataset, plan.study.case(0).trial, "cpu")
+    recorded = Records(ran / "records").find(plan.study.identities.record(cell.attack, cell.defense, 0))
     assert recorded is not None and outcome.as_dict() == recorded["outcome"]
-    crafted = bench.poisons(cell.attack, 0)[0]
+    crafted = poisons_of(space, plan.study.case(0), cell.attack)[0]
     with torch.no_grad():
         own = nn.functional.cross_entropy(network(crafted.images / 255), crafted.labels).item()
     assert loss["victim, friends-b", 1.0, 0.0] == pytest.approx(own, rel=1e-4)
@@ -247,9 +249,6 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["scatter", "--csv", "x.png"], [GOOD], "allowed: a file that ends in .csv"),
         (["scatter", "--trial", "-1"], [GOOD], "--trial -1; allowed: 0 and more"),
         (["scatter"], [], "no trial records in"),
-        (["scatter"], [GOOD, {"schema": 1}], "line 2: not a trial record"),
-        (["scatter"], [{**GOOD, "schema": 99}], "line 1: not a trial record"),
-        (["scatter"], [{**GOOD, "success": "much"}], "records that no run wrote"),
         (["scatter"], [{**GOOD, "status": "failed"}], "none of these trials is finished"),
         (["scatter", "--attack", "gn"], [GOOD], "no records with attack 'gn'; did you mean 'gm'?"),
         (["scatter", "--set", "threat.eps=8"], [GOOD], "--set and --dataset have no place here"),
@@ -280,6 +279,26 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     said = capsys.readouterr().err
     assert reason in said and said.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        ({"schema": 1}, "line 2, key: Field required"),
+        ({**GOOD, "schema": 99}, "line 2, schema: Input should be 1"),
+        ({**GOOD, "success": "much"}, "line 2, success: Input should be a valid number"),
+    ],
+)
+def test_damaged_records_are_reported_and_skipped(
+    damaged: dict[str, Any], reason: str, tmp_path: Path, written: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows, _ = figure(tmp_path, "scatter", "--records", written(GOOD, damaged))
+    assert [row["n"] for row in rows] == ["1"]
+    said = capsys.readouterr().err
+    assert f"1 damaged record skipped: {reason}" in said and said.count("\n") == 1
+    assert main(["figure", "scatter", "--records", written(damaged), "--to", str(tmp_path / "no.png")]) == 2
+    assert "no trial records in" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_missing_matplotlib_is_one_line_with_the_fix(
