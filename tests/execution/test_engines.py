@@ -194,7 +194,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, asked: str, gpus: int, expecte
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ("cuda:2", "'cuda:2' is not there: torch sees 2 GPUs"), ("cuda:0,cpu", "unknown device 'cpu'"),
+        ("cuda:2", "no device 'cuda:2': torch sees 2 GPUs"), ("cuda:0,cpu", "unknown device 'cpu'"),
         ("cuda:x", "unknown device 'cuda:x'"), ("cuda,cuda:1", "number the GPUs, as in cuda:0,cuda:1"),
     ],
 )  # fmt: skip
