@@ -12,7 +12,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
+from bench.defenses import deep_knn
 from bench.defenses.deep_knn import neighbour_votes
+from bench.defenses.shared import filtering
 from bench.defenses.shared.filtering import features_of
 from bench.defenses.spectral import spectral_scores
 from bench.foundation.errors import TrialFailed
@@ -119,8 +121,9 @@ def test_features_do_not_depend_on_the_batch(make_model, make_images):
 def test_what_is_kept_does_not_depend_on_the_batch(name, lend, make_images, monkeypatch):
     data, kept = make_images(45), []
     for chunk in (7, 45, 1024):
-        monkeypatch.setattr("bench.defenses.shared.filtering.features_of", functools.partial(features_of, chunk=chunk))
-        monkeypatch.setattr("bench.defenses.deep_knn.neighbour_votes", functools.partial(neighbour_votes, chunk=chunk))
+        # The modules themselves, because a chunk is no setting: it must not change a result.
+        monkeypatch.setattr(filtering, "features_of", functools.partial(features_of, chunk=chunk))
+        monkeypatch.setattr(deep_knn, "neighbour_votes", functools.partial(neighbour_votes, chunk=chunk))
         (job,) = make_defense(name).jobs(data, lend())
         kept.append(job.data.ids.tolist())
     assert kept[0] == kept[1] == kept[2] and 0 < len(kept[0]) < 45
@@ -265,19 +268,14 @@ def test_half_and_plurality_differ_where_they_should():
     assert not half[0] and most[0]
 
 
-def test_k_is_twice_the_number_of_poisons(monkeypatch):
-    asked = []
-
-    def votes(features, labels, k, classes, report):
-        asked.append(k)
-        return neighbour_votes(features, labels, k, classes)
-
-    monkeypatch.setattr("bench.defenses.deep_knn.neighbour_votes", votes)
-    features, labels, _ = planted()
-    make_defense("deepknn").kept(features, labels, SERVICES)
-    make_defense("deepknn", rate=0.05).kept(features, labels, SERVICES)
-    make_defense("deepknn", k=4).kept(features, labels, SERVICES)
-    assert asked == [20, 10, 4]
+def test_k_is_twice_the_number_of_poisons():
+    """Of 100 samples, at a declared rate of 0.1; in mixed-up classes every k keeps other samples."""
+    stream = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(100, 4, generator=stream), torch.arange(100) % 2
+    of_k = {k: make_defense("deepknn", k=k).kept(features, labels, SERVICES) for k in range(8, 23)}
+    for declared, twice in (({}, 20), ({"rate": 0.05}, 10)):
+        kept = make_defense("deepknn", **declared).kept(features, labels, SERVICES)
+        assert [k for k, of in of_k.items() if torch.equal(of, kept)] == [twice]
 
 
 def test_without_a_rate_the_error_names_the_fix():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.defenses.strip import Blends, prepare
+from bench.defenses.strip import BLENDS, Blends, prepare
 from bench.foundation.errors import TrialFailed
 from bench.science.training import Trained, to_pixels
 from tests.defenses import planted
@@ -38,14 +38,13 @@ def by_scipy(model, x, partners, weight, skip=()):
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.8])
-def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight, monkeypatch):
-    model, data = planted.network(0.0), planted.noise(12)
-    pixels = to_pixels(data.images)
-    blends = Blends(model, pixels[5:], data.ids[5:], weight)
-    expected = [by_scipy(model, x, pixels[5:], weight) for x in pixels[:8]]
-    np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
-    monkeypatch.setattr("bench.defenses.strip.BLENDS", 15)  # two images at a time
-    np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
+def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight):
+    model, data = planted.network(0.0), planted.noise(BLENDS // 7 + 8)  # more than are blended at a time
+    pixels, partners = to_pixels(data.images), to_pixels(data.images[5:12])
+    entropy = Blends(model, partners, data.ids[5:12], weight).entropy(pixels)
+    for rows in (slice(8), slice(-12, None)):
+        expected = [by_scipy(model, x, partners, weight) for x in pixels[rows]]
+        np.testing.assert_allclose(entropy[rows], expected, rtol=1e-5)
 
 
 def test_an_image_is_not_blended_with_itself():
