@@ -138,8 +138,10 @@ def test_every_process_sees_one_gpu_and_the_gpus_are_shared_in_turn(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     engine = Local(3, devices=("cuda:1", "cuda:0"), quiet=True)
     assert engine.device() == "cuda"
-    with engine.open(tmp_path):
-        shown = [done.result for done in engine.run("test", [str(tmp_path)] * 9, seen)]
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    with engine.open(tmp_path / "out"):
+        shown = [done.result for done in engine.run("test", [str(meeting)] * 9, seen)]
     get_reusable_executor().shutdown(wait=True)
     by_process = dict(shown)
     assert os.getpid() not in by_process and len(by_process) > 1
