@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bench.execution import runner
     from bench.execution.engines.base import Engine
     from bench.request import sweep
+    from bench.storage.records import Record
 
 OUT = Path("results/runs")
 BOARDS = ("table", "md", "csv", "json", "html")
@@ -237,12 +238,13 @@ def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench.views.report import table
+    from bench.views.leaderboard import leaderboard
+    from bench.views.text import run_table
 
     if options.poisons is not None and options.setups is not None:
         raise BadInput("--poisons brings its own trials; fix: leave --setups out")
     plan, engine = _plan_and_engine(options)
-    return _carry_out(options, plan, engine, table)
+    return _carry_out(options, plan, engine, lambda results: run_table(leaderboard(results)))
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -285,16 +287,17 @@ def _blocks(options: argparse.Namespace) -> list[sweep.Block]:
 
 
 def _carry_out(
-    options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[dict[str, Any]]], str]
+    options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[Record]], str]
 ) -> int:
     """Do the plan and print how it ended."""
     from bench.execution import runner
     from bench.foundation.progress import say
-    from bench.views import tracking
+    from bench.views.mlflow.server import resolve_uri
+    from bench.views.mlflow.sync import Tracker
 
-    uri = tracking.resolve_uri(options.tracking, options.out)
+    uri = resolve_uri(options.tracking, options.out)
     make_folder(options.out)
-    tracker = tracking.Tracker(uri, options.out, say)
+    tracker = Tracker(uri, options.out, say)
     try:
         results = runner.execute(
             plan, options.out, engine, say, lambda record: tracker.add(record, _image(options.out, record))
@@ -363,14 +366,14 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _image(out: Path, record: dict[str, Any]) -> Path:
+def _image(out: Path, record: Record) -> Path:
     from bench.execution.stages import image_path
 
     return image_path(out, record["poisons"].get("key", "none"))
 
 
 def _where_next(options: argparse.Namespace, uri: str | None) -> None:
-    from bench.views.tracking import FILTER
+    from bench.views.mlflow.book import FILTER
 
     place = "" if options.out == OUT else f" --out {options.out}"
     print(f"records: {options.out / 'records'}; logs of failures: {options.out / 'logs'}")
@@ -438,12 +441,13 @@ def _show(options: argparse.Namespace) -> int:
 def _leaderboard(options: argparse.Namespace) -> int:
     # Nothing that is imported here may import torch: this command answers in a second or two.
     from bench.foundation import files
-    from bench.storage.record_reading import read
+    from bench.storage.records import read
     from bench.views import html, text
     from bench.views.leaderboard import leaderboard
 
     out = options.out or (None if options.records else OUT)
-    records = read(out / "records" if out else None, options.records, lambda line: print(line, file=sys.stderr))
+    folder = out / "records" if out else None
+    records = read(folder, options.records, lambda line: print(line, file=sys.stderr), curves=False)
     if not records:
         raise BadInput(f"leaderboard: no records under '{out or options.records[0]}'; give --out DIR or --records FILE")
     for wanted in options.protocol or []:
@@ -472,29 +476,32 @@ def _must_be_among(name: str, kind: str, records: Sequence[Mapping[str, Any]]) -
 
 def _sync(options: argparse.Namespace) -> int:
     from bench.foundation.progress import say
-    from bench.storage.records import Records
-    from bench.views import tracking
+    from bench.storage.records import read
+    from bench.views.mlflow.book import FILTER
+    from bench.views.mlflow.server import resolve_uri
+    from bench.views.mlflow.sync import sync
 
-    uri = tracking.resolve_uri(options.tracking, options.out)
+    uri = resolve_uri(options.tracking, options.out)
     if uri is None:
         raise BadInput("sync: tracking is switched off (none); give --tracking URI")
     if not (options.out / "records").is_dir():
         raise BadInput(f"sync: no records under '{options.out}'; give --out DIR")
 
-    def image(record: dict[str, Any]) -> bytes | None:
+    def image(record: Record) -> bytes | None:
         path = _image(options.out, record)
         return path.read_bytes() if path.is_file() else None
 
-    report = tracking.sync(list(Records(options.out / "records", say).all()), uri, options.out, image)
+    report = sync(read(options.out / "records", [], say), uri, options.out, image)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
-    print(f"to see the cells only, filter by: {tracking.FILTER}")
+    print(f"to see the cells only, filter by: {FILTER}")
     return 0
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from bench.views import tracking
+    from bench.views.mlflow.book import FILTER
+    from bench.views.mlflow.server import SERVER, resolve_uri
 
-    uri = tracking.resolve_uri(options.tracking, options.out)
+    uri = resolve_uri(options.tracking, options.out)
     if uri is None:
         raise BadInput("ui: tracking is switched off (none); give --tracking URI")
     if uri.startswith(("http://", "https://")):
@@ -503,8 +510,8 @@ def _ui(options: argparse.Namespace) -> int:
     if not (options.out / "mlflow.db").is_file() and options.tracking is None:
         raise BadInput(f"ui: no MLflow store under '{options.out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host]
-    print(f"http://{options.host}:{options.port} (filter the runs by: {tracking.FILTER})", flush=True)
-    for name, value in tracking.SERVER.items():
+    print(f"http://{options.host}:{options.port} (filter the runs by: {FILTER})", flush=True)
+    for name, value in SERVER.items():
         os.environ.setdefault(name, value)
     os.execv(sys.executable, [*command, "--port", str(options.port)])
 

@@ -30,7 +30,7 @@ from bench.science.poisons import Poisons
 from bench.science.protocol import Chosen, Protocol, choose, resolve
 from bench.science.study import Study
 from bench.science.threat import Trial
-from bench.storage.records import Records
+from bench.storage.records import Record, Records
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,7 @@ def _indices(study: Study, setup: str | None, unlimited: bool) -> tuple[int, ...
     return chosen
 
 
-def execute(
-    wanted: Plan, out: Path, engine: Engine, say: Say, on_record: Callable[[dict[str, Any]], None]
-) -> list[dict[str, Any]]:
+def execute(wanted: Plan, out: Path, engine: Engine, say: Say, on_record: Callable[[Record], None]) -> list[Record]:
     """Run what is missing; return the records of all cells and trials, in plan order, each with `cached`.
 
     on_record: called with every record, old or new, as soon as it is there. A trial that fails gets a failed record
@@ -198,9 +196,9 @@ def execute(
     """
     records = Records(out / "records", say)
     victims = wanted.victims(out)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Record] = {}
 
-    def keep(record: dict[str, Any], cached: bool) -> None:
+    def keep(record: Record, cached: bool) -> None:
         found[record["key"]] = {**record, "cached": cached}
         on_record(record)
 
@@ -232,7 +230,7 @@ def execute(
     return [found[key] for key in victims]
 
 
-def _failure(unit: Unit, cause: str, say: Say) -> dict[str, Any]:
+def _failure(unit: Unit, cause: str, say: Say) -> Record:
     assert unit.attack is not None and unit.defense is not None
     writer = Bench.at(unit.study, unit.out, lambda *_: None, say)
     return writer.failure(unit.attack, unit.defense, unit.index, cause)
@@ -259,7 +257,7 @@ def _stage(
     out: Path,
     engine: Engine,
     say: Say,
-    on_record: Callable[[dict[str, Any]], None] = lambda record: None,
+    on_record: Callable[[Record], None] = lambda record: None,
 ) -> dict[str, str]:
     """Have the units done; return what failed, by key, with the cause. DiskFull from any of them ends them all."""
     failed: dict[str, str] = {}

@@ -37,7 +37,7 @@ from bench.science.seeds import derive, torch_stream
 from bench.science.study import Study
 from bench.science.training import Trained, train
 from bench.science.workshop import Transform, Workshop
-from bench.storage.records import SCHEMA, Records
+from bench.storage.records import SCHEMA, Record, Records
 from bench.storage.store import Artefact, Store, key_of
 
 
@@ -209,14 +209,13 @@ class Bench:
 
     # Victims
 
-    def victim(self, attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
+    def victim(self, attack: Chosen, defense: Chosen, index: int) -> Record:
         """Train the victim of a trial behind a defense, judge it, and put its record in place."""
         wanted = self.study.wanted(attack, defense, index)
         with self.store.lock(wanted["key"]):
             there = self.records.find(wanted)  # by another run on the same output folder
             if there is None:
-                there = self._record(wanted, attack, defense, index)
-                self.records.write(there)
+                there = self.records.write(self._record(wanted, attack, defense, index))
         return there
 
     def _record(self, wanted: dict[str, Any], attack: Chosen, defense: Chosen, index: int) -> dict[str, Any]:
@@ -371,15 +370,14 @@ class Bench:
                 public=public,
             ).only(defense.needs)
 
-    def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> dict[str, Any]:
+    def failure(self, attack: Chosen, defense: Chosen, index: int, error: str) -> Record:
         """Write the record of a trial that failed; it will be tried again by the next run. Where another run has
         finished it meanwhile, that is its record."""
         wanted = self.study.wanted(attack, defense, index)
         with self.store.lock(wanted["key"]):
             there = self.records.find(wanted)
             if there is None:
-                there = self._failure(wanted, attack, defense, index, error)
-                self.records.write(there)
+                there = self.records.write(self._failure(wanted, attack, defense, index, error))
         return there
 
     def _failure(

@@ -15,6 +15,7 @@ from bench.foundation.errors import TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.science.protocol import Chosen
 from bench.science.study import Study
+from bench.storage.records import Record
 from bench.storage.store import Store, key_of
 
 
@@ -66,7 +67,7 @@ class Unit:
         return Store(self.out / "store").path(kind, self.key).exists()
 
 
-def work(unit: Unit, heartbeat: Heartbeat) -> tuple[dict[str, Any] | None, list[str]]:
+def work(unit: Unit, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
     """Do the unit; return the record if it makes one, and what is to be said."""
     if unit.keyed().key != unit.key:
         raise TrialFailed(f"{unit}: the worker's code, libraries or data are not those of the command that sent it")

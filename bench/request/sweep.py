@@ -32,9 +32,9 @@ from bench.execution.tasks import Unit, work_for
 from bench.foundation.errors import BadInput, nearest
 from bench.foundation.settings import Settings, build
 from bench.science.protocol import MOST_TRIALS
-from bench.storage.records import Records
+from bench.storage.records import Record
+from bench.storage.records import read as read_records
 from bench.views import text
-from bench.views.columns import aligned
 from bench.views.leaderboard import leaderboard
 
 
@@ -117,8 +117,9 @@ def parts(blocks: Sequence[Block], **options: Any) -> list[Part]:
 
 def outline(found: Sequence[Part], out: Path, width: int, say: Callable[[str], None]) -> str:
     """The plan as text: the cells with what the records hold, what is to be made, and how long that may take."""
-    records = Records(out / "records", say)
-    there = {record["key"]: record for record in records.all()}
+    folder = out / "records"
+    records = read_records(folder, [], say, curves=False) if folder.is_dir() else []
+    there = {record["key"]: record for record in records}
     done = {key for key, record in there.items() if record["status"] == "done"}
     past = Past(list(there.values()))
     blocks, missing = [], {}
@@ -135,7 +136,7 @@ def outline(found: Sequence[Part], out: Path, width: int, say: Callable[[str], N
             each = f"{seconds:.1f}" if seconds is not None else "?"
             count = (str(len(units)), str(len(units) - len(to_run)), str(len(to_run)))
             rows.append((attack, defense, *count, each))
-        blocks.append(f"{part.title}\n{aligned(rows)}")
+        blocks.append(f"{part.title}\n{text.draw(rows[0], rows[1:])}")
     return "\n\n".join([*blocks, _effort(list(missing.values()), past, width, out)])
 
 
@@ -178,7 +179,7 @@ class Past:
     """Mean seconds of a unit in past records of the same data, networks, training, plug-in settings and device. What
     differs only in seed, trial or the other side's plug-in counts as the same work."""
 
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         self.count = 0
         self._victims: dict[str, list[float]] = {}
         self._poisons: dict[str, dict[str, float]] = {}
@@ -220,7 +221,7 @@ def _text(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def report(found: Sequence[Part], results: Sequence[dict[str, Any]], out: Path) -> str:
+def report(found: Sequence[Part], results: Sequence[Record], out: Path) -> str:
     """A leaderboard for every part, then what failed and why."""
     by_key = {record["key"]: record for record in results}
     blocks = []
