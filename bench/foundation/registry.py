@@ -31,8 +31,8 @@ PLUGINS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "
 ANNOUNCED = {"engine": "bench.execution.engines", "figure": "bench.figures", "format": "bench.exchange"}
 KINDS = PLUGINS | ANNOUNCED
 """The package of each kind: of PLUGINS every module is imported, those of ANNOUNCED say themselves what they hold."""
-OF_THE_FRAME = {"attack": "bench.exchange.imported", "defense": "bench.science.composition"}
-"""Plug-ins that stand on more than a plug-in may: poisons from elsewhere, several defenses as one."""
+OF_THE_FRAME = {"attack": "bench.exchange.imported"}
+"""A plug-in that stands on more than a plug-in may: poisons from elsewhere."""
 
 
 @dataclass(frozen=True)
