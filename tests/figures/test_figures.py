@@ -251,7 +251,7 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["poisons"], [record("none", "none", 0, 0, 0.5)], "these records hold no poisons"),
         (["poisons"], [{**GOOD, "poisons": {"n": 1, "key": "../../x"}}], "are not in"),
         (["landscape"], [GOOD], "reads no records"),
-        (["landscape", "--attack", "none"], None, "attack 'none' poisons nothing"),
+        (["landscape", "--attack", "none"], None, "attack 'none' crafts no poisons"),
         (["landscape", "--protocol", "quik"], None, "did you mean 'quick'?"),
         (["friendly-noise", "--defense", "mixup"], None, "defense 'mixup' makes no friendly noise"),
         (["friendly-noise", "--set", "defense.start=40"], None, "fix: --set defense.start=29"),
