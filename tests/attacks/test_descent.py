@@ -29,7 +29,7 @@ class Moving:
     """A gradient whose signs change from pixel to pixel and from step to step; keeps the pixels that it was shown."""
 
     def __init__(self) -> None:
-        self.seen = []
+        self.seen: list[Any] = []
 
     def __call__(self, pixels: Tensor, step: int) -> tuple[float, Tensor]:
         self.seen.append(pixels.clone())
@@ -285,7 +285,7 @@ def test_the_restart_with_the_lowest_score_is_kept(make_scene: Callable[..., Sce
 
 def test_restarts_are_judged_on_the_very_images_that_are_stored(make_scene: Callable[..., Scene]) -> None:
     scene, rounded = make_scene(), []
-    delta, _, _ = run(scene, Moving(), lambda pixels: rounded.append(pixels * 255) or 0.0, steps=9)
+    delta, _, _ = run(scene, Moving(), lambda pixels: rounded.append(pixels * 255) or 0.0, steps=9)  # type: ignore[func-returns-value]
     assert torch.equal(rounded[0].round().to(torch.uint8), scene.poisons(delta).images)
     torch.testing.assert_close(rounded[0], rounded[0].round(), rtol=0, atol=1e-4)
 

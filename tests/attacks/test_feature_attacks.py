@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ def smooth_scene(make_scene: Callable[..., Scene], make_smooth: Callable[..., Cl
     return make_scene([make_smooth(0), make_smooth(1)], k=2, n=4)
 
 
-CASES = {
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "bp": (BullseyePolytope, {}),
     "bp of two layers": (BullseyePolytope, {"layers": 2}),
     "bp-original": (BullseyePolytope, {"form": "original"}),
@@ -66,18 +66,18 @@ def test_the_gradient_is_that_of_finite_differences(
     assert_slope(lambda at: gradient(at, 3)[0], pixels, gradient(pixels, 3)[1])
 
 
-def by_hand(case: str, models: list[Classifier], pixels: Tensor, targets: Tensor) -> float:
+def by_hand(case: str, models: Sequence[Classifier], pixels: Tensor, targets: Tensor) -> float:
     """The losses as the papers write them, feature by feature."""
     total = 0.0
     for model in models:
         own, aims = features(model, pixels), features(model, to_pixels(targets))
         centre = sum(aims) / len(aims)
         if case in ("bp", "pf-mean"):
-            total += float(((sum(own) / len(own) - centre) ** 2).sum()) / len(centre)
+            total += float(((sum(own) / len(own) - centre) ** 2).sum()) / len(centre)  # type: ignore[arg-type, attr-defined]
         elif case == "bp-original":
-            total += float((sum(own) / len(own) - centre).norm() / centre.norm())
+            total += float((sum(own) / len(own) - centre).norm() / centre.norm())  # type: ignore[attr-defined]
         else:
-            total += sum(float(((one - centre) ** 2).sum()) for one in own) / len(own) / len(centre)
+            total += sum(float(((one - centre) ** 2).sum()) for one in own) / len(own) / len(centre)  # type: ignore[arg-type]
     return total / len(models)
 
 
@@ -242,8 +242,8 @@ def test_pf_original_is_algorithm_1_poison_by_poison(
     make_scene: Callable[..., Scene], make_smooth: Callable[..., Classifier], settings: dict[str, float]
 ) -> None:
     scene = make_scene([make_smooth(0).float(), make_smooth(1).float()], k=2, n=4, eps=100)
-    poisons = ForwardBackward(ForwardBackward.Settings(**{"steps": 12, **settings})).craft(scene)
-    expected, tracks, rejections = one_by_one(scene, ForwardBackward.Settings(**{"steps": 12, **settings}))
+    poisons = ForwardBackward(ForwardBackward.Settings(**{"steps": 12, **settings})).craft(scene)  # type: ignore[arg-type]
+    expected, tracks, rejections = one_by_one(scene, ForwardBackward.Settings(**{"steps": 12, **settings}))  # type: ignore[arg-type]
     found, wanted = poisons.images.long(), scene.poisons(expected - scene.base_pixels()).images.long()
     assert (found != wanted).float().mean() < 0.01
     assert (found - wanted).abs().max() <= 1

@@ -140,7 +140,7 @@ def matching_loss_to_many(model: Classifier, scene: Scene, images: Tensor) -> fl
 
     aim = sum(gradient(image, torch.tensor(scene.trial.target_class)) for image in scene.targets)
     own = sum(gradient(image, label) for image, label in zip(images, scene.bases.labels, strict=True))
-    return 1 - F.cosine_similarity(own, aim, dim=0).item()
+    return 1 - F.cosine_similarity(own, aim, dim=0).item()  # type: ignore[arg-type]
 
 
 def test_surrogates_and_scene_are_left_as_they_were(
@@ -167,7 +167,7 @@ def test_augmentation_is_redrawn_at_every_step_and_can_be_turned_off(scene: Scen
         def __call__(self, pixels: Tensor, draw: Draw) -> Tensor:
             return scene.augmentation(pixels, draw)
 
-    counted = dataclasses.replace(scene, augmentation=Counting())
+    counted = dataclasses.replace(scene, augmentation=Counting())  # type: ignore[arg-type]
     craft(counted, steps=4, restarts=2)
     assert len({tuple(draw.dx.tolist()) for draw in draws}) == 8
     draws.clear()

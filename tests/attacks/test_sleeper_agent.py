@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,11 +34,14 @@ def make(name: str = "sleeper", **settings: Any) -> Any:
 class Recorder:
     """A workshop whose retrained networks are fresh ones, and whose transforms add a constant; keeps every call."""
 
-    def __init__(self, make_small: Callable[..., Classifier], scene: Scene, kept: dict[str, Any] | None = None) -> None:
-        self.retrained, self.transforms, self.asked, self.parts = [], [], [], []
-        self.noisy = []  # (seed of the stream, pixels before the transform)
+    def __init__(self, make_small: Callable[..., Classifier], scene: Scene, kept: dict[Any, Any] | None = None) -> None:
+        self.retrained: list[dict[str, Any]] = []
+        self.transforms: list[dict[str, Any]] = []
+        self.asked: list[Any] = []
+        self.parts: list[str] = []
+        self.noisy: list[tuple[int, Tensor]] = []  # (seed of the stream, pixels before the transform)
         self.kept = {} if kept is None else kept
-        self.made = []
+        self.made: list[Any] = []
         self.make_small, self.scene = make_small, scene
 
     def retrain(self, data: Images, *who: int, which: list[int], behind: str = "", **settings: Any) -> list[Classifier]:
@@ -76,8 +79,8 @@ class Recorder:
 
     def workshop(self) -> Workshop:
         return Workshop(
-            retrain=self.retrain, keep=self.keep, timed=self.timed, transform=self.transform,
-            poisons_of=self.poisons_of,
+            retrain=self.retrain, keep=self.keep, timed=self.timed, transform=self.transform,  # type: ignore[arg-type]
+            poisons_of=self.poisons_of,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -128,7 +131,7 @@ def matchers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             super().__init__(models, pixels, wanted, labels, chunk)
 
         def with_models(self, models: dict[int, Classifier], pixels: Tensor, wanted: Tensor) -> Matcher:
-            made.append((models, pixels, wanted, None))
+            made.append((models, pixels, wanted, None))  # type: ignore[arg-type]
             return super().with_models(models, pixels, wanted)
 
     monkeypatch.setattr("bench.attacks.sleeper_agent.Matcher", Watched)
@@ -198,7 +201,7 @@ def test_through_a_transform_the_gradient_is_that_of_finite_differences(
 # Selection of the bases.
 
 
-def by_loop(models: list[Classifier], train: Images, label: int) -> dict[int, float]:
+def by_loop(models: Sequence[Classifier], train: Images, label: int) -> dict[int, float]:
     """The mean over networks of every image's own gradient norm, for images of a class; by row of `train`."""
     scores = {}
     for row in torch.nonzero(train.labels == label).flatten().tolist():
@@ -215,7 +218,7 @@ def by_loop(models: list[Classifier], train: Images, label: int) -> dict[int, fl
 def test_bases_are_the_images_with_the_largest_gradients(world: Callable[..., tuple[Scene, Recorder]], k: int) -> None:
     scene, _ = world(k)
     scores = by_loop(scene.surrogates(), scene.train, 1)
-    expected = sorted(scores, key=scores.get, reverse=True)[:4]
+    expected = sorted(scores, key=scores.get, reverse=True)[:4]  # type: ignore[arg-type]
     assert largest_gradients(scene, scene.surrogates(), 4).tolist() == expected
     poisons = make(steps=1).craft(scene)
     assert poisons.ids.tolist() == scene.train.ids[expected].tolist()
@@ -480,7 +483,7 @@ def test_noise_is_in_the_crafting_at_every_step_and_before_the_augmentation(
             seen.append(pixels.detach().clone())
             return scene.augmentation(pixels, draw)
 
-    make("sleeper-adaptive-noise", steps=5).craft(replace(scene, augmentation=Watching()))
+    make("sleeper-adaptive-noise", steps=5).craft(replace(scene, augmentation=Watching()))  # type: ignore[arg-type]
     (call,) = recorder.transforms
     assert (call["defense"], call["settings"]) == ("noise-b", {"mu": 16})
     assert torch.equal(call["data"].images, scene.train.images)
@@ -503,7 +506,7 @@ def test_the_stream_of_the_noise_is_not_that_of_the_augmentation(world: Callable
         def __call__(self, pixels: Tensor, draw: Draw) -> Tensor:
             return scene.augmentation(pixels, draw)
 
-    make("sleeper-adaptive-noise", steps=3).craft(replace(scene, augmentation=Watching()))
+    make("sleeper-adaptive-noise", steps=3).craft(replace(scene, augmentation=Watching()))  # type: ignore[arg-type]
     assert not set(seeds) & {seed for seed, _ in recorder.noisy}
 
 

@@ -199,8 +199,8 @@ def test_mlflow_shows_cells_and_trials_live_and_after_sync(
     for folder in (live, late):
         client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
         experiment = client.get_experiment_by_name("quick")
-        cells = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'cell'")
-        trials = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'trial'")
+        cells = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'cell'")  # type: ignore[union-attr]
+        trials = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'trial'")  # type: ignore[union-attr]
         assert sorted(run.info.run_name for run in cells) == ["gm x friends-b", "gm x none", "none x none"]
         assert len(trials) == 6 and {run.info.status for run in (*cells, *trials)} == {"FINISHED"}
         (poisoned,) = [run for run in cells if run.info.run_name == "gm x none"]

@@ -165,7 +165,7 @@ def test_every_image_has_noise_of_its_own() -> None:
 def test_sizes_that_the_denoiser_cannot_take_are_named() -> None:
     for size, network, words in [(10, {"multiple": 4}, "multiples of 4"), (16, {"size": 32}, "images of 32 pixels")]:
         with pytest.raises(TrialFailed, match=words):
-            denoiser_of(smooth, **network).must_take(size)
+            denoiser_of(smooth, **network).must_take(size)  # type: ignore[arg-type]
     denoiser_of(smooth, multiple=4, size=32).must_take(32)
 
 
@@ -216,7 +216,8 @@ class Keeper:
     """`services.keep` of a study: makes each thing once, and remembers what was asked."""
 
     def __init__(self) -> None:
-        self.asked, self.things = [], {}
+        self.asked: list[Any] = []
+        self.things: dict[str, Any] = {}
 
     def __call__(
         self, name: str, inputs: dict[str, Any], make: Callable[..., Any], external: bool = False
@@ -237,7 +238,7 @@ def world(make_images: Callable[..., Images]) -> tuple[Services, Images, dict[An
     notes: dict[Any, Any] = {}
     public = make_images(12, 16, classes=5, seed=8)
     services = Services(
-        Recipe(epochs=4, batch=8, drops=(), shift=1), 3, lambda *_: None, lambda *_: None, "lenet", 1, Keeper(),
+        Recipe(epochs=4, batch=8, drops=(), shift=1), 3, lambda *_: None, lambda *_: None, "lenet", 1, Keeper(),  # type: ignore[arg-type]
         notes.__setitem__, public=lambda: public,
     )  # fmt: skip
     return services, make_images(12, 16), notes
@@ -251,7 +252,7 @@ def after(guard: Denoise, data: Images, services: Services, seed: Any = 7) -> tu
     """A training behind the defense; the training set of every epoch, and what `finish` gives."""
     sets = []
 
-    class Spy(type(guard)):
+    class Spy(type(guard)):  # type: ignore[misc]
         def epoch(self, run: Run, epoch: int) -> None:
             super().epoch(run, epoch)
             sets.append(run.data)
@@ -267,11 +268,11 @@ def test_one_network_serves_all_noise_levels_and_variants(world: tuple[Services,
     services, data, _ = world
     for changes in ({"sigma": 0.1}, {"sigma": 0.5, "scale": 1}, {"warm_start": 0.25}, {"denoise_test": True}):
         after(defense(**changes), data, services)
-    (network,) = services.keep.made("denoiser")
+    (network,) = services.keep.made("denoiser")  # type: ignore[attr-defined]
     assert set(network) == {"source", "public", "width", "steps", "batch"}
-    assert {external for name, external in services.keep.asked if name == "denoiser"} == {True}
-    assert {external for name, external in services.keep.asked if name == "denoised images"} == {False}
-    kept = services.keep.made("denoised images")
+    assert {external for name, external in services.keep.asked if name == "denoiser"} == {True}  # type: ignore[attr-defined]
+    assert {external for name, external in services.keep.asked if name == "denoised images"} == {False}  # type: ignore[attr-defined]
+    kept = services.keep.made("denoised images")  # type: ignore[attr-defined]
     assert [(inputs["sigma"], inputs["scale"]) for inputs in kept] == [(0.1, 2), (0.5, 1), (0.25, 2)]
 
 
@@ -322,9 +323,9 @@ def test_pretrained_features_are_learned_on_the_public_images_with_their_own_cla
         features.append(torch.cat([value.flatten() for value in model.body.state_dict().values()]))
         guard.epoch(run, 1)
     assert torch.equal(*features)
-    (kept,) = services.keep.things.values()
+    (kept,) = services.keep.things.values()  # type: ignore[attr-defined]
     assert kept["head.weight"].shape[0] == 5
-    assert [external for _, external in services.keep.asked] == [True, True]
+    assert [external for _, external in services.keep.asked] == [True, True]  # type: ignore[attr-defined]
     run.model.body = nn.Sequential(nn.Flatten())
     with pytest.raises(TrialFailed, match="replaced the layers"):
         guard.epoch(run, 0)

@@ -49,15 +49,15 @@ def make_step(make_run: Callable[..., Run]) -> Callable[..., tuple[Run, Tensor]]
         defense.setup(run)
         run.current_epoch = epoch
         defense.epoch(run, epoch)
-        run.sampler(torch.arange(len(images)), torch.Generator())
+        run.sampler(torch.arange(len(images)), torch.Generator())  # type: ignore[misc]
         run.model.train()
         kind = next(run.model.parameters()).dtype
         losses = F.cross_entropy(run.model(run.pixels(rows).to(kind)), run.data.labels[rows], reduction="none")
-        loss = defense.loss(losses, None, run)
+        loss = defense.loss(losses, None, run)  # type: ignore[arg-type]
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         run.optimizer.step()
-        return run, torch.cat([p.grad.flatten() for p in run.model.parameters() if p.requires_grad])
+        return run, torch.cat([p.grad.flatten() for p in run.model.parameters() if p.requires_grad])  # type: ignore[union-attr]
 
     return step
 
@@ -152,10 +152,10 @@ def test_gradients_of_half_precision_are_clipped_to_the_clip_and_not_a_little_ab
     chance = torch.Generator().manual_seed(0)
     for _ in range(20):
         for weight in weights:
-            weight.summed_grad = None
-            weight.grad_sample = torch.randn(1, *weight.shape, generator=chance).bfloat16()
+            weight.summed_grad = None  # type: ignore[attr-defined]
+            weight.grad_sample = torch.randn(1, *weight.shape, generator=chance).bfloat16()  # type: ignore[attr-defined]
         optimizer.step()
-        assert torch.cat([weight.grad.flatten() for weight in weights]).norm() <= 1 + 1e-5
+        assert torch.cat([weight.grad.flatten() for weight in weights]).norm() <= 1 + 1e-5  # type: ignore[union-attr]
 
 
 def test_the_noise_on_the_mean_has_the_deviation_sigma_c_over_b_as_noisy_sgd_with_n_sigma_over_b(
@@ -174,7 +174,7 @@ def test_the_noise_on_the_mean_has_the_deviation_sigma_c_over_b_as_noisy_sgd_wit
     other.epoch(run, 0)
     (0.0 * run.model(run.pixels(torch.arange(4))).sum()).backward()
     run.optimizer.step()
-    theirs = torch.cat([p.grad.flatten() for p in run.model.parameters()])
+    theirs = torch.cat([p.grad.flatten() for p in run.model.parameters()])  # type: ignore[union-attr]
     assert noise.std().item() == pytest.approx(theirs.std().item(), rel=0.01)
 
 
@@ -184,8 +184,8 @@ def test_batches_are_drawn_sample_by_sample_with_the_rate_b_over_n(
     run = make_run(make_small(), make_images(24), batch=50, **PLAIN)
     DpSgd(DpSgdSettings(), "dp-sgd").setup(run)
     rows = 3 * torch.arange(1020)
-    epochs = [run.sampler(rows, torch.Generator().manual_seed(k)) for k in range(30)]
-    again = run.sampler(rows, torch.Generator().manual_seed(3))
+    epochs = [run.sampler(rows, torch.Generator().manual_seed(k)) for k in range(30)]  # type: ignore[misc]
+    again = run.sampler(rows, torch.Generator().manual_seed(3))  # type: ignore[misc]
     assert {len(batches) for batches in epochs} == {20}
     assert all(torch.equal(a, b) for a, b in zip(epochs[3], again, strict=True))
     batches = [batch for batches in epochs for batch in batches]
@@ -196,9 +196,9 @@ def test_batches_are_drawn_sample_by_sample_with_the_rate_b_over_n(
     assert counts.sum() == sizes.sum()  # no other row
     q = 50 / 1020
     assert counts.var().item() == pytest.approx(600 * q * (1 - q), rel=0.25)  # 0 where every epoch shows each once
-    assert len(run.sampler(torch.arange(9), torch.Generator())) == 1  # fewer samples than a batch: all, once
-    assert torch.equal(run.sampler(torch.arange(9), torch.Generator())[0], torch.arange(9))
-    assert run.optimizer.expected_batch_size == 9
+    assert len(run.sampler(torch.arange(9), torch.Generator())) == 1  # type: ignore[misc]  # fewer samples than a batch: all, once
+    assert torch.equal(run.sampler(torch.arange(9), torch.Generator())[0], torch.arange(9))  # type: ignore[misc]
+    assert run.optimizer.expected_batch_size == 9  # type: ignore[attr-defined]
 
 
 def test_without_noise_and_clipping_a_training_is_sgd_on_poisson_batches(
@@ -310,10 +310,10 @@ def test_a_relu_in_place_is_none_in_the_twin(wrap: Callable[..., Classifier]) ->
     )
     model = wrap(body, 6)
     twin = group_norm_twin(model)
-    assert model.body[2].inplace
-    assert not twin.body[2].inplace
-    assert isinstance(twin.body[1], nn.GroupNorm)
-    assert twin.body[1].num_groups == 2
+    assert model.body[2].inplace  # type: ignore[index]
+    assert not twin.body[2].inplace  # type: ignore[index]
+    assert isinstance(twin.body[1], nn.GroupNorm)  # type: ignore[index]
+    assert twin.body[1].num_groups == 2  # type: ignore[index]
 
 
 def test_a_network_that_mixes_samples_is_refused_with_the_fix(
@@ -357,7 +357,7 @@ def test_epsilon_agrees_with_the_formula_at_whole_orders(sigma: float, known: fl
     independent = integer_order_epsilon(q, sigma, steps, 1e-5)
     assert independent == pytest.approx(known, rel=0.01)
     assert found == pytest.approx(independent, rel=0.03)
-    assert found <= independent * (1 + 1e-9)  # more orders can only be tighter
+    assert found <= independent * (1 + 1e-9)  # type: ignore[operator]  # more orders can only be tighter
 
 
 def test_epsilon_without_privacy_is_none_and_with_little_noise_huge() -> None:
@@ -365,14 +365,14 @@ def test_epsilon_without_privacy_is_none_and_with_little_noise_huge() -> None:
     accountant.history = [(0.0, 0.01, 10)]
     assert epsilon(accountant, 1e-5) is None
     accountant.history = [(0.05, 128 / 50000, 40 * 391)]
-    assert 1e6 < epsilon(accountant, 1e-5) < 1e7
+    assert 1e6 < epsilon(accountant, 1e-5) < 1e7  # type: ignore[operator]
 
 
 @pytest.fixture
 def noting() -> tuple[dict[Any, Any], Services]:
     """Services whose notes are kept."""
     notes: dict[Any, Any] = {}
-    return notes, Services(Recipe(), 3, None, lambda *_: None, note=notes.__setitem__)
+    return notes, Services(Recipe(), 3, None, lambda *_: None, note=notes.__setitem__)  # type: ignore[arg-type]
 
 
 def test_the_record_has_what_was_spent(

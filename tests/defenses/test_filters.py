@@ -304,7 +304,7 @@ def test_without_a_rate_the_error_names_the_fix() -> None:
 def test_a_class_that_is_filtered_away_fails_the_trial_with_its_cause(
     lend: Callable[..., Services], make_images: Callable[..., Images]
 ) -> None:
-    class Everything(type(make_defense("spectral"))):
+    class Everything(type(make_defense("spectral"))):  # type: ignore[misc]
         def kept(self, features: Tensor, labels: Tensor, services: Services) -> Tensor:
             return labels != 1
 

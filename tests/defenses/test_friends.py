@@ -39,7 +39,8 @@ class Spy(Friends):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(settings_of(**settings), "friends")
-        self.steps, self.friendly = [], {}
+        self.steps: list[Any] = []
+        self.friendly: dict[Any, Any] = {}
 
     def epoch(self, run: Run, epoch: int) -> None:
         super().epoch(run, epoch)
@@ -85,8 +86,8 @@ def make_sensitive(
                 nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Dropout(dropout)
             )
             model = scramble(wrap(body, 128), seed).eval()
-        model.head.weight.data *= 8
-        return model
+        model.head.weight.data *= 8  # type: ignore[operator, union-attr]
+        return model  # type: ignore[return-value]
 
     return make
 
@@ -129,7 +130,7 @@ def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(
         for _ in range(5):
             inside = noise.clamp(-16 / 255, 16 / 255)
             outputs = [F.log_softmax(model(x), 1) for x in ((pixels + inside).clamp(0, 1), pixels)]
-            loss = F.kl_div(*outputs, reduction="batchmean", log_target=True) - inside.square().mean()
+            loss = F.kl_div(*outputs, reduction="batchmean", log_target=True) - inside.square().mean()  # type: ignore[arg-type, misc]
             noise.grad = torch.autograd.grad(loss, noise)[0]
             sgd.step()
         return (noise.detach().clamp(-16 / 255, 16 / 255) * 255).round().int()
@@ -195,7 +196,7 @@ def slopes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every (loss, noise, gradient) that is taken while the fixture is in use."""
     taken, plain = [], torch.autograd.grad
 
-    def spy(loss: Tensor, leaf: Tensor, *rest: Any, **more: Any) -> tuple[Tensor]:
+    def spy(loss: Tensor, leaf: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, ...]:
         result = plain(loss, leaf, *rest, **more)
         taken.append((loss.item(), leaf.detach().clone(), result[0].clone()))
         return result
@@ -412,7 +413,7 @@ def test_a_source_model_makes_the_noise(
         return source
 
     spy = Spy(start=2, source_model="lenet", **GENTLE["released"])
-    spy.services = dataclasses.replace(services, fit=fit)
+    spy.services = dataclasses.replace(services, fit=fit)  # type: ignore[attr-defined]
     data = make_images(20, low=70, high=180)
     trained(spy, data)
     assert [call[1:] for call in calls] == [("lenet", 2)]

@@ -142,12 +142,13 @@ def rate(model: Classifier, n: Any = 120) -> tuple[float, float]:
 def test_the_repair_unlearns_the_planted_trigger(
     services: Services, holdout: Images, weights_of: Callable[[nn.Module], Tensor]
 ) -> None:
-    model, notes = planted.network(16.0), {}
+    model = planted.network(16.0)
+    notes: dict[str, Any] = {}
     before = rate(model)
     state = torch.random.get_rng_state()
     predictor = finish(make_defense("neural-cleanse", **QUICK), model, services, holdout, notes)
     assert torch.equal(state, torch.random.get_rng_state())
-    after = rate(predictor.model)
+    after = rate(predictor.model)  # type: ignore[arg-type]
     assert before[0] > 0.9 and after[0] < 0.75 * before[0]
     assert after[1] > before[1] - 0.1
     noted = notes["neural_cleanse"]
@@ -164,7 +165,8 @@ def test_nothing_flagged_leaves_the_network_as_it_is(
     assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
     snapshot: Callable[[nn.Module], dict[str, Any]],
 ) -> None:
-    model, notes = planted.network(0.0), {}
+    model = planted.network(0.0)
+    notes: dict[str, Any] = {}
     before = snapshot(model)
     predictor = finish(make_defense("neural-cleanse", **QUICK), model, services, holdout, notes)
     assert predictor.model is model and notes["neural_cleanse"]["flagged"] == []

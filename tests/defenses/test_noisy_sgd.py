@@ -30,9 +30,9 @@ def disturbed(
     defense.epoch(run, 0)
     rows = torch.arange(12)
     (scale * F.cross_entropy(run.model(run.pixels(rows)), run.data.labels[rows])).backward()
-    before = torch.cat([p.grad.flatten().clone() for p in run.model.parameters()])
+    before = torch.cat([p.grad.flatten().clone() for p in run.model.parameters()])  # type: ignore[union-attr]
     run.optimizer.step()
-    return torch.cat([p.grad.flatten() for p in run.model.parameters()]), before
+    return torch.cat([p.grad.flatten() for p in run.model.parameters()]), before  # type: ignore[union-attr]
 
 
 def test_the_gradient_of_the_batch_is_clipped_over_all_weights_together(

@@ -95,24 +95,24 @@ def pushed(gradients: Tensor, **settings: Any) -> Tensor:
     optimizer = torch.optim.SGD([weight], lr=0.1)
     run = SimpleNamespace(side={}, optimizer=optimizer, stream=lambda _: torch.Generator().manual_seed(0))
     defense = NoisySgd(NoisySgdSettings(**settings), "noisy-sgd")
-    defense.setup(run)
-    defense.epoch(run, 0)
+    defense.setup(run)  # type: ignore[arg-type]
+    defense.epoch(run, 0)  # type: ignore[arg-type]
     (gradients * weight).flatten(1).sum(1).mean().backward()
     optimizer.step()
-    return weight.grad
+    return weight.grad  # type: ignore[return-value]
 
 
 def opacus_step(gradients: Tensor, sigma: float, clip: float) -> Tensor:
     """The same in Opacus' DP-SGD with noise multiplier sigma."""
     module = pytest.importorskip("opacus.optimizers")
     weight = torch.nn.Parameter(torch.zeros(gradients.shape[1:]))
-    weight.grad_sample = gradients.clone()
+    weight.grad_sample = gradients.clone()  # type: ignore[attr-defined]
     optimizer = module.DPOptimizer(
         torch.optim.SGD([weight], lr=0.1), noise_multiplier=sigma, max_grad_norm=clip,
         expected_batch_size=len(gradients), generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     optimizer.step()
-    return weight.grad
+    return weight.grad  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(("clip", "n", "batch"), [(1.0, 0.01, 128), (4.0, 0.05, 8)])

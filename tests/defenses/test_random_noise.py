@@ -24,7 +24,7 @@ from tests.plugins import make_attack, make_defense
 MU = 16 / 255
 
 
-def drawn(distribution: str, shape: tuple[int] = (40, 3, 16, 16), mu: Any = MU, stream: int = 0) -> Tensor:
+def drawn(distribution: Any, shape: tuple[int, ...] = (40, 3, 16, 16), mu: Any = MU, stream: int = 0) -> Tensor:
     return draw_noise(torch.zeros(shape), distribution, mu, torch_stream("cpu", stream))
 
 
@@ -55,7 +55,7 @@ def test_gaussian_noise_has_deviation_mu() -> None:
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "bernoulli", "gaussian"])
-def test_noise_is_independent_across_pixels_channels_and_images(distribution: str) -> None:
+def test_noise_is_independent_across_pixels_channels_and_images(distribution: Any) -> None:
     noise = drawn(distribution)
     for pair in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise[..., 1:], noise[..., :-1])):
         both = torch.stack([part.flatten() for part in pair])
@@ -63,7 +63,7 @@ def test_noise_is_independent_across_pixels_channels_and_images(distribution: st
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "bernoulli", "gaussian"])
-def test_noise_repeats_with_its_stream_and_leaves_its_model_alone(distribution: str) -> None:
+def test_noise_repeats_with_its_stream_and_leaves_its_model_alone(distribution: Any) -> None:
     like = torch.ones(2, 3, 4, 4)
     first, again = (draw_noise(like, distribution, MU, torch_stream("cpu", 3)) for _ in range(2))
     assert torch.equal(first, again)
@@ -142,12 +142,12 @@ def test_training_with_noise_repeats_and_differs_from_training_without(
 @pytest.mark.parametrize(
     ("name", "distribution"), [("noise-u", "uniform"), ("noise-b", "bernoulli"), ("noise-g", "gaussian")]
 )
-def test_the_published_variants_have_mu_32(name: str, distribution: str) -> None:
+def test_the_published_variants_have_mu_32(name: str, distribution: Any) -> None:
     settings = make_defense(name).settings
     assert (settings.noise, settings.mu) == (distribution, 32)
 
 
-def noisy_poisons(scene: Scene, distribution: str = "bernoulli") -> Poisons:
+def noisy_poisons(scene: Scene, distribution: Any = "bernoulli") -> Poisons:
     return NoiseAttack(NoiseAttackSettings(distribution=distribution)).craft(scene)
 
 
@@ -180,7 +180,7 @@ def test_the_uniform_attack_fills_the_ball(
 
 
 @pytest.mark.parametrize("distribution", ["bernoulli", "uniform"])
-def test_the_attack_depends_on_the_seed_alone(make_scene: Callable[..., Scene], distribution: str) -> None:
+def test_the_attack_depends_on_the_seed_alone(make_scene: Callable[..., Scene], distribution: Any) -> None:
     first, again, other = (noisy_poisons(make_scene(seed=seed), distribution).images for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

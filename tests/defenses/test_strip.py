@@ -27,13 +27,19 @@ def lend(services: Services) -> Callable[..., Services]:
     def make(clean: Images | None, model: Classifier | None = None, **changes: Any) -> Services:
         fit = lambda data, name, epochs, *who: model  # noqa: E731
         return dataclasses.replace(
-            services, classes=planted.CLASSES, fit=fit, clean_holdout=clean, seed=3, model="planted", **changes
+            services,
+            classes=planted.CLASSES,
+            fit=fit,  # type: ignore[arg-type]
+            clean_holdout=clean,
+            seed=3,
+            model="planted",
+            **changes,
         )
 
     return make
 
 
-def by_scipy(model: Classifier, x: Tensor, partners: Tensor, weight: float, skip: tuple[int] = ()) -> float:
+def by_scipy(model: Classifier, x: Tensor, partners: Tensor, weight: float, skip: tuple[int, ...] = ()) -> float:
     """H of one image, partner by partner."""
     found = []
     for j, partner in enumerate(partners):

@@ -97,7 +97,7 @@ def test_a_whole_number_for_a_float_gives_the_same_stored_settings() -> None:
 
 def test_settings_cannot_be_changed_after_they_are_made() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Example().eps = 8
+        Example().eps = 8  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

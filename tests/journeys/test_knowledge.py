@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Curious(Defense):
         handed.extend([losses, batch])
         return losses.mean()
 
-    def finish(self, trained: list[Trained], services: Services) -> ModelPredictor:
+    def finish(self, trained: Sequence[Trained], services: Services) -> ModelPredictor:
         handed.extend([trained, services])
         return ModelPredictor(trained[0].model)
 
@@ -68,7 +68,8 @@ class Public(Curious):
     needs = ("external_model",)
     wants_public = True
 
-    def finish(self, trained: list[Trained], services: Services) -> ModelPredictor:
+    def finish(self, trained: Sequence[Trained], services: Services) -> ModelPredictor:
+        assert services.public is not None
         handed.append(services.public())
         return super().finish(trained, services)
 
@@ -151,7 +152,7 @@ def test_nothing_that_is_handed_leads_to_the_secrets(
 def test_the_walk_would_find_a_secret_behind_a_closure(run: Callable[..., tuple[Study, list[Any]]]) -> None:
     """The test above can fail: a function that knows the study leads to it."""
     study, _ = run(Curious)
-    found = reachable([lambda: study.trial])
+    found = reachable([lambda: study.case])
     assert "Study" in {type(item).__name__ for item in found}
     secret = study.case(0).trial
     assert any(item is secret for item in reachable([[{"x": (secret,)}]]))

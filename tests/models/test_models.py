@@ -82,7 +82,7 @@ def test_frozen_gives_eval_mode_without_gradients_and_puts_all_back(
     assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
 ) -> None:
     model = make_small().train()
-    model.body[1].eval()
+    model.body[1].eval()  # type: ignore[index]
     model.head.bias.requires_grad_(False)
     before = snapshot(model)
     with frozen(model):
@@ -188,7 +188,7 @@ def test_the_stages_of_the_convnet_are_the_ends_of_its_resolutions() -> None:
     model, pixels = build("convnet", 16).eval(), torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         stages = model.stages(pixels)
-        ends = [model.body[:stop](model.normalise(pixels)).flatten(1) for stop in (3, 9, 15, 17)]
+        ends = [model.body[:stop](model.normalise(pixels)).flatten(1) for stop in (3, 9, 15, 17)]  # type: ignore[index]
     assert [stage.shape[1] for stage in stages] == [32 * 256, 64 * 64, 128 * 16, 128]
     for stage, end in zip(stages, ends, strict=True):
         torch.testing.assert_close(stage, end)

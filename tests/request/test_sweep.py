@@ -143,7 +143,7 @@ def test_estimates_take_only_records_of_the_same_work(tmp_path: Path) -> None:
         "seconds": {"surrogates": 8.0, "craft": 4.0, "train": 2.0, "evaluate": 1.0}, "seeds": {"surrogates": [1, 2]},
     }  # fmt: skip
     slower = {**record, "seconds": {**record["seconds"], "train": 4.0}}
-    past = Past([record, slower, {**record, "status": "failed"}])
+    past = Past([record, slower, {**record, "status": "failed"}])  # type: ignore[list-item, typeddict-item]
     assert past.count == 2
 
     def victim(attack: str, defense: str, *sets: str) -> VictimTraining:
@@ -275,13 +275,13 @@ def test_shipped_files_have_every_row_of_their_table(name: str) -> None:
     import csv
 
     source, table, ours, lacking = PAPERS[name]
-    with (resources.files("bench.published") / source).open() as file:  # type: ignore[call-overload]
+    with (resources.files("bench.published") / source).open() as file:
         rows = [row for row in csv.DictReader(file) if row["table"] == table]
     assert rows
     wanted = set()
     for row in rows:
         defense = f"denoise-{row['sigma']}" if row["defense"] == "diffusion" else row["defense"]
-        if {row["attack"], defense, (row["attack"], defense)} & lacking:
+        if {row["attack"], defense, (row["attack"], defense)} & lacking:  # type: ignore[operator]
             continue
         box = (row["knowledge"], row["surrogates"] or "1") if "knowledge" in row else ()
         epochs = row["epochs"] if source == "friends.csv" else ""

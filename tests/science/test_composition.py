@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from bench.cli import main
 from bench.foundation.errors import BadInput
+from bench.foundation.settings import Settings
 from bench.request.protocol_file import resolve
 from bench.science.classifier import Classifier
 from bench.science.composition import Composition
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Job, Services
-from bench.science.protocol import Chosen
-from bench.science.selection import select_defenses
+from bench.science.selection import SelectedDefense, select_defenses
 from bench.science.training import Batch, Recipe, Run, train
 from tests.plugins import make_defense
 from tests.tiny import ATTACK_SETS, SETS
@@ -29,7 +29,7 @@ STUDY = [argument for item in (*SETS, *ATTACK_SETS) for argument in ("--set", it
 RECIPE = Recipe(epochs=3, batch=8, lr=0.05, drops=(), augment="none", flip=False)
 
 
-def pick(reference: str, *rest: tuple[Any, ...]) -> Chosen:
+def pick(reference: str, *rest: tuple[Any, ...]) -> SelectedDefense:
     protocol, _ = resolve("quick", [])
     return select_defenses([reference], protocol, list(rest))[0]
 
@@ -38,7 +38,7 @@ class Shift(Defense):
     """Adds a constant before augmentation and notes who is running."""
 
     def __init__(self, name: str, by: float, log: list[Any]) -> None:
-        super().__init__(None, name)
+        super().__init__(Settings(), name)
         self.by, self.log = by, log
 
     def epoch(self, run: Run, epoch: int) -> None:
@@ -71,7 +71,7 @@ def test_a_part_draws_the_same_numbers_alone_and_in_company(
     make_small: Callable[..., Classifier], make_images: Callable[..., Images], weights_of: Callable[[nn.Module], Tensor]
 ) -> None:
     """noise-b beside a defense that does nothing trains the same network as noise-b alone."""
-    nothing = Defense(None, "nothing")
+    nothing = Defense(Settings(), "nothing")
 
     def weights(hooks: Any) -> Tensor:
         return weights_of(train(make_small(), make_images(24), RECIPE, seed=0, hooks=hooks).model)
@@ -85,7 +85,7 @@ def test_a_part_draws_the_same_numbers_alone_and_in_company(
 def test_filters_feed_each_other(services: Services, make_images: Callable[..., Images]) -> None:
     class Without(Defense):
         def __init__(self, label: int) -> None:
-            super().__init__(None, f"without {label}")
+            super().__init__(Settings(), f"without {label}")
             self.label = label
 
         def jobs(self, data: Images, services: Services) -> Iterator[Job]:
@@ -109,7 +109,7 @@ def test_each_part_is_handed_only_the_knowledge_that_it_declares(
         needs = ("poison_rate",)
 
     lent = dataclasses.replace(services, poison_rate=0.25, seed=5)
-    list(Composition([Asking(None, "a"), Knowing(None, "b")], "a+b").jobs(make_images(6), lent))
+    list(Composition([Asking(Settings(), "a"), Knowing(Settings(), "b")], "a+b").jobs(make_images(6), lent))
     assert seen["a"][0] is None and seen["b"][0] == 0.25
     assert seen["a"][1] != seen["b"][1]
 

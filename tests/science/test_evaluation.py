@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -95,9 +95,7 @@ def test_impossible_counts_are_refused(k: int, n: int) -> None:
         interval(k, n)
 
 
-def rates_by_counting(
-    clean: list[int] | tuple[int, int, int], triggered: list[int] | tuple[int, int, int], true: int, adversarial: int
-) -> dict[str, float]:
+def rates_by_counting(clean: Sequence[int], triggered: Sequence[int], true: int, adversarial: int) -> dict[str, float]:
     pairs = list(zip(clean, triggered, strict=True))
     right = [t for c, t in pairs if c == true]
     return {
@@ -199,7 +197,7 @@ def test_rates_compare_each_image_with_its_own_twin_wherever_it_stands(numbered:
     outcome = evaluate(favour(predictions), numbered, trial_of(numbered, 0), "cpu", shown_of(numbered, looks, twins))
     clean, hit = [predictions[row] for row in twins], [predictions[row] for row in looks]
     assert vars(outcome.backdoor) == pytest.approx(rates_by_counting(clean, hit, 0, 1))
-    assert outcome.success == outcome.backdoor.asr_all == 0.5
+    assert outcome.success == outcome.backdoor.asr_all == 0.5  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -33,7 +33,7 @@ def plain_pixel_gradient(model: Classifier, pixels: Tensor, labels: Tensor, dire
     """d/d pixels of <direction, grad_theta>, through the graph of the backward pass."""
     leaf = pixels.clone().requires_grad_(True)
     gradients = plain_gradients(model, leaf, labels, graph=True)
-    return torch.autograd.grad(sum((gradients[name] * direction[name]).sum() for name in gradients), leaf)[0]
+    return torch.autograd.grad(sum((gradients[name] * direction[name]).sum() for name in gradients), leaf)[0]  # type: ignore[arg-type]
 
 
 def random_direction(weights: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def smooth(
 ) -> Iterator[Callable[..., Classifier]]:
     def make(body: str = "biased") -> Classifier:
         torch.manual_seed(0)
-        return scramble(wrap(BODIES[body](), 20), 0).eval().double()
+        return scramble(wrap(BODIES[body](), 20), 0).eval().double()  # type: ignore[return-value]
 
     with torch.random.fork_rng():
         yield make
@@ -190,7 +190,7 @@ def plain_curvature(
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = plain_gradients(model, pixels, labels, graph=True)
     slope = sum((gradients[name] * direction[name]).sum() for name in gradients)
-    return dict(zip(weights, torch.autograd.grad(slope, list(weights.values())), strict=True))
+    return dict(zip(weights, torch.autograd.grad(slope, list(weights.values())), strict=True))  # type: ignore[arg-type]
 
 
 def test_norms_are_those_of_every_image_on_its_own(
@@ -302,7 +302,7 @@ def test_at_other_weights_the_source_itself_stays_where_it_was(make_model: Calla
 
 def test_at_other_weights_frozen_ones_keep_theirs(smooth: Callable[..., Classifier]) -> None:
     model = smooth("plain")
-    model.body[0].requires_grad_(False)
+    model.body[0].requires_grad_(False)  # type: ignore[index]
     source, (pixels, labels) = ParameterGradients(model), samples(8)
     weights = other_weights(source)
     with torch.no_grad():

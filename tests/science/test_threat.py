@@ -97,7 +97,7 @@ def test_the_largest_budget_that_the_refusal_names_is_accepted(sizes: tuple[int,
     dataset = unbalanced(*sizes)
     with pytest.raises(BadInput) as caught:
         check_budget(dataset, Threat(budget=0.9))
-    named = float(re.search(r"at most ([0-9.e-]+)", str(caught.value)).group(1))
+    named = float(re.search(r"at most ([0-9.e-]+)", str(caught.value)).group(1))  # type: ignore[union-attr]
     check_budget(dataset, Threat(budget=named))
 
 
@@ -192,7 +192,7 @@ def test_the_budget_of_a_subset_is_a_share_of_the_subset() -> None:
     check_budget(dataset, Threat(per_class=10, budget=0.5))
     with pytest.raises(BadInput, match="asks for 11 poisons of one class") as caught:
         check_budget(dataset, Threat(per_class=10, budget=0.55))
-    named = float(re.search(r"at most ([0-9.e-]+)", str(caught.value)).group(1))
+    named = float(re.search(r"at most ([0-9.e-]+)", str(caught.value)).group(1))  # type: ignore[union-attr]
     check_budget(dataset, Threat(per_class=10, budget=named))
 
 

@@ -31,7 +31,9 @@ class Recorder(Defense):
 
     def __init__(self) -> None:
         super().__init__(Settings(), "recorder")
-        self.calls, self.batches, self.rates = [], [], []
+        self.calls: list[Any] = []
+        self.batches: list[Any] = []
+        self.rates: list[Any] = []
 
     def setup(self, run: Run) -> None:
         self.calls.append("setup")
@@ -122,7 +124,7 @@ def test_dropout_masks_differ_between_steps(
 ) -> None:
     masks = []
     model = make_small(dropout=0.5)
-    model.body[-1].register_forward_hook(lambda module, given, out: masks.append((out == 0) & (given[0] != 0)))
+    model.body[-1].register_forward_hook(lambda module, given, out: masks.append((out == 0) & (given[0] != 0)))  # type: ignore[index]
     train(model, make_images(16), recipe(**PLAIN), seed=0)
     assert len(masks) == 4
     assert all(not torch.equal(masks[i], masks[j]) for i in range(4) for j in range(i))

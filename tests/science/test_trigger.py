@@ -68,7 +68,7 @@ def test_places_depend_on_seed_and_names_alone() -> None:
     torch.manual_seed(2)
     assert torch.equal(first, other.places(9, 32, 5, "trigger", 2))
     for seed, *names in ((6, "trigger", 2), (5, "trigger", 3), (5, "places", 2)):
-        assert not torch.equal(first, trigger.places(9, 32, seed, *names))
+        assert not torch.equal(first, trigger.places(9, 32, seed, *names))  # type: ignore[arg-type]
 
 
 def test_the_first_places_do_not_depend_on_how_many_there_are() -> None:
@@ -87,7 +87,7 @@ def test_in_the_corner_the_patch_ends_where_the_image_does(side: int, size: int)
 @pytest.mark.parametrize("placement", ["random", "corner"])
 def test_a_patch_larger_than_the_image_is_an_error(placement: str) -> None:
     with pytest.raises(ValueError, match="a patch of 10 pixels does not fit on images of 9"):
-        Trigger(colour_patch(10, 0), placement).places(3, 9, 0)
+        Trigger(colour_patch(10, 0), placement).places(3, 9, 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("side", [1, 2, 4, 8, 30])

@@ -17,6 +17,7 @@ import pytest
 
 from bench.foundation.errors import BadInput
 from bench.foundation.statistics import interval
+from bench.storage.records import Record
 from bench.views.mlflow import book, server
 from bench.views.mlflow import sync as syncing
 from bench.views.mlflow.server import connect, resolve_uri
@@ -31,7 +32,7 @@ START = datetime(2025, 1, 1, tzinfo=UTC)
 
 def make(
     trial: int = 0, attack: str = "gm", defense: str = "friends-b", success: float | None = 1.0, **over: Any
-) -> dict[str, Any]:
+) -> Record:
     """A record with all that a run of MLflow is made from; trials begin ten minutes after each other."""
     start = START + timedelta(minutes=10 * trial)
     made = record(
@@ -50,10 +51,11 @@ def make(
         environment={"python": "3.11"}, memory_peak_mib=512.0,
         started=start.isoformat(), finished=(start + timedelta(seconds=80)).isoformat(),
     )  # fmt: skip
-    return made | over
+    made.update(over)  # type: ignore[typeddict-item]  # some are no records on purpose
+    return made
 
 
-def failed(trial: int, **over: Any) -> dict[str, Any]:
+def failed(trial: int, **over: Any) -> Record:
     nothing: dict[str, Any] = {"success": None, "clean_accuracy": None, "outcome": None, "history": [], "poisons": {}}
     return make(trial, **nothing | {"status": "failed", "error": "out of memory"} | over)
 
@@ -159,8 +161,8 @@ def test_cell_and_trial_show_the_record(out: Path, uri: str, runs: Callable[...,
     assert json.loads(text(uri, parent, "config.json", tmp_path))["settings"] == made["settings"]
     assert text(uri, parent, "poisons.png", tmp_path) == "png"
     experiment = client.get_experiment_by_name("quick")
-    assert "tags.\"bench.kind\" = 'cell'" in experiment.tags["mlflow.note.content"]
-    assert experiment.artifact_location == (out.resolve() / "mlflow-artifacts").as_uri()
+    assert "tags.\"bench.kind\" = 'cell'" in experiment.tags["mlflow.note.content"]  # type: ignore[union-attr]
+    assert experiment.artifact_location == (out.resolve() / "mlflow-artifacts").as_uri()  # type: ignore[union-attr]
 
 
 def test_variants_notes_and_what_is_used_from_outside(
@@ -247,7 +249,7 @@ def test_replay_changes_nothing(out: Path, uri: str, runs: Callable[..., list[An
     records = [make(trial, defense=defense) for defense in ("none", "friends-b") for trial in range(2)]
     asked: list[int] = []
 
-    def image(record: dict[str, Any]) -> bytes:
+    def image(record: Record) -> bytes:
         asked.append(record["trial"])
         return b"png"
 
@@ -459,7 +461,7 @@ def test_cells_of_one_name_are_told_apart_by_their_settings(out: Path, uri: str)
     sync(other, uri, out)  # a cell that comes later renames the one that was alone before
     client = connect(uri)
     experiment = client.get_experiment_by_name("cifar10-scratch")
-    found = client.search_runs([experiment.experiment_id], book.FILTER)
+    found = client.search_runs([experiment.experiment_id], book.FILTER)  # type: ignore[union-attr]
     assert {run.info.run_name for run in found} == {"gm x none", "gm x d [mu=16]", "gm x d [mu=32]"}
 
 
@@ -468,7 +470,7 @@ def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out: Path, uri
     sync(cell("gm", "none", [1, 1]) + defended, uri, out)
     client = connect(uri)
     experiment = client.get_experiment_by_name("cifar10-scratch")
-    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id], book.FILTER)}
+    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id], book.FILTER)}  # type: ignore[union-attr]
     data = runs["gm x friends-b"]
     assert data.metrics["train_cost"] == 1.5 and "train_cost" not in runs["gm x none"].metrics
     assert data.metrics["published_success"] == 0 and runs["gm x none"].metrics["published_success"] == 0.75
@@ -480,7 +482,7 @@ def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out: Path, uri
 def test_an_old_description_is_replaced_and_links_to_the_cells(out: Path, uri: str) -> None:
     sync(cell("gm", "none", [1]), uri, out)
     client = connect(uri)
-    number = client.get_experiment_by_name("cifar10-scratch").experiment_id
+    number = client.get_experiment_by_name("cifar10-scratch").experiment_id  # type: ignore[union-attr]
     text = client.get_experiment(number).tags["mlflow.note.content"]
     assert f"(#/experiments/{number}/runs?searchFilter=tags.%22bench.kind%22" in text
     client.set_experiment_tag(number, "mlflow.note.content", "of another age")
