@@ -21,9 +21,9 @@ from bench.foundation.files import make_folder
 from bench.foundation.signals import Stopped, ending_cleanly
 
 if TYPE_CHECKING:
-    from bench.execution import runner
     from bench.execution.engines.base import Engine
-    from bench.request import sweep
+    from bench.execution.plan import Plan
+    from bench.request.request import Request
     from bench.storage.records import Record
 
 OUT = Path("results/runs")
@@ -215,80 +215,98 @@ def _engine(options: argparse.Namespace) -> Engine:
     )  # fmt: skip
 
 
-def _plan_and_engine(options: argparse.Namespace) -> tuple[runner.Plan, Engine]:
+def _request(options: argparse.Namespace, **values: Any) -> Request:
+    """What the options ask for."""
+    from bench.foundation.settings import build
+    from bench.request.request import Request
+
+    return build(Request, values, "")
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of the things that are compared, where they say it."""
+    said = {"seed": options.seed, "dataset": options.dataset, "data": options.data, "setups": options.setups}
+    said |= {"setup": options.setup, "poisons": getattr(options, "poisons", None)}
+    return {key: value for key, value in said.items() if value is not None} | {"set": tuple(_sets(options))}
+
+
+def _plan_and_engine(options: argparse.Namespace) -> tuple[Plan, Engine]:
     """What `run` and `export` are asked for, resolved and checked."""
-    from bench.execution import runner
+    from bench.execution.plan import plan
 
     engine = _engine(options)
-    plan = runner.prepare(
-        options.protocol,
-        _sets(options),
-        dataset=options.dataset,
-        data=options.data,
-        seed=options.seed,
-        device=engine.device(),
-        attack=options.attack,
-        defenses=getattr(options, "defense", None) or ["none"],
+    request = _request(
+        options,
+        **_asked(options),
+        protocols=(options.protocol,),
+        attacks=(options.attack,),
+        defenses=tuple(getattr(options, "defense", None) or ["none"]),
         only=getattr(options, "only", True),
-        setups=options.setups,
-        setup=options.setup,
-        poisons=getattr(options, "poisons", None),
     )
-    return plan, engine
+    return plan([request], engine.device()), engine
 
 
 def _run(options: argparse.Namespace) -> int:
     from bench.views.leaderboard import leaderboard
     from bench.views.text import run_table
 
-    if options.poisons is not None and options.setups is not None:
-        raise BadInput("--poisons brings its own trials; fix: leave --setups out")
     plan, engine = _plan_and_engine(options)
     return _carry_out(options, plan, engine, lambda results: run_table(leaderboard(results)))
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from bench.execution import runner
+    from bench.execution.outline import outline
+    from bench.execution.plan import plan
     from bench.foundation.progress import say
-    from bench.request import sweep
 
     blocks = _blocks(options)
     engine = _engine(options)
-    parts = sweep.parts(
-        blocks, dataset=options.dataset, data=options.data, device=engine.device(), setups=options.setups,
-        setup=options.setup,
-    )  # fmt: skip
-    outline = sweep.outline(parts, options.out, engine.width, say)
+    planned = plan(blocks, engine.device())
+    text = outline(planned, options.out, engine.width, say)
     if options.plan:
-        print(outline)
+        print(text)
         return 0
-    say(outline)
-    plan = runner.joined([part.plan for part in parts])
-    return _carry_out(options, plan, engine, lambda results: sweep.report(parts, results, options.out))
+    say(text)
+    return _carry_out(options, planned, engine, lambda results: _closing(planned, results, options.out))
 
 
-def _blocks(options: argparse.Namespace) -> list[sweep.Block]:
+def _closing(plan: Plan, results: Sequence[Record], out: Path) -> str:
+    """A leaderboard for every part, then what failed and why."""
+    from bench.views import text
+    from bench.views.leaderboard import leaderboard
+
+    by_key = {record["key"]: record for record in results}
+    blocks = []
+    for part in plan.parts:
+        records = [by_key[key] for key in part.victims(out)]
+        blocks.append("\n".join([part.title, text.table(leaderboard(records), "none").rstrip()]))
+    failed = [record for record in results if record["status"] != "done"]
+    if failed:
+        causes = [f"  {r['protocol']}: {r['attack']} x {r['defense']} trial {r['trial']}: {r['error']}" for r in failed]
+        blocks.append("\n".join([f"{len(failed)} trials failed (the same command tries them again):", *causes]))
+    return "\n\n".join(blocks)
+
+
+def _blocks(options: argparse.Namespace) -> list[Request]:
     """What a sweep is asked for: of its file, if it has one, with what the command line changes in every block."""
-    from bench.foundation.settings import build
-    from bench.request import sweep
+    from bench.request import sweep_file
+    from bench.science.references import split
 
     named = {"attacks": options.attack, "defenses": options.defense}
     if options.file is not None and (given := [f"--{key[:-1]}" for key, value in named.items() if value]):
         raise BadInput(f"{given[0]}: the sweep file names them; fix: leave {given[0]} out, or the file")
     named["protocols"] = [options.protocol] if options.protocol is not None else None
-    lists = {key: [name for item in value for name in item.split(",")] for key, value in named.items() if value}
-    changes: dict[str, Any] = {key: tuple(value) for key, value in lists.items()}
-    if options.seed is not None:
-        changes["seed"] = options.seed
+    lists = {key: [name for item in value for name in split(item)] for key, value in named.items() if value}
+    changes = {**_asked(options), **{key: tuple(value) for key, value in lists.items()}}
     if options.only:
         changes["only"] = True
-    blocks = sweep.read(options.file)[0] if options.file is not None else [build(sweep.Block, changes, "")]
-    return [block.model_copy(update={**changes, "set": (*block.set, *_sets(options))}) for block in blocks]
+    if options.file is None:
+        return [_request(options, **changes)]
+    blocks = sweep_file.read(options.file)[0]
+    return [block.changed(**{**changes, "set": (*block.set, *changes["set"])}) for block in blocks]
 
 
-def _carry_out(
-    options: argparse.Namespace, plan: runner.Plan, engine: Engine, report: Callable[[list[Record]], str]
-) -> int:
+def _carry_out(options: argparse.Namespace, plan: Plan, engine: Engine, report: Callable[[list[Record]], str]) -> int:
     """Do the plan and print how it ended."""
     from bench.execution import runner
     from bench.foundation.progress import say
@@ -322,14 +340,14 @@ def _export(options: argparse.Namespace) -> int:
 
     formats.named(options.format)  # before anything is crafted
     plan, engine = _plan_and_engine(options)
-    if not plan.cells[-1].attack.plugin.make.poisons_data:
+    if not plan.cells[-1].attack.make.poisons_data:
         raise BadInput(f"attack '{options.attack}' poisons nothing, so there is nothing to export")
     with new_folder(options.folder) as folder:
         make_folder(options.out)
         notes: dict[str, None] = {}
-        for poisons, trial in runner.craft(plan, options.out, engine, say):
+        for poisons, trial in runner.craft(plan.cells[-1], options.out, engine, say):
             inside = folder / str(trial.index)
-            notes |= dict.fromkeys(formats.write(inside, options.format, poisons, trial, plan.study.dataset))
+            notes |= dict.fromkeys(formats.write(inside, options.format, poisons, trial, plan.cells[-1].study.dataset))
     for note in notes:
         print(note)
     print(f"{len(plan.cells[-1].trials)} trials of {plan.cells[-1].attack.label} as {options.format}: {options.folder}")
@@ -340,12 +358,10 @@ def _import(options: argparse.Namespace) -> int:
     from bench.exchange import formats
     from bench.exchange.files import new_folder
     from bench.exchange.importing import interpret
-    from bench.execution import runner
+    from bench.execution.plan import prepare_study
 
-    study = runner.prepare(
-        options.protocol, _sets(options), dataset=options.dataset, data=options.data, seed=options.seed, attack="none",
-        defenses=["none"], only=True, setups=options.setups, setup=None,
-    ).study  # fmt: skip
+    request = _request(options, **{**_asked(options), "setup": None}, protocols=(options.protocol,))
+    study, _ = prepare_study(request, options.protocol)
     found = formats.read_any(options.source, options.format, study.dataset)
     if options.setup is not None:  # a single trial's files do not say which of a list they are
         if len(found) != 1 or not options.setup.isascii() or not options.setup.isdigit():
@@ -354,7 +370,7 @@ def _import(options: argparse.Namespace) -> int:
     with new_folder(options.folder) as folder:
         for index, one in found.items():
             lacks_target = not formats.named(one.format).holds_target
-            trial = study.trial(index) if lacks_target or study.listed is not None else None
+            trial = study.case(index).trial if lacks_target or study.listed is not None else None
             poisons, own, report = interpret(one, study.dataset, index, study.protocol.threat.eps, trial)
             if options.trigger:
                 if poisons.shown is not None:
@@ -367,7 +383,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _image(out: Path, record: Record) -> Path:
-    from bench.execution.stages import image_path
+    from bench.execution.poison_image import image_path
 
     return image_path(out, record["poisons"].get("key", "none"))
 
@@ -384,8 +400,8 @@ def _where_next(options: argparse.Namespace, uri: str | None) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     from bench.foundation import registry
-    from bench.request import sweep
-    from bench.science import protocol
+    from bench.request import protocol_file as protocol
+    from bench.request import sweep_file as sweep
 
     for kind in [options.kind] if options.kind else KINDS:
         print(f"{kind}:")
@@ -414,8 +430,8 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from bench.foundation import registry
     from bench.foundation.settings import describe
-    from bench.request import sweep
-    from bench.science import protocol
+    from bench.request import protocol_file as protocol
+    from bench.request import sweep_file as sweep
 
     if options.kind == "protocol":
         print(protocol.read_preset(options.name)[1].rstrip())

@@ -1,7 +1,7 @@
 """Histogram of the friendly noise of a victim's training set (FRIENDS, Fig. 4a; trains the first epochs).
 
-It is the very noise of the victim of that trial: its training behind the defense, with the same seeds, is followed to
-epoch `start` and ended there. Every value counts: all images, pixels and channels. Grey: the noise from which the
+It is the noise of that trial's own victim: the same training behind the defense, with the same seeds, runs to epoch
+`start` and stops there. Every value counts: all images, pixels and channels. Grey: the noise from which the
 optimisation starts, uniform in [-8, 8] levels.
 """
 
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from bench.defenses.friends import Friends
-from bench.execution.runner import Cell
-from bench.execution.stages import Bench
+from bench.execution.plan import Cell
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
 from bench.figures.request import Plate, Request, Row, plan_of
 from bench.figures.training import made
 from bench.foundation.errors import BadInput
 from bench.science.defense import Defense
 from bench.science.training import Run
+from bench.science.victim import trainings
+from bench.science.workspace import Workspace
 from bench.storage.store import Made
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def _watched(guard: Defense) -> Defense:
     return _Watched(guard.settings, guard.name)
 
 
-def _counts(bench: Bench, cell: Cell, index: int) -> Made:
+def _counts(space: Workspace, cell: Cell, index: int) -> Made:
     """How often each level from -127 to 127 occurs."""
     try:
-        bench.trainings(cell.attack, cell.defense, index, _watched)
+        trainings(space, space.study.case(index), cell.attack, cell.defense, _watched)
     except _Caught as caught:
         counts = torch.bincount(caught.noise.flatten().long() + 127, minlength=255)
         return {"counts": counts}, {"images": len(caught.noise)}
@@ -62,7 +63,7 @@ def measure(request: Request) -> Plate:
     plan = plan_of(request, "none", ("friends-b",))
     study = plan.study
     for cell in plan.cells:
-        make, label = cell.defense.plugin.make, cell.defense.label
+        make, label = cell.defense.make, cell.defense.label
         if not (isinstance(make, type) and issubclass(make, Friends)):
             raise BadInput(
                 f"defense '{label}' makes no friendly noise; allowed: friends-u, friends-b, friends-g, friendly"
@@ -73,22 +74,22 @@ def measure(request: Request) -> Plate:
                 f"defense '{label}' makes its noise at epoch {start}, but training ends after {epochs}; "
                 f"fix: --set defense.start={epochs - 1}"
             )
-    found = made("friendly noise", _counts, plan, plan.cells, request.out)
+    artefacts = made("friendly noise", _counts, plan, plan.cells, request.out)
     rows: list[Row] = []
     shares: dict[str, tuple[int, list[float]]] = {}
-    for cell, artefact in zip(plan.cells, found, strict=True):
+    for cell, artefact in zip(plan.cells, artefacts, strict=True):
         zeta = cell.defense.settings.as_dict()["zeta"]
         counts = artefact.tensors["counts"][127 - zeta : 128 + zeta]
-        part = (counts.double() / counts.sum()).tolist()
-        shares[cell.defense.label] = (zeta, part)
+        share_of_levels = (counts.double() / counts.sum()).tolist()
+        shares[cell.defense.label] = (zeta, share_of_levels)
         rows += [
             (cell.defense.label, level, count, share)
-            for level, count, share in zip(range(-zeta, zeta + 1), counts.tolist(), part, strict=True)
+            for level, count, share in zip(range(-zeta, zeta + 1), counts.tolist(), share_of_levels, strict=True)
         ]
     attack, (index,) = plan.cells[0].attack.label, plan.cells[0].trials
     starts = sorted({cell.defense.settings.as_dict()["start"] for cell in plan.cells})
     caption = (
-        f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {found[0].meta['images']} "
+        f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {artefacts[0].meta['images']} "
         f"images, noise made after {' or '.join(map(str, starts))} epochs"
     )
     return Plate(("defense", "level", "count", "share"), rows, caption, shares, (WIDTH, 2.2))
@@ -108,7 +109,7 @@ def draw(plate: Plate, figure: Figure) -> None:
     handles.append(Patch(color="#bbbbbb", label="start of the optimisation"))
     for colour, (defense, (zeta, share)) in zip(COLOURS, shares.items(), strict=False):
         edges = [level - 0.5 for level in range(-zeta, zeta + 2)]
-        axis.stairs([100 * part for part in share], edges, color=colour, linewidth=1.1)
+        axis.stairs([100 * of_level for of_level in share], edges, color=colour, linewidth=1.1)
         bound = 100 * (share[0] + share[-1])
         handles.append(Line2D([], [], color=colour, label=f"{defense}: {bound:.0f} % at ±{zeta}"))
     axis.set(xlabel="friendly noise, levels of 255", ylabel="share of values, %")

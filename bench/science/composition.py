@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from bench.foundation.errors import BadInput
-from bench.foundation.registry import register
 from bench.foundation.settings import Settings
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Job, Services
@@ -26,17 +25,14 @@ SINGLE = {
 """Hooks that cannot be shared, and why."""
 
 
-@register("defense", "composition")
 class Composition(Defense):
     """Several defenses at once, in the order in which they are named; not run by this name: write `a+b`.
 
-    Every training set that a part makes is handed to the next; hooks in epochs and batches follow each other. Each
-    part has its own name for random numbers and its own state, so that two of a kind do not meet. Refused where two
-    parts own the same hook that cannot be shared. Needs: what its parts need, each being handed its own. Cost: the
-    sum of its parts'.
+    Every training set that a part makes is passed to the next; hooks in epochs and batches run one after the other.
+    Each part has its own random streams and its own state, so that two of a kind do not interfere. Refused if two parts
+    own the same hook that cannot be shared. Assumes: what its parts assume; each is given only what it declares. Cost:
+    the sum of its parts'.
     """
-
-    on_its_own = False
 
     def __init__(self, parts: Sequence[Defense], name: str = "composition") -> None:
         super().__init__(Settings(), name)
@@ -49,9 +45,6 @@ class Composition(Defense):
         """BadInput with the reason when these cannot be composed."""
         if len(makers) < 2 or len(set(labels)) < len(labels):
             raise BadInput(f"defense '{'+'.join(labels)}': name two or more different defenses")
-        for maker, label in zip(makers, labels, strict=True):
-            if not maker.on_its_own:
-                raise BadInput(f"defense '{label}' is no part; fix: write its parts with a plus")
         for hook, reason in SINGLE.items():
             owners = [
                 label
@@ -115,7 +108,7 @@ def _as(part: Defense, run: Run) -> Iterator[None]:
     owner, side, services = run.owner, run.side, run.services
     mine: dict[str, Any] = side.setdefault(f"part {part.name}", {})
     run.owner, run.side = part.name, mine
-    run.services = _own(services, part) if isinstance(services, Services) else services
+    run.services = _own(services, part) if services is not None else None
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,15 @@ from torch import nn
 
 from bench.cli import main
 from bench.defenses import friends
-from bench.execution.stages import Bench
 from bench.figures import canvas, landscape, poisons, request, training
 from bench.foundation import registry
+from bench.science.crafting import poisons_of
 from bench.science.dataset import Place
 from bench.science.evaluation import ModelPredictor, evaluate
+from bench.science.victim import trainings
+from bench.science.workspace import Workspace
 from bench.storage.records import Records
+from tests.records import lines, record
 from tests.tiny import ATTACK_SETS, SETS
 
 START = "defense.friends-b.start=1"  # two epochs are trained: the noise is made before the second
@@ -53,21 +55,10 @@ def is_an_image(png: bytes) -> bool:
         return image.width >= 600 and len(image.convert("L").getcolors() or [0] * 300) > 2
 
 
-def record(attack: str, defense: str, trial: int, success: float, accuracy: float, **more: Any) -> dict[str, Any]:
-    return {
-        "schema": 1, "key": f"{attack}/{defense}/{trial}", "cell": f"{attack}/{defense}", "attack": attack,
-        "defense": defense, "protocol": "p", "trial": trial, "seed": 3, "status": "done", "error": None,
-        "success": success, "clean_accuracy": accuracy, "seconds": {}, "poisons": {}, "history": [], "settings": {},
-        "started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:00Z", **more,
-    }  # fmt: skip
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., str]:
     def write(*records: Any) -> str:
-        path = tmp_path / "records.jsonl"
-        path.write_text("".join(json.dumps(one) + "\n" for one in records))
-        return str(path)
+        return str(lines(tmp_path / "records.jsonl", records))
 
     return write
 
@@ -78,7 +69,7 @@ def written(tmp_path: Path) -> Callable[..., str]:
 def test_scatter_has_exact_intervals_of_every_cell(tmp_path: Path, written: Callable[..., str]) -> None:
     accuracies = [0.8, 0.9, 0.7, 0.84]
     records = [record("gm", "none", i, float(i < 3), accuracy) for i, accuracy in enumerate(accuracies)]
-    records += [record("$x_1^", "d", 0, 0.25, 0.5), record("gm", "failed", 0, 0, 0, status="failed")]
+    records += [record("$x_1^", "d", 0, 0.25, 0.5), record("gm", "failed", 0, None)]
     rows, png = figure(tmp_path, "scatter", "--records", written(*records))
     assert is_an_image(png)
     assert [(row["attack"], row["defense"], row["n"]) for row in rows] == [("gm", "none", "4"), ("$x_1^", "d", "1")]
@@ -196,12 +187,12 @@ def test_the_landscape_is_that_of_the_recorded_victims(
 
     plan = request.plan_of(request.Request(ran, sets=tuple(CRAFTING[1::2])), "gm", ("friends-b",))
     (cell,) = plan.cells
-    bench = Bench.at(plan.study, ran, lambda *_: None, print)
-    network = bench.trainings(cell.attack, cell.defense, 0)[0].model
-    outcome = evaluate(ModelPredictor(network), plan.study.dataset, plan.study.trial(0), "cpu")
-    recorded = bench.records.find(plan.study.wanted(cell.attack, cell.defense, 0))
+    space = Workspace.at(plan.study, ran, lambda *_: None, print)
+    network = trainings(space, plan.study.case(0), cell.attack, cell.defense)[0].model
+    outcome = evaluate(ModelPredictor(network), plan.study.dataset, plan.study.case(0).trial, "cpu")
+    recorded = Records(ran / "records").find(plan.study.identities.record(cell.attack, cell.defense, 0))
     assert recorded is not None and outcome.as_dict() == recorded["outcome"]
-    crafted = bench.poisons(cell.attack, 0)[0]
+    crafted = poisons_of(space, plan.study.case(0), cell.attack)[0]
     with torch.no_grad():
         own = nn.functional.cross_entropy(network(crafted.images / 255), crafted.labels).item()
     assert loss["victim, friends-b", 1.0, 0.0] == pytest.approx(own, rel=1e-4)
@@ -250,17 +241,17 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["scatter"], [{**GOOD, "status": "failed"}], "none of these trials is finished"),
         (["scatter", "--attack", "gn"], [GOOD], "no records with attack 'gn'; did you mean 'gm'?"),
         (["scatter", "--set", "threat.eps=8"], [GOOD], "--set and --dataset have no place here"),
-        (["scatter"], [GOOD, {**GOOD, "protocol": "q"}], "records of p, q; choose one with --protocol"),
+        (["scatter"], [GOOD, {**GOOD, "protocol": "q"}], "records of cifar10-scratch, q; choose one with --protocol"),
         (["matching-loss"], [GOOD], "these records hold no crafting losses"),
         (
             ["matching-loss"],
             [{**GOOD, "poisons": {"key": "a", "losses": [[]], "final_losses": [0.0]}}],
             "records that no run wrote",
         ),
-        (["poisons"], [GOOD], "these records hold no poisons"),
+        (["poisons"], [record("none", "none", 0, 0, 0.5)], "these records hold no poisons"),
         (["poisons"], [{**GOOD, "poisons": {"n": 1, "key": "../../x"}}], "are not in"),
         (["landscape"], [GOOD], "reads no records"),
-        (["landscape", "--attack", "none"], None, "attack 'none' poisons nothing"),
+        (["landscape", "--attack", "none"], None, "attack 'none' crafts no poisons"),
         (["landscape", "--protocol", "quik"], None, "did you mean 'quick'?"),
         (["friendly-noise", "--defense", "mixup"], None, "defense 'mixup' makes no friendly noise"),
         (["friendly-noise", "--set", "defense.start=40"], None, "fix: --set defense.start=29"),
