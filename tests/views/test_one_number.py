@@ -23,7 +23,7 @@ from bench.views.leaderboard import leaderboard
 from bench.views.mlflow.book import FILTER
 from bench.views.mlflow.server import connect, resolve_uri
 from bench.views.mlflow.sync import sync
-from tests.made_records import cell, record
+from tests.records import cell, record
 
 pytest.importorskip("mlflow")
 
