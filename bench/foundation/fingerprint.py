@@ -57,15 +57,15 @@ def _science() -> frozenset[str]:
 @functools.cache
 def _closure(module: str) -> frozenset[str]:
     """The module and all that it imports, directly or not, from its own package and from the plug-in packages."""
-    own = module.rpartition(".")[0]
-    packages = tuple(f"{package}." for package in {own, *PLUGINS} if package)
-    found, todo = {module}, [module]
+    home = module.rpartition(".")[0]
+    packages = tuple(f"{package}." for package in {home, *PLUGINS} if package)
+    modules, todo = {module}, [module]
     while todo:
         for name in _imports(todo.pop()):
-            if name.startswith(packages) and name not in found and _is_module(name):
-                found.add(name)
+            if name.startswith(packages) and name not in modules and _is_module(name):
+                modules.add(name)
                 todo.append(name)
-    return frozenset(found)
+    return frozenset(modules)
 
 
 def _imports(module: str) -> Iterator[str]:
