@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from bench.foundation import files
+from bench.science.dataset import Images
+from bench.science.poisons import Poisons
+from bench.storage.store import Artefact, key_of
 
 GUTTER = 2  # white pixels around every image
 SIDE = 64  # pixels that a image is blown up to, about
@@ -34,3 +41,17 @@ def poison_grid(base: Tensor, poison: Tensor, rows: int = 8) -> bytes:
     file = io.BytesIO()
     Image.fromarray(sheet.contiguous().numpy()).save(file, format="PNG", optimize=True)
     return file.getvalue()
+
+
+def save(out: Path, crafted: Artefact, poisons: Poisons, clean: Images) -> None:
+    """Put the image of a trial's poisons below the output folder, once. clean: the training set before them."""
+    path = image_path(out, key_of(crafted.meta["identity"]))
+    if len(poisons.ids) and not path.exists():
+        files.write_bytes(path, poison_grid(clean.images[clean.rows_of(poisons.ids)], poisons.images))
+
+
+def image_path(out: Path, key: str) -> Path:
+    """Where the image of the poisons `key` is kept. ValueError for what is no key: records are only files."""
+    if not re.fullmatch(r"[0-9a-f]{64}|none", key):
+        raise ValueError(f"not a key: {key[:80]!r}")
+    return out / "images" / f"{key}.png"

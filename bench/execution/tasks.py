@@ -1,102 +1,201 @@
-"""Units of work, as they are sent to worker processes: a network, the poisons of a trial, a victim.
+"""Tasks, as they are sent to worker processes: a network, the poisons of a trial, a victim.
 
-Units of one key are one unit, whichever attacks, defenses and studies ask for it.
+Tasks of one key are one task, whichever attacks, defenses and studies ask for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from bench.execution.stages import Bench
+from bench.execution.poison_image import save
+from bench.execution.recording import Record, record_of
 from bench.foundation.errors import TrialFailed
 from bench.foundation.progress import Heartbeat
-from bench.science.protocol import Chosen
+from bench.science.crafting import poisons_of
+from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Study
+from bench.science.workspace import Workspace
+from bench.storage.records import Records
 from bench.storage.store import Store, key_of
 
 
-@dataclass(frozen=True)
-class Unit:
-    """index: of the trial, or of the network; model: of a pretrained network; epochs: after which a surrogate's weights
-    are kept too; key: of what is made, in the store or, for a victim, among the records."""
+@dataclass(frozen=True, eq=False)
+class Task(ABC):
+    """study, out: where it is done; key: of what is made, in the store or, for a victim, among the records."""
 
     study: Study
     out: Path
-    stage: str
-    index: int
-    attack: Chosen | None = None
-    defense: Chosen | None = None
-    model: str = ""
-    epochs: tuple[int, ...] = ()
-    key: str = field(default="", compare=False)
+    key: str
+    kind: ClassVar[str] = "networks"
 
-    def __str__(self) -> str:
-        if self.attack is None:
-            return " ".join(part for part in (self.stage, self.model, str(self.index)) if part)
-        behind = f" x {self.defense.label}" if self.defense else ""
-        return f"{self.stage} of {self.attack.label}{behind} trial {self.index}"
+    @abstractmethod
+    def expected_key(self) -> str:
+        """The key by the code, the libraries and the data of this process."""
 
-    def keyed(self) -> Unit:
-        """The same with its key."""
-        return replace(self, key=self._key())
+    @abstractmethod
+    def run(self, space: Workspace) -> Record | None:
+        """Do it; the record if it makes one."""
 
-    def _key(self) -> str:
-        if self.stage == "pretrained":
-            return key_of(self.study.pretrained_identity(self.model, self.index))
-        if self.stage == "surrogate":
-            return key_of(self.study.surrogate_identity(self.index, self.epochs))
-        assert self.attack is not None
-        if self.defense is None:
-            return key_of(self.study.poisons_identity(self.attack, self.index))
-        return str(self.wanted["key"])
-
-    @property
-    def wanted(self) -> dict[str, Any]:
-        """What the record of a victim must say."""
-        assert self.attack is not None and self.defense is not None
-        return self.study.wanted(self.attack, self.defense, self.index)
+    def needs(self) -> Iterator[Task]:
+        """What it stands on, directly or not."""
+        yield from ()
 
     @property
     def stored(self) -> bool:
         """Whether the store has it. What it holds is verified when it is read."""
-        kind = "poisons" if self.stage == "poisons" else "networks"
-        return Store(self.out / "store").path(kind, self.key).exists()
+        return Store(self.out / "store").path(self.kind, self.key).exists()
 
 
-def work(unit: Unit, heartbeat: Heartbeat) -> tuple[dict[str, Any] | None, list[str]]:
-    """Do the unit; return the record if it makes one, and what is to be said."""
-    if unit.keyed().key != unit.key:
-        raise TrialFailed(f"{unit}: the worker's code, libraries or data are not those of the command that sent it")
-    said: list[str] = []
-    bench = Bench.at(unit.study, unit.out, heartbeat, said.append)
-    if unit.stage == "pretrained":
-        bench.networks.pretrained(unit.model, unit.index)
-    elif unit.stage == "surrogate" and unit.epochs:
-        bench.networks.snapshots(unit.index, unit.epochs)
-    elif unit.stage == "surrogate":
-        bench.networks.surrogate(unit.index)
-    elif unit.attack is not None and unit.defense is not None:
-        return bench.victim(unit.attack, unit.defense, unit.index), said
-    elif unit.attack is not None:
-        bench.poisons(unit.attack, unit.index)
-    return None, said
+T = TypeVar("T", bound=Task)
+
+
+@dataclass(frozen=True, eq=False)
+class Pretraining(Task):
+    """The j-th pretrained network of an architecture."""
+
+    model: str
+    j: int
+
+    @classmethod
+    def of(cls, study: Study, out: Path, model: str, j: int) -> Pretraining:
+        return cls(study, out, key_of(study.identities.pretrained(model, j)), model, j)
+
+    def __str__(self) -> str:
+        return f"pretrained {self.model} {self.j}"
+
+    def expected_key(self) -> str:
+        return self.of(self.study, self.out, self.model, self.j).key
+
+    def run(self, space: Workspace) -> None:
+        space.networks.pretrained(self.model, self.j)
+
+
+@dataclass(frozen=True, eq=False)
+class SurrogateTraining(Task):
+    """The attacker's k-th network; epochs: after which its weights are kept too."""
+
+    k: int
+    epochs: tuple[int, ...]
+
+    @classmethod
+    def of(cls, study: Study, out: Path, k: int, epochs: tuple[int, ...] = ()) -> SurrogateTraining:
+        identities = study.identities
+        return cls(
+            study, out, key_of(identities.snapshots(k, epochs) if epochs else identities.surrogate(k)), k, epochs
+        )
+
+    def __str__(self) -> str:
+        return f"surrogate {self.k}"
+
+    def expected_key(self) -> str:
+        return self.of(self.study, self.out, self.k, self.epochs).key
+
+    def run(self, space: Workspace) -> None:
+        if self.epochs:
+            space.networks.snapshots(self.k, self.epochs)
+        else:
+            space.networks.surrogate(self.k)
+
+    def needs(self) -> Iterator[Task]:
+        if self.study.protocol.pretrained:
+            yield Pretraining.of(self.study, self.out, *self.study.protocol.surrogate_model(self.k))
+
+
+@dataclass(frozen=True, eq=False)
+class Crafting(Task):
+    """The poisons of an attack in a trial."""
+
+    attack: SelectedAttack
+    index: int
+    kind = "poisons"
+
+    @classmethod
+    def of(cls, study: Study, out: Path, attack: SelectedAttack, index: int) -> Crafting:
+        return cls(study, out, key_of(study.identities.poisons(attack, study.case(index))), attack, index)
+
+    def __str__(self) -> str:
+        return f"poisons of {self.attack.label} trial {self.index}"
+
+    def expected_key(self) -> str:
+        return self.of(self.study, self.out, self.attack, self.index).key
+
+    def run(self, space: Workspace) -> None:
+        case = self.study.case(self.index)
+        poisons, crafted = poisons_of(space, case, self.attack)
+        save(self.out, crafted, poisons, case.clean)
+
+    def needs(self) -> Iterator[Task]:
+        if self.attack.make.uses_surrogates:
+            for k in range(self.study.protocol.threat.surrogates):
+                surrogate = SurrogateTraining.of(self.study, self.out, k, self.attack.asked.snapshots)
+                yield from surrogate.needs()
+                yield surrogate
+
+
+@dataclass(frozen=True, eq=False)
+class VictimTraining(Task):
+    """The victim of a trial behind a defense, and its record."""
+
+    attack: SelectedAttack
+    defense: SelectedDefense
+    index: int
+
+    @classmethod
+    def of(
+        cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int
+    ) -> VictimTraining:
+        return cls(study, out, study.identities.record(attack, defense, index)["key"], attack, defense, index)
+
+    def __str__(self) -> str:
+        return f"victim of {self.attack.label} x {self.defense.label} trial {self.index}"
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """What its record must say."""
+        return self.study.identities.record(self.attack, self.defense, self.index)
+
+    def expected_key(self) -> str:
+        return str(self.expected["key"])
+
+    def run(self, space: Workspace) -> Record:
+        records = Records(self.out / "records", space.store.say)
+        return record_of(space, records, self.study.case(self.index), self.attack, self.defense)
+
+    def crafting(self) -> Crafting | None:
+        """The poisons that it trains on; None for an attack that poisons nothing."""
+        if not self.attack.make.poisons_data:
+            return None
+        return Crafting.of(self.study, self.out, self.attack, self.index)
+
+    def needs(self) -> Iterator[Task]:
+        if self.study.protocol.pretrained:
+            yield Pretraining.of(self.study, self.out, self.study.protocol.model, 0)
+
+
+def work(task: Task, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
+    """Do the task; return the record if it makes one, and the lines for the user."""
+    if task.expected_key() != task.key:
+        raise TrialFailed(f"{task}: the worker's code, libraries or data are not those of the command that sent it")
+    lines: list[str] = []
+    return task.run(Workspace.at(task.study, task.out, heartbeat, lines.append)), lines
 
 
 @dataclass(frozen=True)
 class Work:
     """What is to be made before and for some victims, by stage; each stage stands on those before it."""
 
-    pretrained: tuple[Unit, ...]
-    surrogates: tuple[Unit, ...]
-    poisons: tuple[Unit, ...]
-    victims: tuple[Unit, ...]
-    crafted: dict[str, Unit]  # by the key of a victim, the poisons that it trains on
+    pretrained: tuple[Task, ...]
+    surrogates: tuple[Task, ...]
+    poisons: tuple[Crafting, ...]
+    victims: tuple[VictimTraining, ...]
+    crafted: dict[str, Crafting]  # by the key of a victim, the poisons that it trains on
 
     @property
-    def stages(self) -> tuple[tuple[str, tuple[Unit, ...]], ...]:
+    def stages(self) -> tuple[tuple[str, Sequence[Task]], ...]:
         return (
             ("pretrained networks", self.pretrained),
             ("surrogates", self.surrogates),
@@ -105,57 +204,22 @@ class Work:
         )
 
 
-def poisons_unit(study: Study, out: Path, attack: Chosen, index: int) -> Unit:
-    return Unit(study, out, "poisons", index, attack).keyed()
-
-
-def work_for(victims: Iterable[Unit], crafting: Iterable[Unit] = ()) -> Work:
-    """All that some victims (and `crafting`, poisons that are wanted for themselves) need and the store does not hold
+def work_for(victims: Iterable[VictimTraining], crafting: Iterable[Crafting] = ()) -> Work:
+    """All that some victims (and `crafting`, poisons that are asked for themselves) need and the store does not hold
     yet; every artefact once."""
     victims = tuple(victims)
-    crafted = {
-        victim.key: poisons_unit(victim.study, victim.out, victim.attack, victim.index)
-        for victim in victims
-        if victim.attack is not None and victim.attack.plugin.make.poisons_data
-    }
+    crafted = {victim.key: made for victim in victims if (made := victim.crafting()) is not None}
     poisons = _missing((*crafted.values(), *crafting))
-    attackers = [unit for unit in poisons if unit.attack is not None and unit.attack.plugin.make.uses_surrogates]
-    pretrained = _missing(unit for victim in victims for unit in _pretrained(victim, attacked=False))
-    pretrained += _missing(unit for attacker in attackers for unit in _pretrained(attacker, attacked=True))
+    networks = _missing(need for task in (*victims, *poisons) for need in task.needs())
     return Work(
-        tuple({unit.key: unit for unit in pretrained}.values()),
-        _missing(unit for attacker in attackers for unit in _surrogates(attacker)),
+        tuple(task for task in networks if isinstance(task, Pretraining)),
+        tuple(task for task in networks if not isinstance(task, Pretraining)),
         poisons,
         victims,
         crafted,
     )
 
 
-def _missing(units: Iterable[Unit]) -> tuple[Unit, ...]:
-    """Those that the store does not hold, each key once; keys are computed once for equal units."""
-    seen: dict[Any, Unit] = {}
-    for unit in units:
-        seen.setdefault(unit.key or _place(unit), unit)
-    keyed = {unit.key: unit for unit in (unit if unit.key else unit.keyed() for unit in seen.values())}
-    return tuple(unit for unit in keyed.values() if not unit.stored)
-
-
-def _place(unit: Unit) -> tuple[Any, ...]:
-    return (id(unit.study), unit.stage, unit.index, unit.model, unit.epochs)
-
-
-def _pretrained(unit: Unit, attacked: bool) -> Iterator[Unit]:
-    """The pretrained network that a victim starts from, or with `attacked` those of the attacker."""
-    protocol = unit.study.protocol
-    if protocol.pretrained:
-        attackers = [protocol.surrogate_model(k) for k in range(protocol.threat.surrogates)] if attacked else []
-        for model, j in attackers or [(protocol.model, 0)]:
-            yield Unit(unit.study, unit.out, "pretrained", j, model=model)
-
-
-def _surrogates(unit: Unit) -> Iterator[Unit]:
-    """The attacker's networks, with the snapshots that the attack wants."""
-    assert unit.attack is not None
-    epochs = unit.attack.attack().snapshots
-    for k in range(unit.study.protocol.threat.surrogates):
-        yield Unit(unit.study, unit.out, "surrogate", k, epochs=epochs)
+def _missing(tasks: Iterable[T]) -> tuple[T, ...]:
+    """Those that the store does not hold, each key once."""
+    return tuple(task for task in {task.key: task for task in tasks}.values() if not task.stored)

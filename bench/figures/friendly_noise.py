@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from bench.defenses.friends import Friends
-from bench.execution.runner import Cell
-from bench.execution.stages import Bench
+from bench.execution.plan import Cell
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
 from bench.figures.request import Plate, Request, Row, plan_of
 from bench.figures.training import made
 from bench.foundation.errors import BadInput
 from bench.science.defense import Defense
 from bench.science.training import Run
+from bench.science.victim import trainings
+from bench.science.workspace import Workspace
 from bench.storage.store import Made
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def _watched(guard: Defense) -> Defense:
     return _Watched(guard.settings, guard.name)
 
 
-def _counts(bench: Bench, cell: Cell, index: int) -> Made:
+def _counts(space: Workspace, cell: Cell, index: int) -> Made:
     """How often each level from -127 to 127 occurs."""
     try:
-        bench.trainings(cell.attack, cell.defense, index, _watched)
+        trainings(space, space.study.case(index), cell.attack, cell.defense, _watched)
     except _Caught as caught:
         counts = torch.bincount(caught.noise.flatten().long() + 127, minlength=255)
         return {"counts": counts}, {"images": len(caught.noise)}
@@ -62,7 +63,7 @@ def measure(request: Request) -> Plate:
     plan = plan_of(request, "none", ("friends-b",))
     study = plan.study
     for cell in plan.cells:
-        make, label = cell.defense.plugin.make, cell.defense.label
+        make, label = cell.defense.make, cell.defense.label
         if not (isinstance(make, type) and issubclass(make, Friends)):
             raise BadInput(
                 f"defense '{label}' makes no friendly noise; allowed: friends-u, friends-b, friends-g, friendly"

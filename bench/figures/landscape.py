@@ -21,16 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.execution.runner import Cell
-from bench.execution.stages import Bench
+from bench.execution.plan import Cell
 from bench.figures.canvas import WIDTH
 from bench.figures.request import Plate, Request, Row, plan_of
 from bench.figures.training import made
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.progress import say
 from bench.science.classifier import Classifier, frozen
+from bench.science.crafting import poisons_of
 from bench.science.seeds import derive, torch_stream
 from bench.science.training import precision, to_pixels
+from bench.science.victim import trainings
+from bench.science.workspace import Workspace
 from bench.storage.store import Made
 
 if TYPE_CHECKING:
@@ -72,10 +74,10 @@ def surface(model: Classifier, base: Tensor, along: Tensor, across: Tensor, labe
     return torch.tensor(grid, dtype=torch.float64)
 
 
-def _around(bench: Bench, cell: Cell, index: int, model: Classifier) -> Tensor:
+def _around(space: Workspace, cell: Cell, index: int, model: Classifier) -> Tensor:
     """The surface of a network around the poisons of a trial."""
-    study, (poisons, _) = bench.study, bench.poisons(cell.attack, index)
-    clean = study.victim_data(index)
+    study, case = space.study, space.study.case(index)
+    poisons, clean = poisons_of(space, case, cell.attack)[0], case.clean
     base, poison = to_pixels(clean.images[clean.rows_of(poisons.ids)]), to_pixels(poisons.images)
     signs = torch.empty_like(base).bernoulli_(
         0.5, generator=torch_stream("cpu", derive(study.seed, "figure", "landscape"), index)
@@ -85,22 +87,22 @@ def _around(bench: Bench, cell: Cell, index: int, model: Classifier) -> Tensor:
     return surface(model, *parts)
 
 
-def _of_victim(bench: Bench, cell: Cell, index: int) -> Made:
-    trained = bench.trainings(cell.attack, cell.defense, index)
+def _of_victim(space: Workspace, cell: Cell, index: int) -> Made:
+    trained = trainings(space, space.study.case(index), cell.attack, cell.defense)
     if len(trained) > 1:
         raise TrialFailed(f"defense '{cell.defense.label}' trains {len(trained)} networks, and this figure shows one")
-    return {"loss": _around(bench, cell, index, trained[0].model)}, {}
+    return {"loss": _around(space, cell, index, trained[0].model)}, {}
 
 
-def _of_surrogate(bench: Bench, cell: Cell, index: int) -> Made:
-    return {"loss": _around(bench, cell, index, bench.networks.surrogate(0)[0])}, {}
+def _of_surrogate(space: Workspace, cell: Cell, index: int) -> Made:
+    return {"loss": _around(space, cell, index, space.networks.surrogate(0)[0])}, {}
 
 
 def measure(request: Request) -> Plate:
     """content: [Surface], the surrogate's first, then those of the victims."""
     plan = plan_of(request, "gm", ("friends-b",))
     attack = plan.cells[-1].attack
-    if not attack.plugin.make.poisons_data:
+    if not attack.make.poisons_data:
         raise BadInput(f"attack '{attack.label}' poisons nothing, so there is nothing to look around")
     (undefended,) = plan_of(replace(request, defenses=("none",), sets=_without_defense(request)), "gm", ()).cells
     cells = [undefended, *(cell for cell in plan.cells if cell.defense.label != "none")]
@@ -115,7 +117,8 @@ def measure(request: Request) -> Plate:
         for v, line in zip(ACROSS, one.loss, strict=True)
         for u, loss in zip(ALONG, line, strict=True)
     ]
-    n = len(Bench.at(study, request.out, lambda *_: None, say).poisons(attack, index)[0].ids)
+    space = Workspace.at(study, request.out, lambda *_: None, say)
+    n = len(poisons_of(space, study.case(index), attack)[0].ids)
     caption = (
         f"{study.protocol.name}, {attack.label}, trial {index}, seed {study.seed}; n = {n} poisons, "
         f"eps {study.protocol.threat.eps}/255; circle: base images, star: poisons"

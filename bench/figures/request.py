@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.execution.runner import Plan, prepare
+from bench.execution.plan import Part, plan
 from bench.foundation.devices import choose_devices
 from bench.foundation.errors import BadInput, nearest
 from bench.foundation.progress import say
 from bench.foundation.registry import find
 from bench.foundation.settings import build
+from bench.request.request import Request as PlanRequest
 from bench.science.dataset import Dataset, Place
 from bench.storage.records import NEEDED, SCHEMA, Records
 
@@ -118,20 +119,20 @@ def seeds_of(records: Iterable[Record]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def plan_of(request: Request, attack: str, defenses: tuple[str, ...]) -> Plan:
+def plan_of(request: Request, attack: str, defenses: tuple[str, ...]) -> Part:
     """The study to train in, with one cell for each defense and the one trial that is asked for (default: 0); checked
     as a run is. attack, defenses: unless the request names others."""
     if request.records is not None:
         raise BadInput("this figure trains networks and reads no records: --records has no place here")
-    plan = prepare(
-        request.protocol or "quick",
-        request.sets,
-        attack=request.attack or attack,
+    asked = PlanRequest(
+        protocols=(request.protocol or "quick",),
+        attacks=(request.attack or attack,),
         defenses=request.defenses or defenses,
         only=True,
+        seed=request.seed or 0,
+        set=request.sets,
         dataset=request.dataset,
         data=request.data,
-        seed=request.seed or 0,
-        device=choose_devices(request.device)[0],
     )
-    return Plan(tuple(replace(cell, trials=(request.trial or 0,)) for cell in plan.cells))
+    (part,) = plan([asked], choose_devices(request.device)[0]).parts
+    return part.on_trials((request.trial or 0,))

@@ -7,61 +7,65 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.execution.engines.local import Local
-from bench.execution.runner import Cell, Plan, craft
-from bench.execution.stages import Bench
+from bench.execution.plan import Cell, Part
+from bench.execution.runner import craft
+from bench.execution.tasks import Task, work
 from bench.foundation.devices import default_jobs
 from bench.foundation.errors import TrialFailed
 from bench.foundation.files import make_folder
-from bench.foundation.progress import Heartbeat, say
-from bench.science.study import Study
-from bench.storage.store import Artefact, Made, key_of
+from bench.foundation.progress import say
+from bench.science.workspace import Workspace
+from bench.storage.store import Artefact, Made, Store, key_of
 
-Make = Callable[[Bench, Cell, int], Made]
-"""A function of (bench, cell, trial) that a worker process can import."""
+Make = Callable[[Workspace, Cell, int], Made]
+"""A function of (workspace, cell, trial) that a worker process can import."""
 
 
-@dataclass(frozen=True)
-class _Unit:
-    study: Study
-    out: Path
-    kind: str
+@dataclass(frozen=True, eq=False)
+class _Measurement(Task):
+    """What `make` gives for a cell and a trial; kept under all that shapes the cell's records, and the trial."""
+
+    title: str
     make: Make
     cell: Cell
     index: int
+    kind = "kept"
+
+    @classmethod
+    def of(cls, title: str, make: Make, cell: Cell, index: int, out: Path) -> _Measurement:
+        task = cls(cell.study, out, "", title, make, cell, index)
+        return cls(cell.study, out, task.expected_key(), title, make, cell, index)
 
     def __str__(self) -> str:
-        return f"{self.kind} of {self.cell.attack.label} x {self.cell.defense.label} trial {self.index}"
+        return f"{self.title} of {self.cell.attack.label} x {self.cell.defense.label} trial {self.index}"
 
-    @property
-    def key(self) -> str:
-        """Under what the result is kept: all that shapes the cell's records, and the trial."""
-        cell = self.study.cell_identity(self.cell.attack, self.cell.defense)
-        return key_of({"kind": self.kind, "cell": cell, "trial": self.index})
+    def expected_key(self) -> str:
+        cell = self.study.identities.cell(self.cell.attack, self.cell.defense)
+        return key_of({"kind": self.title, "cell": cell, "trial": self.index})
 
-
-def _work(unit: _Unit, heartbeat: Heartbeat) -> None:
-    bench = Bench.at(unit.study, unit.out, heartbeat, say)
-    bench.store.get_or_make("kept", unit.key, lambda: unit.make(bench, unit.cell, unit.index))
+    def run(self, space: Workspace) -> None:
+        space.store.get_or_make(self.kind, self.key, lambda: self.make(space, self.cell, self.index))
 
 
-def made(kind: str, make: Make, plan: Plan, cells: Sequence[Cell], out: Path) -> list[Artefact]:
-    """What `make` gives for each cell and the plan's trial, from the store or made now; poisons are crafted first.
+def made(title: str, make: Make, part: Part, cells: Sequence[Cell], out: Path) -> list[Artefact]:
+    """What `make` gives for each cell and the part's trial, from the store or made now; poisons are crafted first.
 
-    kind: names it in the store and to the user. TrialFailed when one cannot be made.
+    title: names it in the store and to the user. TrialFailed when one cannot be made.
     """
     make_folder(out)
-    (index,) = plan.cells[0].trials
-    study, bench = plan.study, Bench.at(plan.study, out, lambda *_: None, say)
-    units = [_Unit(study, out, kind, make, cell, index) for cell in cells]
-    missing = [unit for unit in units if bench.store.get("kept", unit.key) is None]
+    (index,) = part.cells[0].trials
+    store = Store(out / "store", say)
+    tasks = [_Measurement.of(title, make, cell, index, out) for cell in cells]
+    missing = [task for task in tasks if store.get(task.kind, task.key) is None]
     if missing:
-        engine = Local(default_jobs((study.device,)), devices=(study.device,))
-        craft(plan, out, engine, say)  # in processes: its surrogates and their training
+        device = part.study.device
+        engine = Local(default_jobs((device,)), devices=(device,))
+        craft(part.cells[-1], out, engine, say)
         with engine.open(out):
-            for done in engine.run(kind, missing, _work):
+            for done in engine.run(title, missing, work):
                 if done.error is not None:
                     raise TrialFailed(f"{done.unit}: {done.error}")
-    return [bench.store.get_or_make("kept", unit.key, _gone) for unit in units]
+    return [store.get_or_make(task.kind, task.key, _gone) for task in tasks]
 
 
 def _gone() -> Made:

@@ -25,8 +25,8 @@ from bench.foundation.errors import BadInput, nearest
 
 T = TypeVar("T")
 KINDS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
-OF_THE_FRAME = {"attack": "bench.exchange.imported", "defense": "bench.science.composition"}
-"""Plug-ins that stand on more than a plug-in may: poisons from elsewhere, several defenses as one."""
+OF_THE_FRAME = {"attack": "bench.exchange.imported"}
+"""A plug-in that stands on more than a plug-in may: poisons from elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,14 @@ class Classifier(nn.Module):
         return self.head(self.features(pixels))
 
 
-def build_model(
+def build_model(name: str, **shape: Any) -> Classifier:
+    """A freshly initialised network of the model called `name`; shape: as of `build_network`."""
+    return build_network(name, find("model", name).make, **shape)
+
+
+def build_network(
     name: str,
+    architecture: Callable[[int], tuple[nn.Module, int]],
     *,
     classes: int,
     size: int,
@@ -87,15 +94,15 @@ def build_model(
 ) -> Classifier:
     """A freshly initialised network. The same seed gives the same weights on every device.
 
-    size: side of the square images, pixels. BadInput for an unknown name or a size that the network cannot take.
+    architecture: makes the body and tells its width from the side of the square images, `size`, pixels. BadInput for a
+    size that the network cannot take.
     """
-    plugin = find("model", name)
-    smallest = getattr(plugin.make, "smallest", 8)
+    smallest = getattr(architecture, "smallest", 8)
     if size < smallest:
         raise BadInput(f"model '{name}' needs images of at least {smallest} pixels, not {size}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        body, width = plugin.make(size)
+        body, width = architecture(size)
         head = nn.Linear(width, classes)
     model = Classifier(Normalise(*normalisation), body, head)
     model = model.to(device)

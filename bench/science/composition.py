@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from bench.foundation.errors import BadInput
-from bench.foundation.registry import register
 from bench.foundation.settings import Settings
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Job, Services
@@ -26,7 +25,6 @@ SINGLE = {
 """Hooks that cannot be shared, and why."""
 
 
-@register("defense", "composition")
 class Composition(Defense):
     """Several defenses at once, in the order in which they are named; not run by this name: write `a+b`.
 
@@ -35,8 +33,6 @@ class Composition(Defense):
     parts own the same hook that cannot be shared. Needs: what its parts need, each being handed its own. Cost: the
     sum of its parts'.
     """
-
-    on_its_own = False
 
     def __init__(self, parts: Sequence[Defense], name: str = "composition") -> None:
         super().__init__(Settings(), name)
@@ -49,9 +45,6 @@ class Composition(Defense):
         """BadInput with the reason when these cannot be composed."""
         if len(makers) < 2 or len(set(labels)) < len(labels):
             raise BadInput(f"defense '{'+'.join(labels)}': name two or more different defenses")
-        for maker, label in zip(makers, labels, strict=True):
-            if not maker.on_its_own:
-                raise BadInput(f"defense '{label}' is no part; fix: write its parts with a plus")
         for hook, reason in SINGLE.items():
             owners = [
                 label

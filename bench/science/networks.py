@@ -5,24 +5,35 @@ Each is trained once and kept in the store under all that shaped it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from bench.foundation import fingerprint
-from bench.foundation.registry import find
-from bench.science.classifier import Classifier, build_model
+from bench.science.classifier import Classifier, build_network
 from bench.science.dataset import Images
-from bench.science.defense import Services
+from bench.science.defense import Defense, Services
 from bench.science.seeds import derive
 from bench.science.study import Study
 from bench.science.training import Recipe, train
-from bench.storage.store import Artefact, Store, key_of
+from bench.storage.store import Artefact, Made, Store, key_of
 
 Report = Callable[[str, int, int], None]
 """Called as (what is done, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from: weights drawn with `seed`; pretrained: number of the pretrained network of that
+    architecture whose features are taken, None for none; classes: of the head."""
+
+    model: str
+    seed: int
+    classes: int
+    pretrained: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,159 +44,161 @@ class Networks:
     store: Store
     report: Report
 
-    def start(self, model: str, seed: int, j: int = 0) -> Classifier:
-        """What a training starts from in the study's scenario: fresh weights, or the features of the j-th pretrained
-        network of that architecture (frozen in `transfer`) with a fresh head."""
-        network = self._build(model, seed, len(self.study.dataset.classes))
-        if not self.study.protocol.pretrained:
+    def start_in_scenario(self, model: str, seed: int, j: int = 0) -> Start:
+        """Fresh weights, or in `transfer` and `finetune` the features of the j-th pretrained network."""
+        return Start(model, seed, len(self.study.dataset.classes), j if self.study.protocol.pretrained else None)
+
+    def start(self, start: Start) -> Classifier:
+        """A network that is ready to be trained; its features are frozen in `transfer`."""
+        study = self.study
+        network = build_network(
+            start.model, study.architecture(start.model), classes=start.classes, size=study.size,
+            normalisation=study.normalisation, seed=start.seed, device=study.device,
+        )  # fmt: skip
+        if start.pretrained is None:
             return network
-        network.take_features(self.pretrained(model, j)[0])
-        return network.freeze_features() if self.study.protocol.threat.scenario == "transfer" else network
+        network.take_features(self.pretrained(start.model, start.pretrained)[0])
+        return network.freeze_features() if study.protocol.threat.scenario == "transfer" else network
 
     def pretrained(self, model: str, j: int = 0) -> tuple[Classifier, Artefact]:
         """The j-th pretrained network of an architecture, with the head of its own data set; in eval mode."""
-        identity = self.study.pretrained_identity(model, j)
-        source = self.study.pretrain_dataset
-
-        def fresh() -> Classifier:
-            return self._build(model, identity["seed"], len(source.classes))
-
-        what = f"pretrained {model} {j + 1}"
-        artefact = self._trained(identity, source.train, fresh, self.study.protocol.pretrain, what)
-        return self._load(fresh(), artefact), artefact
+        source, identity = self.study.pretrain_dataset, self.study.identities.pretrained(model, j)
+        start = Start(model, identity["seed"], len(source.classes))
+        return self.trained(identity, source.train, start, self.study.protocol.pretrain, f"pretrained {model} {j + 1}")
 
     def surrogate(self, k: int) -> tuple[Classifier, Artefact]:
         """The attacker's k-th network, trained on clean data in the victim's scenario with the surrogates' recipe; in
         eval mode."""
-        identity = self.study.surrogate_identity(k)
-        recipe, data = self.study.protocol.surrogate, self.study.attacker_data
-        what = f"surrogate {k + 1}/{self.study.protocol.threat.surrogates}"
-        artefact = self._trained(identity, data, lambda: self._surrogate_start(k), recipe, what)
-        return self._load(self._surrogate_start(k), artefact), artefact
+        study = self.study
+        title = f"surrogate {k + 1}/{study.protocol.threat.surrogates}"
+        return self.trained(
+            study.identities.surrogate(k),
+            study.attacker_data,
+            self._surrogate_start(k),
+            study.protocol.surrogate,
+            title,
+        )
 
     def snapshots(self, k: int, epochs: Sequence[int]) -> tuple[list[Classifier], Artefact]:
         """The k-th surrogate as it was after each of `epochs` of its training, in eval mode. Same training as
         `surrogate`, so the last epoch gives the same weights."""
-        study = self.study
-        identity = {**study.surrogate_identity(k), "kind": "snapshots", "epochs": list(epochs)}
-        what = f"snapshots of surrogate {k + 1}/{study.protocol.threat.surrogates}"
-
-        def make() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-            network, kept = self._surrogate_start(k), {}
-
-            def look(epoch: int, of: int, _: dict[str, float]) -> None:
-                self.report(what, epoch, of)
-                if epoch in epochs:
-                    kept.update({f"{epoch}/{name}": value.clone() for name, value in network.state_dict().items()})
-
-            recipe, data = study.protocol.surrogate, study.attacker_data.to(study.device)
-            done = train(network, data, recipe, seed=identity["seed"], report=look)
-            return kept, {"identity": identity, "history": done.history, "seconds": done.seconds}
-
+        identity = self.study.identities.snapshots(k, tuple(epochs))
+        make = functools.partial(self._make_snapshots, identity, k, epochs)
         artefact = self.store.get_or_make("networks", key_of(identity), make)
         networks = []
         for epoch in epochs:
-            network, prefix = self._surrogate_start(k), f"{epoch}/"
-            parts = {n.removeprefix(prefix): v for n, v in artefact.tensors.items() if n.startswith(prefix)}
-            network.load_state_dict(parts)
+            network, prefix = self.start(self._surrogate_start(k)), f"{epoch}/"
+            weights = {n.removeprefix(prefix): v for n, v in artefact.tensors.items() if n.startswith(prefix)}
+            network.load_state_dict(weights)
             networks.append(network.eval())
         return networks, artefact
 
-    def retrained(self, k: int, data: Images, who: Sequence[str | int], seed: int, behind: Any = None) -> Classifier:
-        """The k-th surrogate, trained anew on `data`; behind: a defense that it is trained with. Kept in the store."""
+    def _make_snapshots(self, identity: dict[str, Any], k: int, epochs: Sequence[int]) -> Made:
         study = self.study
+        title = f"snapshots of surrogate {k + 1}/{study.protocol.threat.surrogates}"
+        network = self.start(self._surrogate_start(k))
+        weights: dict[str, Tensor] = {}
+
+        # Reads the weights between epochs: the loop offers no other place that leaves the training as it is.
+        def look(epoch: int, of: int, _: dict[str, float]) -> None:
+            self.report(title, epoch, of)
+            if epoch in epochs:
+                weights.update({f"{epoch}/{name}": value.clone() for name, value in network.state_dict().items()})
+
+        data = study.attacker_data.to(study.device)
+        trained = train(network, data, study.protocol.surrogate, seed=identity["seed"], report=look)
+        return weights, {"identity": identity, "history": trained.history, "seconds": trained.seconds}
+
+    def retrained(
+        self, k: int, data: Images, names: Sequence[str | int], seed: int, behind: Defense | None = None
+    ) -> Classifier:
+        """The k-th surrogate, trained from scratch on `data`; behind: a defense that it is trained with."""
+        study, recipe = self.study, self.study.protocol.surrogate
         identity = {
-            **study.surrogate_identity(k),
+            **study.identities.surrogate(k),
             "kind": "retrained",
             "data": data.digest,
-            "seed": derive(seed, "retrained", k, *who),
+            "seed": derive(seed, "retrained", k, *names),
             "behind": None,
         }
         if behind is not None:
             identity["behind"] = [behind.name, behind.settings.as_dict(), fingerprint.code(type(behind))]
         model, j = study.protocol.surrogate_model(k)
-        recipe = study.protocol.surrogate
-        what = f"retraining {k + 1}/{study.protocol.threat.surrogates}"
+        start = self.start_in_scenario(model, derive(identity["seed"], "init"), j)
+        title = f"retraining {k + 1}/{study.protocol.threat.surrogates}"
+        services = Services(recipe, len(study.dataset.classes), Fit(self, identity["seed"], recipe), self.report, model)
+        return self.trained(identity, data, start, recipe, title, behind, services)[0]
 
-        def fresh() -> Classifier:
-            return self.start(model, derive(identity["seed"], "init"), j)
-
-        fit = self.fitter(identity["seed"], recipe)
-        services = Services(recipe, len(study.dataset.classes), fit, self.report, model)
-        return self._load(fresh(), self._trained(identity, data, fresh, recipe, what, behind, services))
-
-    def fitter(
-        self,
-        seed: int,
-        recipe: Recipe,
-        what: str = "",
-        on_fit: Callable[[Artefact], None] = lambda artefact: None,
-    ) -> Callable[..., Classifier]:
-        """`fit(data, model, epochs, *who)` of Services: trains on `data` for the first epochs of `recipe`. In
-        transfer and finetune a network of the victim's architecture starts as the victim does.
-        on_fit: told of every network."""
-        study = self.study
-
-        def fit(data: Images, model: str, epochs: int, *who: str | int) -> Classifier:
-            own = recipe.model_copy(update={"epochs": epochs})
-            from_pretrained = study.protocol.pretrained and model == study.protocol.model
-            identity = {
-                **study.surrogate_identity(0),
-                "kind": "fit",
-                "data": data.digest,
-                "start": study.start_identity(model, 0) if from_pretrained else {"model": model},
-                "recipe": own.as_dict(),
-                "seed": derive(seed, "fit", model, *who),
-                "code": fingerprint.code(find("model", model).make),
-            }
-
-            def fresh() -> Classifier:
-                if from_pretrained:
-                    return self.start(model, identity["seed"])
-                return self._build(model, identity["seed"], len(study.dataset.classes))
-
-            artefact = self._trained(identity, data, fresh, own, f"{what}{model}")
-            on_fit(artefact)
-            return self._load(fresh(), artefact)
-
-        return fit
-
-    def _surrogate_start(self, k: int) -> Classifier:
+    def _surrogate_start(self, k: int) -> Start:
         model, j = self.study.protocol.surrogate_model(k)
-        return self.start(model, self.study.surrogate_seed(k), j)
+        return self.start_in_scenario(model, self.study.surrogate_seed(k), j)
 
-    def _trained(
+    def trained(
         self,
         identity: dict[str, Any],
         data: Images,
-        fresh: Callable[[], Classifier],
+        start: Start,
         recipe: Recipe,
-        what: str,
-        hooks: Any = None,
-        services: Any = None,
-    ) -> Artefact:
-        def make() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-            done = train(
-                fresh(),
-                data.to(self.study.device),
-                recipe,
-                seed=identity["seed"],
-                hooks=hooks,
-                services=services,
-                report=lambda epoch, epochs, _: self.report(what, epoch, epochs),
-            )
-            meta = {"identity": identity, "history": done.history, "seconds": done.seconds}
-            return dict(done.model.state_dict()), meta
-
-        return self.store.get_or_make("networks", key_of(identity), make)
-
-    def _build(self, model: str, seed: int, classes: int) -> Classifier:
-        study = self.study
-        return build_model(
-            model, classes=classes, size=study.size, normalisation=study.normalisation, seed=seed, device=study.device
-        )
-
-    @staticmethod
-    def _load(network: Classifier, artefact: Artefact) -> Classifier:
+        title: str,
+        behind: Defense | None = None,
+        services: Services | None = None,
+    ) -> tuple[Classifier, Artefact]:
+        """A network from the store, or trained and kept; in eval mode."""
+        make = functools.partial(self._train, identity, data, start, recipe, title, behind, services)
+        artefact = self.store.get_or_make("networks", key_of(identity), make)
+        network = self.start(start)
         network.load_state_dict(artefact.tensors)
-        return network.eval()
+        return network.eval(), artefact
+
+    def _train(
+        self,
+        identity: dict[str, Any],
+        data: Images,
+        start: Start,
+        recipe: Recipe,
+        title: str,
+        behind: Defense | None,
+        services: Services | None,
+    ) -> Made:
+        trained = train(
+            self.start(start),
+            data.to(self.study.device),
+            recipe,
+            seed=identity["seed"],
+            hooks=behind,
+            services=services,
+            report=lambda epoch, epochs, _: self.report(title, epoch, epochs),
+        )
+        meta = {"identity": identity, "history": trained.history, "seconds": trained.seconds}
+        return dict(trained.model.state_dict()), meta
+
+
+@dataclass(frozen=True)
+class Fit:
+    """`fit(data, model, epochs, *names)` of Services: trains on `data` for the first epochs of `recipe`.
+    In transfer and finetune a network of the victim's architecture starts as the victim does. on_fit: called with every
+    network."""
+
+    networks: Networks
+    seed: int
+    recipe: Recipe
+    prefix: str = ""
+    on_fit: Callable[[Artefact], None] = lambda artefact: None
+
+    def __call__(self, data: Images, model: str, epochs: int, *names: str | int) -> Classifier:
+        study = self.networks.study
+        recipe = self.recipe.model_copy(update={"epochs": epochs})
+        as_victim = study.protocol.pretrained and model == study.protocol.model
+        identity = {
+            **study.identities.surrogate(0),
+            "kind": "fit",
+            "data": data.digest,
+            "start": study.identities.start(model, 0) if as_victim else {"model": model},
+            "recipe": recipe.as_dict(),
+            "seed": derive(self.seed, "fit", model, *names),
+            "code": study.identities.model_code(model),
+        }
+        start = Start(model, identity["seed"], len(study.dataset.classes), 0 if as_victim else None)
+        network, artefact = self.networks.trained(identity, data, start, recipe, f"{self.prefix}{model}")
+        self.on_fit(artefact)
+        return network

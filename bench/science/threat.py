@@ -143,3 +143,15 @@ def victim_data(dataset: Dataset, threat: Threat, trial: Trial | None) -> Images
         others = torch.nonzero((train.labels == label) & ~torch.isin(train.ids, bases)).flatten()
         keep[others[: max(threat.per_class - int((keep & (train.labels == label)).sum()), 0)]] = True
     return train.subset(torch.nonzero(keep).flatten())
+
+
+def draw_holdout(clean: Images, poison_ids: Tensor, share: float, classes: int, chance: torch.Generator) -> Images:
+    """The clean images that a defender knows as such: `share` of every class (at least one) of the training set, drawn
+    among what the attacker left alone."""
+    order = torch.randperm(len(clean), generator=chance)
+    order = order[~torch.isin(clean.ids[order], poison_ids)]
+    chosen = []
+    for label in range(classes):
+        count = max(round(share * int((clean.labels == label).sum())), 1)
+        chosen.append(order[clean.labels[order] == label][:count])
+    return clean.subset(torch.cat(chosen).sort().values)

@@ -1,0 +1,73 @@
+"""A plan as text: the cells with what the records hold, what is to be made, and how long that may take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from bench.execution.past import Past
+from bench.execution.plan import Plan
+from bench.execution.tasks import Crafting, Task, VictimTraining, work_for
+from bench.storage.records import Records
+
+HEAD = ("attack", "defense", "trials", "done", "to run", "s each")
+
+
+def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> str:
+    """width: tasks at a time. A table per part, then the effort."""
+    records = {record["key"]: record for record in Records(out / "records", say).all()}
+    done = {key for key, record in records.items() if record["status"] == "done"}
+    past = Past(list(records.values()))
+    tables, missing = [], {}
+    for part in plan.parts:
+        cells: dict[str, list[VictimTraining]] = {}
+        for task in part.victims(out).values():
+            cells.setdefault(str(task.expected["cell"]), []).append(task)
+        rows = []
+        for tasks in cells.values():
+            to_run = [task for task in tasks if task.key not in done]
+            missing.update({task.key: task for task in to_run})
+            seconds = past.seconds(tasks[0])
+            each = f"{seconds:.1f}" if seconds is not None else "?"
+            count = (len(tasks), len(tasks) - len(to_run), len(to_run))
+            rows.append((tasks[0].attack.label, tasks[0].defense.label, *count, each))
+        tables.append(f"{part.title}\n{tabulate(rows, HEAD, disable_numparse=True)}")
+    return "\n\n".join([*tables, _effort(list(missing.values()), past, width, out)])
+
+
+def _effort(missing: Sequence[VictimTraining], past: Past, width: int, out: Path) -> str:
+    if not missing:
+        return "to make: nothing; every trial has its record"
+    stages = work_for(missing).stages
+    counts = ", ".join(f"{len(tasks)} {title}" for title, tasks in stages)
+    total, unknown = 0.0, Counter[str]()
+    for _, tasks in stages:
+        estimates = [(task, past.seconds(task)) for task in tasks]
+        seconds = [estimate for _, estimate in estimates if estimate is not None]
+        total += sum(seconds) / min(width, max(len(seconds), 1))
+        unknown.update(_kind(task) for task, estimate in estimates if estimate is None)
+    lines = [f"to make: {counts} (what the store under {out} holds is not counted)"]
+    if total:
+        lines.append(f"estimate: {_duration(total)} with {width} at a time, from {past.count} records under {out}")
+        if unknown:
+            names = ", ".join(f"{kind} ({count})" for kind, count in unknown.items())
+            lines.append(f"not estimated (no past records): {names}")
+    else:
+        lines.append(f"no time estimate: {out} has no records with these settings on this device")
+    return "\n".join(lines)
+
+
+def _kind(task: Task) -> str:
+    if isinstance(task, VictimTraining):
+        return f"victims behind {task.defense.label}"
+    if isinstance(task, Crafting):
+        return f"poisons of {task.attack.label}"
+    return f"{str(task).split()[0]} networks"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,160 @@
+"""Protocol files: a preset or a file of one's own, then what --set changes, checked before anything is run."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from bench.foundation.errors import BadInput, nearest
+from bench.foundation.registry import find
+from bench.foundation.settings import Settings, build, literal
+from bench.science.protocol import Protocol, Source
+from bench.science.selection import Changes
+from bench.science.threat import Threat
+from bench.science.training import Recipe
+
+MOST_TRIALS = 100_000
+PLUGINS = ("attack", "defense")
+NAMED_DATASET = "name"
+
+
+class ProtocolFile(Settings):
+    """A protocol file as it is written. Sections hold what they change; `attack` and `defense` by plug-in."""
+
+    name: str = Field("", description="of the protocol (default: as the file is called)")
+    version: int = Field(1, ge=1, description="raised when its numbers change")
+    description: str = Field("", description="one line")
+    trials: int = Field(20, ge=1, le=MOST_TRIALS, description="trials of each cell")
+    model: str = Field("resnet18", description="the victim's architecture")
+    dataset: dict[str, Any] = Field({}, description="name and settings of the data set")
+    pretrain_dataset: dict[str, Any] = Field({}, description="what pretrained networks learn (default: the data set)")
+    public_dataset: dict[str, Any] = Field({}, description="images from elsewhere, for a defender's external model")
+    train: dict[str, Any] = Field({}, description="the victim's recipe")
+    surrogate: dict[str, Any] = Field({}, description="what differs in the surrogates' recipe")
+    pretrain: dict[str, Any] = Field({}, description="what differs in the pretrained networks' recipe")
+    threat: dict[str, Any] = Field({}, description="the threat model")
+    attack: dict[str, Any] = Field({}, description="by attack, what differs in its settings")
+    defense: dict[str, Any] = Field({}, description="by defense, what differs in its settings")
+
+
+SECTIONS = tuple(name for name, field in ProtocolFile.model_fields.items() if field.annotation == dict[str, Any])
+PLAIN = ("model", "trials")  # what --set changes outside of sections
+
+
+def protocol_names() -> list[str]:
+    """The presets that ship with the tool."""
+    entries = resources.files("bench.request.protocols").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> tuple[dict[str, Any], str]:
+    """The values and the text of a preset, by name or as the path of a TOML file."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise BadInput(f"no protocol file '{name}'")
+        text = path.read_text()
+    elif name in protocol_names():
+        text = (resources.files("bench.request.protocols") / f"{name}.toml").read_text()
+    else:
+        raise BadInput(f"unknown protocol '{name}'{nearest(name, protocol_names())}")
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"protocol file '{name}' is not TOML: {error}") from None
+
+
+def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tuple[Protocol, Changes]:
+    """The protocol of a preset with `--set` items and `--dataset`, and the items left for plug-ins (attack., defense.).
+
+    BadInput for any unknown key or value out of bounds, naming the key, the range and the nearest known name.
+    """
+    values, _ = read_preset(preset)
+    try:
+        build(ProtocolFile, values, "")
+    except BadInput as error:
+        raise BadInput(f"protocol '{preset}': {error}") from None
+    changes, typed = _merge(values, sets)
+    file = build(ProtocolFile, values, "")
+    _check_plugins(preset, file)
+    source = _source(file.dataset, "dataset") if dataset is None else _other(dataset, file.dataset, typed)
+    threat = build(Threat, file.threat, "threat")
+    for model in (file.model, *threat.architectures):
+        find("model", model)
+    protocol = Protocol(
+        name=file.name or preset,
+        version=file.version,
+        description=file.description,
+        trials=file.trials,
+        model=file.model,
+        dataset=source,
+        train=build(Recipe, file.train, "train"),
+        surrogate=build(Recipe, {**file.train, **file.surrogate}, "surrogate"),
+        pretrain=build(Recipe, {**file.train, **file.pretrain}, "pretrain"),
+        pretrain_dataset=_source(file.pretrain_dataset, "pretrain_dataset") if file.pretrain_dataset else source,
+        threat=threat,
+        public_dataset=_source(file.public_dataset, "public_dataset") if file.public_dataset else None,
+        attack_settings=file.attack,
+        defense_settings=file.defense,
+    )
+    return protocol, changes
+
+
+def _merge(values: dict[str, Any], sets: Sequence[str]) -> tuple[list[tuple[str, Any]], set[str]]:
+    """Put `--set` items into the values of a file; those left for plug-ins, and which settings of the data set there
+    were."""
+    changes: list[tuple[str, Any]] = []
+    typed: set[str] = set()
+    for item in sets:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise BadInput(f"--set {item}: write key=value, as in --set threat.eps=8")
+        section, dot, name = key.partition(".")
+        if not dot and section in PLAIN:
+            values[section] = literal(text)
+        elif not dot or section not in SECTIONS:
+            known = [f"{section}." for section in SECTIONS] + list(PLAIN)
+            raise BadInput(f"--set {key}: unknown key '{key}'{nearest(key if not dot else section + '.', known)}")
+        elif section in PLUGINS:
+            changes.append((key, literal(text)))
+        else:
+            values[section] = {**values.get(section, {}), name: literal(text)}
+            typed |= {name} if section == "dataset" else set()
+    return changes, typed
+
+
+def _check_plugins(preset: str, file: ProtocolFile) -> None:
+    """BadInput for settings of plug-ins that do not exist, or that do not know them."""
+    for kind in PLUGINS:
+        for name, settings in getattr(file, kind).items():
+            where = f"{kind}.{name}"
+            if not isinstance(settings, dict):
+                raise BadInput(
+                    f"protocol '{preset}': unknown key '{where}'; write it under a plug-in, as in [{kind}.NAME]"
+                )
+            try:
+                plugin = find(kind, name)
+                build(plugin.make.Settings, {**plugin.variant, **settings}, where)
+            except BadInput as error:
+                raise BadInput(f"protocol '{preset}', [{where}]: {error}") from None
+
+
+def _source(section: dict[str, Any], where: str) -> Source:
+    settings = {key: value for key, value in section.items() if key != NAMED_DATASET}
+    name = section.get(NAMED_DATASET, "photographs")
+    if not isinstance(name, str):
+        raise BadInput(f"bad value for '{where}.name': {name!r}; allowed: the name of a data set")
+    return Source(name, build(find("dataset", name.partition(":")[0]).make.Settings, settings, where))
+
+
+def _other(name: str, section: dict[str, Any], typed: set[str]) -> Source:
+    """The data set of --dataset: settings of the preset that it knows as well (how many images per class) still hold,
+    and what was typed must be known."""
+    known = find("dataset", name.partition(":")[0]).make.Settings.model_fields
+    settings = {key: value for key, value in section.items() if key in known or key in typed}
+    return _source({**settings, NAMED_DATASET: name}, "dataset")

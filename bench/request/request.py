@@ -1,0 +1,43 @@
+"""What a user asks for, the same from the command line, a sweep file, a figure or Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from bench.foundation.settings import Settings
+from bench.request.protocol_file import MOST_TRIALS
+
+
+class Request(Settings):
+    """Every attack against every defense in every protocol. Attacks and defenses are written as in
+    `bench.science.references`."""
+
+    protocols: tuple[str, ...] = Field(("quick",), min_length=1, description="presets, or files")
+    attacks: tuple[str, ...] = Field(("gm",), min_length=1, description="attacks, by name or file")
+    defenses: tuple[str, ...] = Field(("none",), min_length=1, description="defenses; a+b composes them")
+    trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="trials per cell (none: the protocol's)")
+    seed: int = Field(0, description="study seed")
+    set: tuple[str, ...] = Field((), description="key=value, as of --set")
+    only: bool = Field(False, description="without the undefended cells and the clean controls")
+    dataset: str | None = Field(None, description="another data set, such as folder:PATH")
+    data: Path | None = Field(None, strict=False, description="where data sets look for their files")
+    setups: Path | None = Field(None, strict=False, description="trials from a poison_setups pickle")
+    setup: str | None = Field(None, description="which of the listed trials: N, or A..B")
+    poisons: Path | None = Field(None, strict=False, description="imported poisons, instead of an attack")
+
+    @model_validator(mode="after")
+    def _one_list_of_trials(self) -> Request:
+        if self.poisons is not None and self.setups is not None:
+            raise ValueError("--poisons brings its own trials; fix: leave --setups out")
+        return self
+
+    def sets(self) -> list[str]:
+        """The items of --set, with --trials as one of them."""
+        return [*([f"trials={self.trials}"] if self.trials is not None else []), *self.set]
+
+    def changed(self, **values: Any) -> Request:
+        """The same with other values, checked again."""
+        return Request(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})

@@ -1,0 +1,220 @@
+"""Attacks and defenses as they are asked for: found once, with their settings, and handed on.
+
+Precedence of settings: default of the plug-in < variant (`friends-b`) < protocol file < --set < `name[setting=value]`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.foundation.errors import BadInput, nearest
+from bench.foundation.registry import Plugin, find
+from bench.foundation.settings import Settings, build
+from bench.science.attack import Attack
+from bench.science.composition import Composition
+from bench.science.defense import Defense
+from bench.science.protocol import Protocol
+from bench.science.references import composed, parse
+
+Changes = Sequence[tuple[str, Any]]
+"""Items of --set for plug-ins: ("defense.mu", 8) goes to every defense, ("defense.friends-b.mu", 8) to that one."""
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedAttack:
+    """reference: the name or file by which any process finds it; label: its name in records."""
+
+    reference: str
+    label: str
+    make: type[Attack]
+    settings: Settings
+
+    def new(self) -> Attack:
+        return self.make(self.settings)
+
+    @functools.cached_property
+    def asked(self) -> Attack:
+        """An instance to ask what the attack needs; it never crafts."""
+        return self.new()
+
+    @property
+    def makers(self) -> tuple[type, ...]:
+        """The classes whose code shapes its numbers."""
+        return (self.make,)
+
+    def values(self) -> dict[str, Any]:
+        return self.settings.as_dict()
+
+    def changed(self, **settings: Any) -> SelectedAttack:
+        """The same with other settings. BadInput for those that it does not know."""
+        return replace(self, settings=_changed(self.settings, settings, "attack"))
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.label, "settings": self.values()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name, so that a worker process imports a plug-in file again; the class of a file cannot be sent.
+        return _attack_again, (self.reference, self.label, json.dumps(dict(self.settings)))
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedDefense:
+    """reference: the name or file by which any process finds it; label: its name in records; parts: of a composition
+    `a+b`, whose own settings are empty."""
+
+    reference: str
+    label: str
+    make: type[Defense]
+    settings: Settings
+    parts: tuple[SelectedDefense, ...] = ()
+
+    def new(self) -> Defense:
+        if self.parts:
+            return Composition([part.new() for part in self.parts], self.label)
+        return self.make(self.settings, self.label)
+
+    @functools.cached_property
+    def asked(self) -> Defense:
+        """An instance to ask what the defense needs; it never trains."""
+        return self.new()
+
+    @property
+    def makers(self) -> tuple[type, ...]:
+        """The classes whose code shapes its numbers."""
+        return (self.make, *(maker for part in self.parts for maker in part.makers))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Knowledge beyond the training set."""
+        return tuple(dict.fromkeys([*self.make.needs, *(need for part in self.parts for need in part.needs)]))
+
+    def values(self) -> dict[str, Any]:
+        """All settings, those of parts under their labels."""
+        return {part.label: part.values() for part in self.parts} if self.parts else self.settings.as_dict()
+
+    def changed(self, **settings: Any) -> SelectedDefense:
+        """The same with other settings. BadInput for those that it does not know."""
+        return replace(self, settings=_changed(self.settings, settings, "defense"))
+
+    @functools.cached_property
+    def external(self) -> dict[str, Any]:
+        """What is used from outside this tool. BadInput when it is missing."""
+        return self.asked.external()
+
+    def identity(self) -> dict[str, Any]:
+        outside = {"external": self.external} if self.external else {}
+        return {"name": self.label, "settings": self.values(), **outside}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.parts:
+            return _composition, (self.parts,)
+        return _defense_again, (self.reference, self.label, json.dumps(dict(self.settings)))
+
+
+def select_attacks(references: Sequence[str], protocol: Protocol, changes: Changes = ()) -> list[SelectedAttack]:
+    """The attacks with their settings. BadInput for unknown names, settings and values out of bounds."""
+    asked = [(reference, *_found("attack", reference)) for reference in dict.fromkeys(references)]
+    _check_owners("attack", changes, [plugin.name for _, plugin, _ in asked])
+    return [
+        SelectedAttack(
+            parse(reference)[0], plugin.name, plugin.make,
+            build(plugin.make.Settings, _values(plugin, protocol.attack_settings, changes, bracketed), "attack"),
+        )
+        for reference, plugin, bracketed in asked
+    ]  # fmt: skip
+
+
+def select_defenses(references: Sequence[str], protocol: Protocol, changes: Changes = ()) -> list[SelectedDefense]:
+    """The defenses with their settings, compositions as one. BadInput as for attacks, and with the reason where the
+    hooks of several do not go together."""
+    references = list(dict.fromkeys(references))
+    singles = [single for reference in references for single in composed(reference) or [reference]]
+    found = {single: _found("defense", single) for single in singles}
+    _check_owners("defense", changes, [plugin.name for plugin, _ in found.values()])
+    selected = []
+    for reference in references:
+        parts = composed(reference)
+        if parts:
+            selected.append(_composition([_part(part, found, parts, protocol, changes) for part in parts]))
+            continue
+        plugin, bracketed = found[reference]
+        values = _values(plugin, protocol.defense_settings, changes, bracketed)
+        settings = build(plugin.make.Settings, values, "defense")
+        selected.append(SelectedDefense(parse(reference)[0], plugin.name, plugin.make, settings))
+    return selected
+
+
+def _part(
+    reference: str,
+    found: dict[str, tuple[Plugin, dict[str, Any]]],
+    parts: Sequence[str],
+    protocol: Protocol,
+    changes: Changes,
+) -> SelectedDefense:
+    """A part of a composition. A setting without an owner goes to the parts that know it."""
+    plugin, bracketed = found[reference]
+    known = plugin.make.Settings.model_fields
+    every = {name for part in parts for name in found[part][0].make.Settings.model_fields}
+    for key, _ in changes:
+        kind, _, name = key.partition(".")
+        if kind == "defense" and "." not in name and name not in every:
+            raise BadInput(f"unknown key '{key}'{nearest(name, every)}")
+    mine = [(key, value) for key, value in changes if key.count(".") > 1 or key.partition(".")[2] in known]
+    values = _values(plugin, protocol.defense_settings, mine, bracketed)
+    return SelectedDefense(
+        parse(reference)[0], plugin.name, plugin.make, build(plugin.make.Settings, values, "defense")
+    )
+
+
+def _composition(parts: Sequence[SelectedDefense]) -> SelectedDefense:
+    Composition.check([part.make for part in parts], [part.label for part in parts])
+    label = "+".join(part.label for part in parts)
+    return SelectedDefense(label, label, Composition, Settings(), tuple(parts))
+
+
+def _found(kind: str, reference: str) -> tuple[Plugin, dict[str, Any]]:
+    name, bracketed = parse(reference)
+    return find(kind, name), bracketed
+
+
+def _check_owners(kind: str, changes: Changes, labels: Sequence[str]) -> None:
+    for key, _ in changes:
+        section, _, name = key.partition(".")
+        owner = name.rpartition(".")[0]
+        if section == kind and not labels:
+            raise BadInput(f"--set {key}: no {kind} is named in this run")
+        if section == kind and owner and owner not in labels:
+            raise BadInput(f"--set {key}: no {kind} '{owner}' in this run{nearest(owner, labels)}")
+
+
+def _values(
+    plugin: Plugin, of_protocol: dict[str, dict[str, Any]], changes: Changes, bracketed: dict[str, Any]
+) -> dict[str, Any]:
+    values = {**plugin.variant, **of_protocol.get(plugin.name, {})}
+    for key, value in changes:
+        section, _, name = key.partition(".")
+        owner, _, setting = name.rpartition(".")
+        if section == plugin.kind and owner in ("", plugin.name):
+            values[setting] = value
+    return values | bracketed
+
+
+def _changed(settings: Settings, changes: dict[str, Any], where: str) -> Settings:
+    return build(type(settings), {**dict(settings), **changes}, where) if changes else settings
+
+
+@functools.lru_cache(maxsize=1024)
+def _attack_again(reference: str, label: str, values: str) -> SelectedAttack:
+    """An attack that another process has sent, found once in this one."""
+    make = find("attack", reference).make
+    return SelectedAttack(reference, label, make, build(make.Settings, json.loads(values), "attack"))
+
+
+@functools.lru_cache(maxsize=1024)
+def _defense_again(reference: str, label: str, values: str) -> SelectedDefense:
+    make = find("defense", reference).make
+    return SelectedDefense(reference, label, make, build(make.Settings, json.loads(values), "defense"))
