@@ -11,7 +11,6 @@ from torch import Tensor
 from bench.api.own_images import as_images, as_uint8
 from bench.foundation.devices import choose_devices
 from bench.foundation.errors import BadInput
-from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.classifier import Classifier, build_model
 from bench.science.dataset import Dataset, Images, check
@@ -23,6 +22,11 @@ from bench.science.training import Recipe, Trained, train
 from bench.science.victim import train_behind
 
 EPOCHS = 40
+NEEDS = {
+    "poison_rate": ("the poison rate", "0.01"),
+    "clean_holdout": ("images known to be clean", "(images, labels)"),
+    "public": ("images from elsewhere", "(images, labels)"),
+}
 
 
 def defend(
@@ -62,14 +66,21 @@ def defend(
         >>> accuracy = (classifier.predict(test_images) == test_labels).float().mean()
     """
     if not isinstance(model, str):
-        raise BadInput(f'model: {type(model).__name__}; allowed: a name; fix: register it with @register("model", "my-net")')
+        raise BadInput(
+            f'model: {type(model).__name__}; allowed: a name; fix: register it with @register("model", "my-net")'
+        )
     training = as_images((images, labels), "defend", 0)
     names = _class_names(classes, int(training.labels.max()) + 1)
     dataset = check(Dataset("your own", names, training, training))
     size = training.images.shape[2]
     chosen = _selected(defense, settings or {})
     work = _Training(dataset, model, _recipe(recipe, epochs, size), seed, choose_devices(device)[0])
-    knowledge = _knowledge(chosen, training, len(names), clean_holdout, poison_rate, public)
+    knowledge = Knowledge(
+        poison_rate,
+        as_images(clean_holdout, "clean_holdout", len(training), len(names)) if clean_holdout is not None else None,
+        as_images(public, "public", 0) if public is not None else None,
+    )
+    _check_knowledge(chosen, knowledge, size)
     return work.behind(chosen, knowledge)
 
 
@@ -96,6 +107,20 @@ class Defended:
 
 
 @dataclass(frozen=True)
+class Knowledge:
+    """What a defender knows beyond the training set."""
+
+    poison_rate: float | None
+    clean_holdout: Images | None
+    public: Images | None
+
+    def public_images(self) -> Images:
+        if self.public is None:
+            raise BadInput("the defense asks for public images; fix: public=(images, labels)")
+        return self.public
+
+
+@dataclass(frozen=True)
 class _Training:
     """Trains on one data set with one seed; it is the `fit` of Services."""
 
@@ -116,22 +141,26 @@ class _Training:
         recipe, seed = self.recipe.model_copy(update={"epochs": epochs}), derive(self.seed, "fit", model, *names)
         return train(self.start(seed, model), data.to(self.device), recipe, seed=seed).model
 
-    def behind(self, chosen: SelectedDefense, knowledge: dict[str, Any]) -> Defended:
+    def behind(self, chosen: SelectedDefense, knowledge: Knowledge) -> Defended:
         services = Services(
             self.recipe, len(self.dataset.classes), self, lambda *_: None, self.model,
             derive(self.seed, "defense", chosen.label), make_anew, self.notes.__setitem__,
-            **{name: value.to(self.device) if isinstance(value, Images) else value for name, value in knowledge.items()},
+            poison_rate=knowledge.poison_rate,
+            clean_holdout=knowledge.clean_holdout and knowledge.clean_holdout.to(self.device),
+            public=lambda: knowledge.public_images().to(self.device),
         ).only(chosen.needs)  # fmt: skip
         instance, data = chosen.new(), self.dataset.train.to(self.device)
         self.start(0)  # BadInput for an unknown model, or one that cannot take images of this size
-        trained, kept_ids = train_behind(
-            instance, data, self.recipe, self.start, seed=self.seed, services=services
-        )
+        trained, kept_ids = train_behind(instance, data, self.recipe, self.start, seed=self.seed, services=services)
         return Defended(instance.finish(trained, services), trained, self.device, self.notes, kept_ids)
 
 
 def _class_names(classes: int | Sequence[str] | None, fewest: int) -> tuple[str, ...]:
-    names = tuple(map(str, range(classes if classes is not None else fewest))) if not isinstance(classes, Sequence) else tuple(classes)
+    names = (
+        tuple(map(str, range(classes if classes is not None else fewest)))
+        if not isinstance(classes, Sequence)
+        else tuple(classes)
+    )
     if len(names) < fewest:
         raise BadInput(f"classes: {len(names)}, but labels go up to {fewest - 1}; allowed: at least {fewest}")
     return names
@@ -157,36 +186,20 @@ def _selected(defense: str, settings: Mapping[str, Any]) -> SelectedDefense:
     return chosen
 
 
-def _knowledge(
-    chosen: SelectedDefense,
-    training: Images,
-    classes: int,
-    clean_holdout: tuple[Any, Any] | None,
-    poison_rate: float | None,
-    public: tuple[Any, Any] | None,
-) -> dict[str, Any]:
-    """What the defender knows beyond the training set, checked. BadInput where the defense needs more."""
-    knowledge: dict[str, Any] = {}
-    if poison_rate is not None:
-        if not 0 < poison_rate < 1:
-            raise BadInput(f"poison_rate {poison_rate}; allowed: more than 0, less than 1")
-        knowledge["poison_rate"] = float(poison_rate)
-    size = training.images.shape[2]
-    for name, pair, most in (("clean_holdout", clean_holdout, classes), ("public", public, None)):
-        if pair is None:
-            continue
-        images = as_images(pair, name, len(training), most)
-        if images.images.shape[2] != size:
-            raise BadInput(f"{name}: images of {images.images.shape[2]} pixels; allowed: {size}, as the training images")
-        knowledge[name] = images
+def _check_knowledge(chosen: SelectedDefense, knowledge: Knowledge, size: int) -> None:
+    """BadInput where the defense needs to know more, or images are of another size."""
     parts = chosen.parts or (chosen,)
-    lacking = {
+    needed = {
         "poison_rate": any("poison_rate" in p.make.needs and not getattr(p.settings, "rate", None) for p in parts),
         "clean_holdout": "clean_holdout" in chosen.needs,
         "public": chosen.asked.wants_public,
     }
-    for name, needed in lacking.items():
-        if needed and name not in knowledge:
-            example = "0.01" if name == "poison_rate" else "(images, labels)"
-            raise BadInput(f"defense '{chosen.label}' needs to know the {name.replace('_', ' ')}; fix: {name}={example}")
-    return knowledge
+    for name, is_needed in needed.items():
+        value = getattr(knowledge, name)
+        if is_needed and value is None:
+            what, example = NEEDS[name]
+            raise BadInput(f"defense '{chosen.label}' needs {what}; fix: {name}={example}")
+        if isinstance(value, Images) and (side := value.images.shape[2]) != size:
+            raise BadInput(f"{name}: images of {side} pixels; allowed: {size}, as the training images")
+    if (rate := knowledge.poison_rate) is not None and not 0 < rate < 1:
+        raise BadInput(f"poison_rate {rate}; allowed: more than 0, less than 1")

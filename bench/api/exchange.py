@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bench.api.runs import prepare
+from bench.api.work import Work
 from bench.exchange import formats
 from bench.exchange.files import new_folder
 from bench.exchange.found import Found
 from bench.exchange.importing import interpret
+from bench.execution.plan import prepare_study
 from bench.foundation.errors import BadInput
-from bench.foundation.files import make_folder
+from bench.request.request import Request
 from bench.science.study import Study
 
 
@@ -27,16 +27,14 @@ class Exported:
     notes: tuple[str, ...]
 
 
-def export(folder: Path, format: str, *, out: Path, **asked: Any) -> Exported:
-    """Write the poisons of one attack as `folder`, which must not be there yet, with a sub-folder per trial; crafts
-    what is missing. asked: as of `bench.api.runs.prepare`. BadInput in one line."""
+def export(folder: Path, format: str, work: Work) -> Exported:
+    """Write the poisons of the last attack of `work` as `folder`, which must not be there yet, with a sub-folder per
+    trial; crafts what is missing. BadInput in one line."""
     formats.named(format)  # before anything is crafted
-    work = prepare(only=True, out=out, tracking="none", **asked)
     cell = work.plan.cells[-1]
-    if not cell.attack.plugin.make.poisons_data:
+    if not cell.attack.make.poisons_data:
         raise BadInput(f"attack '{cell.attack.label}' poisons nothing, so there is nothing to export")
     with new_folder(folder) as temporary:
-        make_folder(out)
         notes: dict[str, None] = {}
         for poisons, trial in work.craft():
             inside = temporary / str(trial.index)
@@ -45,12 +43,12 @@ def export(folder: Path, format: str, *, out: Path, **asked: Any) -> Exported:
 
 
 def import_(
-    source: Path, folder: Path, format: str = "auto", *, trigger: bool = False, setup: str | None = None, **asked: Any
+    source: Path, folder: Path, request: Request, format: str = "auto", setup: str | None = None, trigger: bool = False
 ) -> Iterator[str]:
-    """Read another tool's poisons, check them against a protocol, and write them as `folder` in our own format; yields
-    a line per trial on what was found. trigger: judge victims with the threat model's trigger. setup: which of the
-    listed trials a single trial's files are. asked: as of `bench.api.runs.prepare`. BadInput in one line."""
-    study = prepare(attacks=("none",), only=True, tracking="none", **asked).plan.study
+    """Read another tool's poisons, check them against the request's protocol, and write them as `folder` in our own
+    format; yields a line per trial on what was found. setup: which of the listed trials a single trial's files are.
+    trigger: judge victims with the threat model's trigger. BadInput in one line."""
+    study, _ = prepare_study(request, request.protocols[0])
     trials = formats.read_any(source, format, study.dataset)
     if setup is not None:  # a single trial's files do not say which of a list they are
         if len(trials) != 1 or not setup.isascii() or not setup.isdigit():
@@ -64,11 +62,11 @@ def import_(
 def _keep(folder: Path, index: int, content: Found, study: Study, trigger: bool) -> str:
     """Check one trial's poisons and write them; what was found, as a line."""
     lacks_target = not formats.FORMATS[content.format].holds_target
-    trial = study.trial(index) if lacks_target or study.listed is not None else None
+    trial = study.case(index).trial if lacks_target or study.listed is not None else None
     poisons, completed, report = interpret(content, study.dataset, index, study.protocol.threat.eps, trial)
     if trigger:
         if poisons.shown is not None:
-            raise BadInput(f"--trigger: trial {index} brings images of its own")
+            raise BadInput(f"--trigger: trial {index} brings its own images")
         poisons = dataclasses.replace(poisons, shown=study.triggered(completed))
     formats.write(folder / str(index), "native", poisons, completed, study.dataset)
     return f"trial {index}: {report.line()}" + ("; target drawn as the protocol does" if lacks_target else "")

@@ -21,19 +21,23 @@ def as_uint8(images: Any, name: str = "images") -> Tensor:
     pixels = _tensor(images, name)
     if pixels.ndim != 4 or len(pixels) == 0 or 3 not in (pixels.shape[1], pixels.shape[3]):
         raise BadInput(
-            f"{name}: shape {list(pixels.shape)}; allowed: [n, 3, h, w] or [n, h, w, 3]; fix: repeat the channel of grey "
-            "images three times"
+            f"{name}: shape {list(pixels.shape)}; allowed: [n, 3, h, w] or [n, h, w, 3]; fix: repeat the channel of "
+            "grey images three times"
         )
     if pixels.shape[1] != 3:
         pixels = pixels.permute(0, 3, 1, 2)
     if pixels.shape[2] != pixels.shape[3]:
-        raise BadInput(f"{name}: {pixels.shape[2]} by {pixels.shape[3]} pixels; allowed: square images; fix: crop or resize")
+        raise BadInput(
+            f"{name}: {pixels.shape[2]} by {pixels.shape[3]} pixels; allowed: square images; fix: crop or resize"
+        )
     if pixels.dtype != torch.uint8:
         if not pixels.is_floating_point():
-            raise BadInput(f"{name}: {pixels.dtype}; allowed: uint8, or float in [0, 1]; fix: {name}.astype('uint8')")
+            raise BadInput(f"{name}: {pixels.dtype}; allowed: uint8, or float in [0, 1]; fix: divide by 255, or give uint8")
         low, high = pixels.min().item(), pixels.max().item()
         if not (low >= 0 and high <= 1):  # false for NaN, too
-            raise BadInput(f"{name}: floats from {low:g} to {high:g}; allowed: 0 to 1; fix: divide by 255, or give uint8")
+            raise BadInput(
+                f"{name}: floats from {low:g} to {high:g}; allowed: 0 to 1; fix: divide by 255, or give uint8"
+            )
         pixels = (pixels * 255).round().to(torch.uint8)
     return pixels.contiguous()
 
@@ -44,7 +48,7 @@ def as_labels(labels: Any, count: int, name: str = "labels") -> Tensor:
     if numbers.shape != (count,):
         raise BadInput(f"{name}: shape {list(numbers.shape)}; allowed: one whole number per image, [{count}]")
     if numbers.is_floating_point() or numbers.dtype == torch.bool:
-        raise BadInput(f"{name}: {numbers.dtype}; allowed: whole numbers; fix: {name}.astype('int64')")
+        raise BadInput(f"{name}: {numbers.dtype}; allowed: whole numbers; fix: convert them to int64")
     if int(numbers.min()) < 0:
         raise BadInput(f"{name}: {int(numbers.min())}; allowed: 0 and more")
     return numbers.long()

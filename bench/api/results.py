@@ -35,9 +35,10 @@ def leaderboard(records: pd.DataFrame | Sequence[Any], baseline: str = "none") -
     """Cells as a frame with one row per attack x defense, ranked within each attack: lower success first, then higher
     clean accuracy.
 
-    records: what `bench.records`, `bench.run` or `bench.sweep` returned (some rows of it will do), or a list of
-    records. baseline: the defense that the others are tested against, on the trials both finished. Rates, accuracies and
-    drops are shares (0 to 1) with 95 % intervals; costs are multiples of the undefended victim's training time.
+    records: what `bench.records`, `bench.run` or `bench.sweep` returned (some rows of it will do, several frames can be
+    put together), or a list of records. baseline: the defense that the others are tested against, on the trials that
+    both finished. Rates, accuracies and drops are shares (0 to 1) with 95 % intervals; costs are multiples of the
+    undefended victim's training time. BadInput for what are no records.
 
         >>> bench.leaderboard(bench.records())[["attack", "defense", "success_rate", "accuracy_drop"]]
     """

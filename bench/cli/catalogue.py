@@ -50,14 +50,13 @@ def show(kind: str, name: str) -> int:
     from bench.execution import engines
     from bench.foundation import registry
     from bench.foundation.settings import describe
-    from bench.request import sweep
-    from bench.science import protocol
+    from bench.request import protocol_file, sweep_file
 
     if kind == "protocol":
-        print(protocol.read_preset(name)[1].rstrip())
+        print(protocol_file.read_preset(name)[1].rstrip())
         return 0
     if kind == "sweep":
-        print(sweep.read(name)[2].rstrip())
+        print(sweep_file.read(name)[2].rstrip())
         return 0
     if kind == "engine":
         make = engines.find(name)
@@ -77,15 +76,15 @@ def _entries(kind: str) -> Iterator[tuple[list[str], str]]:
     """The names of every entry of a kind (a method's variants together) with its text."""
     from bench.execution import engines
     from bench.foundation import registry
-    from bench.request import sweep
-    from bench.science import protocol
+    from bench.request import protocol_file, sweep_file
 
     if kind == "protocols":
         yield from (
-            ([name], protocol.read_preset(name)[0].get("description", "")) for name in protocol.protocol_names()
+            ([name], protocol_file.read_preset(name)[0].get("description", ""))
+            for name in protocol_file.protocol_names()
         )
     elif kind == "sweeps":
-        yield from (([name], sweep.read(name)[1]) for name in sweep.names())
+        yield from (([name], sweep_file.read(name)[1]) for name in sweep_file.names())
     elif kind == "engines":
         yield from (([name], card) for name, card in engines.CARDS.items())
     else:

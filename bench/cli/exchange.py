@@ -21,14 +21,19 @@ from bench.cli import options
     options.effort,
     options.out,
 )
-def export(folder: Path, format: str, attack: str, protocol: str, **asked: Any) -> int:
+def export(
+    folder: Path, format: str, attack: str, protocol: str, out: Path, sets: tuple[str, ...], **asked: Any
+) -> int:
     """Write an attack's poisons for other tools.
 
     What is not in the store is crafted first. DIR is a new folder; it gets a sub-folder per trial.
     """
     from bench.api import exchange
+    from bench.api.work import prepare, requests
 
-    exported = exchange.export(folder, format, attacks=(attack,), protocols=(protocol,), **asked)
+    effort = options.take(asked, options.EFFORT)
+    request = requests(None, sets, attacks=(attack,), protocols=(protocol,), only=True, **asked)
+    exported = exchange.export(folder, format, prepare(request, sets, out=out, tracking="none", **effort))
     for note in exported.notes:
         print(note)
     print(f"{exported.trials} trials of {exported.attack} as {format}: {folder}")
@@ -44,15 +49,26 @@ def export(folder: Path, format: str, attack: str, protocol: str, **asked: Any) 
     options.protocol,
     options.study,
 )
-def import_(source: Path, folder: Path, format: str, trigger: bool, protocol: str, **asked: Any) -> int:
+def import_(
+    source: Path,
+    folder: Path,
+    format: str,
+    trigger: bool,
+    setup: str | None,
+    protocol: str,
+    sets: tuple[str, ...],
+    **asked: Any,
+) -> int:
     """Read and check another tool's poisons, for `run --poisons`.
 
     SOURCE is a trial's folder or file, or a folder with sub-folders 0, 1, ...; DIR is a new folder.
     """
     from bench.api import exchange
+    from bench.api.work import requests
 
+    (request,) = requests(None, sets, protocols=(protocol,), **asked)
     count = 0
-    for line in exchange.import_(source, folder, format, trigger=trigger, protocols=(protocol,), **asked):
+    for line in exchange.import_(source, folder, request, format, setup, trigger):
         print(line)
         count += 1
     command = shlex.join(["python", "-m", "bench", "run", "--poisons", str(folder)])

@@ -30,7 +30,8 @@ def leaderboard(
 ) -> int:  # fmt: skip
     """Rank the defenses from trial records.
 
-    Every cell has its interval and a test against the baseline. FILE is one more file of records, as after --records; where there are any, --out is read only if it is given.
+    Every cell has its interval and a test against the baseline. FILE is one more file of records, as after --records;
+    where there are any, --out is read only if it is given.
     """
     from bench.api import results
     from bench.views import html, text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,11 @@ def group(*options: Decorator) -> Callable[[F], F]:
         return function
 
     return add
+
+
+def take(asked: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Remove the named options from what was asked; those that the command has."""
+    return {name: asked.pop(name) for name in names if name in asked}
 
 
 def split(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -77,6 +82,7 @@ study = group(
 device = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:N or cuda:0,cuda:1."
 )
+EFFORT = ("engine", "address", "device", "jobs", "threads", "tracking")
 effort = group(
     click.option("--engine", default="local", show_default=True, metavar="NAME", help="local, dask or slurm."),
     click.option("--address", metavar="URL", help="Address of the dask scheduler."),

@@ -29,19 +29,22 @@ from bench.cli import options
     options.out,
     options.tracking,
 )
-def run(file: str | None, plan_only: bool, as_json: bool, out: Path, tracking: str | None, **asked: Any) -> int:
+def run(file: str | None, plan_only: bool, as_json: bool, out: Path, sets: tuple[str, ...], **asked: Any) -> int:
     """Run attacks against defenses; finished trials are skipped.
 
     SWEEP is the name of a sweep that ships with the tool, or a TOML file; without one, the options say what is run.
     The plan comes first: cells, what the records hold, and how long the rest may take.
     """
-    from bench.api import runs
+    from bench.api.work import prepare, requests
+    from bench.foundation.files import make_folder
     from bench.foundation.progress import say
 
-    work = runs.prepare(file, out=out, tracking=tracking, **asked)
+    effort = options.take(asked, options.EFFORT)
+    work = prepare(requests(file, sets, **asked), sets, out=out, **effort)
     if plan_only:
         print(work.outline())
         return 0
+    make_folder(out)
     say(work.outline())
     records = work.carry_out()
     if as_json:

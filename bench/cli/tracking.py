@@ -16,10 +16,10 @@ from bench.foundation.errors import BadInput
 @options.group(options.out, options.tracking)
 def sync(out: Path, tracking: str | None) -> int:
     """Bring MLflow in step with the records."""
-    from bench.api import runs
+    from bench.api.work import sync
     from bench.views.tracking import FILTER
 
-    uri, report = runs.sync(out, tracking)
+    uri, report = sync(out, tracking)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
     print(f"to see the cells only, filter by: {FILTER}")
     return 0
