@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from bench.attacks.crafting.feature_matching import FeatureSettings, match_features, mean_over
-from bench.foundation.registry import register
-from bench.science.attack import Attack, Scene
-from bench.science.poisons import Poisons
+from bench.plugin import Attack, Field, Poisons, Scene, register
 
 
 class BullseyeSettings(FeatureSettings):

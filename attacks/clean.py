@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.attack import Attack, Scene
-from bench.science.poisons import Poisons
+from bench.plugin import Attack, Field, Poisons, Scene, Settings, register
 
 
 class CleanControlSettings(Settings):

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 from bench.attacks.crafting.descent import craft
-from bench.attacks.crafting.matching import Matcher, MatchingSettings, augmented
-from bench.foundation.registry import register
-from bench.science.attack import Attack, Scene
-from bench.science.poisons import Poisons
-from bench.science.training import to_pixels
+from bench.attacks.crafting.matching import MatchingSettings, augmented
+from bench.plugin import Attack, Matcher, Poisons, Scene, register, to_pixels
 
 
 @register("attack", "gm")

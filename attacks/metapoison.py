@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from bench.attacks.crafting.descent import DescentSettings, craft
 from bench.attacks.crafting.matching import augmented
-from bench.foundation.registry import register
-from bench.science.attack import Attack, Scene
-from bench.science.gradients import ParameterGradients, Weights
-from bench.science.poisons import Poisons
-from bench.science.training import to_pixels
+from bench.plugin import Attack, Field, ParameterGradients, Poisons, Scene, Weights, register, to_pixels
 
 LEAST = -100.0  # of the CW loss, as in the released code
 

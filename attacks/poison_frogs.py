@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.attacks.crafting.feature_matching import FeatureSettings, match_features, mean_over, stages
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.attack import Attack, Scene
-from bench.science.classifier import Classifier, frozen
-from bench.science.poisons import Poisons
-from bench.science.training import to_pixels
+from bench.plugin import Attack, Classifier, Field, Poisons, Scene, Settings, frozen, register, to_pixels
 
 
 class PoisonFrogsSettings(FeatureSettings):

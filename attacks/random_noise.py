@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.attack import Attack, Scene
-from bench.science.poisons import Poisons
+from bench.plugin import Attack, Field, Poisons, Scene, Settings, register
 
 
 class RandomNoiseSettings(Settings):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from bench.attacks.sleeper_agent import SleeperAgent, SleeperSettings
-from bench.foundation.registry import register
-from bench.science.attack import Scene
-from bench.science.poisons import Poisons
-from bench.science.workshop import Transform
+from bench.plugin import Field, Poisons, Scene, Transform, register
 
 
 class AdaptiveSettings(SleeperSettings):

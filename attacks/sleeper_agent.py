@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.attacks.crafting.descent import craft
-from bench.attacks.crafting.matching import Matcher, MatchingSettings, through
-from bench.foundation.registry import register
-from bench.science.attack import Attack, Scene
-from bench.science.classifier import Classifier
-from bench.science.gradients import ParameterGradients
-from bench.science.poisons import Poisons
-from bench.science.training import to_pixels
-from bench.science.workshop import Transform
+from bench.attacks.crafting.matching import MatchingSettings, through
+from bench.plugin import (
+    Attack,
+    Classifier,
+    Field,
+    Matcher,
+    ParameterGradients,
+    Poisons,
+    Scene,
+    Transform,
+    register,
+    to_pixels,
+)
 
 
 class SleeperSettings(MatchingSettings):

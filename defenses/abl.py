@@ -7,14 +7,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from bench.defenses.shared.outputs import outputs_of
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Defense
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Defense, Field, Run, Settings, register
 
 
 class AblSettings(Settings):

@@ -6,15 +6,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor
 
 from bench.defenses.shared.filtering import Filter
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Services
+from bench.plugin import Field, Services, Settings, register
 
 
 class ActivationClusteringSettings(Settings):

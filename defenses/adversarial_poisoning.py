@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from bench.attacks.crafting.matching import Matcher
 from bench.defenses.shared.signed_steps import climb
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Defense
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Defense, Field, Matcher, Run, Settings, register
 
 
 class AdversarialPoisoningSettings(Settings):

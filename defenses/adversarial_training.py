@@ -6,15 +6,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from bench.defenses.shared.signed_steps import ball, climb, clip
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.classifier import Classifier, frozen
-from bench.science.defense import Defense
-from bench.science.training import Batch, Run, precision
+from bench.plugin import Batch, Classifier, Defense, Field, Run, Settings, frozen, precision, register
 
 
 class AdversarialTrainingSettings(Settings):

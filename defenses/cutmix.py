@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Generator
 
 from bench.defenses.shared.mixing import OnView, box, permutations, soft_labels
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Field, Run, Settings, register
 
 
 class CutmixSettings(Settings):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Generator
 
 from bench.defenses.shared.mixing import OnView, cut_out
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Field, Run, Settings, register
 
 
 class CutoutSettings(Settings):

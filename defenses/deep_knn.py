@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.defenses.shared.filtering import Filter, declared_rate
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Services
+from bench.plugin import Field, Services, Settings, register
 
 
 class DeepKnnSettings(Settings):

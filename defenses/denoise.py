@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.defenses.diffusion.schedule import (
@@ -20,16 +19,25 @@ from bench.defenses.diffusion.schedule import (
     step_for,
 )
 from bench.defenses.diffusion.sources import FIT, fitted, loaded, outside
-from bench.foundation import fingerprint
-from bench.foundation.errors import TrialFailed
-from bench.foundation.registry import find, register
-from bench.foundation.settings import Settings
-from bench.science.classifier import build_model
-from bench.science.dataset import Images
-from bench.science.defense import Defense, Job, Services
-from bench.science.evaluation import ModelPredictor, Predictor
-from bench.science.seeds import derive
-from bench.science.training import Run, Trained, train
+from bench.plugin import (
+    Defense,
+    Field,
+    Images,
+    Job,
+    ModelPredictor,
+    Predictor,
+    Run,
+    Services,
+    Settings,
+    Trained,
+    TrialFailed,
+    build_model,
+    code_fingerprint,
+    derive,
+    find,
+    register,
+    train,
+)
 
 
 class DenoiseSettings(Settings):
@@ -175,7 +183,7 @@ class Denoise(Defense):
         mean, deviation = (tuple(part.flatten().tolist()) for part in (normalise.mean, normalise.std))
         inputs = {
             "model": services.model,
-            "code": fingerprint.code(find("model", services.model).make),
+            "code": code_fingerprint(find("model", services.model).make),
             "public": public.digest,
             "recipe": services.recipe.as_dict(),
             "normalisation": [mean, deviation],

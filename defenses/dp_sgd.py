@@ -10,15 +10,10 @@ from importlib import metadata
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from bench.defenses.shared.group_norm import group_norm_twin, trained_batchnorms
-from bench.foundation.errors import BadInput, TrialFailed
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Defense
-from bench.science.training import Batch, Run, make_optimizer
+from bench.plugin import BadInput, Batch, Defense, Field, Run, Settings, TrialFailed, make_optimizer, register
 
 ORDERS = (
     *(1 + tenth / 10 for tenth in range(1, 100)),

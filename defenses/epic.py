@@ -8,17 +8,10 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from bench.defenses.shared.outputs import outputs_of
-from bench.foundation.errors import TrialFailed
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.classifier import Classifier
-from bench.science.dataset import Images
-from bench.science.defense import Defense
-from bench.science.training import Run
+from bench.plugin import Classifier, Defense, Field, Images, Run, Settings, TrialFailed, register
 
 
 class EpicSettings(Settings):

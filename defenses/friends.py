@@ -7,17 +7,26 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from bench.defenses.random_noise import draw_noise
-from bench.foundation.errors import TrialFailed
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.classifier import Classifier, frozen
-from bench.science.dataset import Images
-from bench.science.defense import Defense, Services
-from bench.science.training import Batch, Run, precision, to_pixels
+from bench.plugin import (
+    Batch,
+    Classifier,
+    Defense,
+    Field,
+    Images,
+    Run,
+    Services,
+    Settings,
+    TrialFailed,
+    find,
+    frozen,
+    precision,
+    register,
+    to_pixels,
+)
 
 REFERENCE_BATCH = 128  # the batch for which the paper's learning rates are meant
 
@@ -44,8 +53,6 @@ class FriendsSettings(Settings):
     @model_validator(mode="after")
     def _known_source(self) -> FriendsSettings:
         if self.source_model:
-            from bench.foundation.registry import find
-
             find("model", self.source_model)
         return self
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Generator
 
 from bench.defenses.mixup import Mixup, MixupSettings
 from bench.defenses.shared.mixing import OnView
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Field, Run, Settings, register
 
 
 class InstaHideSettings(Settings):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor
 
 from bench.defenses.shared.mixing import cut_out
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Defense
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Defense, Field, Run, Settings, register
 
 
 class MaxupSettings(Settings):

@@ -8,16 +8,28 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor
 
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.classifier import Classifier, frozen
-from bench.science.defense import Defense, Services, known_clean
-from bench.science.evaluation import ModelPredictor
-from bench.science.seeds import derive, torch_stream
-from bench.science.training import Batch, Recipe, Run, Trained, precision, to_pixels, train
+from bench.plugin import (
+    Batch,
+    Classifier,
+    Defense,
+    Field,
+    ModelPredictor,
+    Recipe,
+    Run,
+    Services,
+    Settings,
+    Trained,
+    derive,
+    frozen,
+    known_clean,
+    precision,
+    register,
+    to_pixels,
+    torch_stream,
+    train,
+)
 
 IMAGES = 1024
 """Stamped images in one pass of the network."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Defense
-from bench.science.training import Run
+from bench.plugin import Defense, Field, Run, Settings, register
 
 
 class NoisySgdSettings(Settings):

@@ -6,14 +6,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.dataset import Images
-from bench.science.defense import Defense, Services
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Defense, Field, Images, Run, Services, Settings, register
 
 Distribution = Literal["uniform", "bernoulli", "gaussian"]
 

@@ -6,13 +6,10 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.defenses.shared.filtering import Filter, declared_rate
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Services
+from bench.plugin import Field, Services, Settings, register
 
 
 class SpectralSettings(Settings):

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.defenses.shared.filtering import Filter
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.classifier import Classifier, frozen
-from bench.science.dataset import Images
-from bench.science.defense import Defense, Services, known_clean
-from bench.science.evaluation import ModelPredictor
-from bench.science.seeds import torch_stream
-from bench.science.training import Trained, precision, to_pixels
+from bench.plugin import (
+    Classifier,
+    Defense,
+    Field,
+    Images,
+    ModelPredictor,
+    Services,
+    Settings,
+    Trained,
+    frozen,
+    known_clean,
+    precision,
+    register,
+    to_pixels,
+    torch_stream,
+)
 
 BLENDS = 1024
 """Blended images in one forward pass."""

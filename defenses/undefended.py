@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bench.foundation.registry import register
-from bench.science.defense import Defense
+from bench.plugin import Defense, register
 
 
 @register("defense", "none")

@@ -16,11 +16,9 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from bench.foundation.settings import Settings
-from bench.science.attack import Scene
+from bench.plugin import Field, Scene, Settings
 
 Gradient = Callable[[Tensor, int], tuple[float, Tensor]]
 

@@ -8,14 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bench.attacks.crafting.descent import DescentSettings, craft
-from bench.science.attack import Scene
-from bench.science.classifier import Classifier, frozen
-from bench.science.poisons import Poisons
-from bench.science.training import to_pixels
+from bench.plugin import Classifier, Field, Poisons, Scene, frozen, to_pixels
 
 
 class FeatureSettings(DescentSettings):

@@ -1,4 +1,4 @@
-"""`python -m bench new`: a plug-in of one's own that works at once, with its test, made from the templates."""
+"""`python -m bench new`: a plug-in that works at once, with its test, made from the templates."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 
 from bench.foundation import files
 from bench.foundation.errors import BadInput
-from bench.foundation.registry import KINDS, names
+from bench.foundation.registry import names
 
 
 def scaffold(kind: str, name: str, folder: Path) -> tuple[Path, Path]:
     """Write folder/<name>.py with an attack or a defense, and its test beside it; return both paths.
 
-    BadInput, and nothing written, for a name that cannot be one, is taken, or would hide an installed package, and for
-    files that are there.
+    BadInput, and nothing written, for a name that is invalid, taken, or that of an installed package, and when a file
+    exists already.
     """
     _check_name(kind, name)
     plugin, test = folder / f"{name}.py", folder / f"test_{name}.py"
     for path in (plugin, test):
         if os.path.lexists(path):
-            raise BadInput(f"'{path}' is there already and is left alone; fix: another name, or --dir DIR")
+            raise BadInput(f"file exists: '{path}'; fix: another name, or --dir DIR")
     if importlib.util.find_spec(name) is not None:
-        raise BadInput(f"'{name}' is a package or module that {name}.py would hide; fix: another name")
+        raise BadInput(f"'{name}' is an installed module that {name}.py would hide; fix: another name")
     written = []
     try:
         for path, template in ((plugin, f"my_{kind}.py"), (test, f"test_my_{kind}.py")):
@@ -43,13 +43,13 @@ def scaffold(kind: str, name: str, folder: Path) -> tuple[Path, Path]:
 def next_steps(kind: str, plugin: Path, test: Path) -> str:
     """What to do with the two files, as lines of commands."""
     file, its_test = shlex.quote(str(plugin)), shlex.quote(str(test))
-    beside = "" if kind == "attack" else "--attack gm "
+    attack = "" if kind == "attack" else "--attack gm "
     return (
         f"wrote {plugin} and {test}\n"
         f"check       python -m bench check {file}\n"
         f"test        python -m pytest {its_test}\n"
-        f"run         python -m bench run {beside}--{kind} {file}\n"
-        f"contribute  put {plugin.name} in {KINDS[kind]}/ and {test.name} in tests/; see CONTRIBUTING.md"
+        f"run         python -m bench run {attack}--{kind} {file}\n"
+        f"contribute  put {plugin.name} in {kind}s/ and {test.name} in tests/{kind}s/; see CONTRIBUTING.md"
     )
 
 
@@ -59,15 +59,15 @@ def _check_name(kind: str, name: str) -> None:
             f"'{name}' cannot be the name of a plug-in file; allowed: lower-case letters, digits and _, as in my_{kind}"
         )
     registered = name.replace("_", "-")
-    for other in ("attack", "defense"):
-        if {name, registered} & set(names(other)):
-            raise BadInput(f"an attack or a defense is called '{registered}' already; fix: another name")
+    for registered_kind in ("attack", "defense"):
+        if {name, registered} & set(names(registered_kind)):
+            raise BadInput(f"the name '{registered}' is taken by another plug-in; fix: another name")
 
 
 def _filled(template: str, kind: str, name: str) -> str:
     text = (resources.files("bench.authoring.templates") / template).read_text()
     title, camel = kind.capitalize(), "".join(part.capitalize() for part in name.split("_"))
-    made = camel if camel.endswith(title) and camel != title else camel + title
-    for placeholder, word in ((f"my_{kind}", name), (f"my-{kind}", name.replace("_", "-")), (f"My{title}", made)):
+    class_name = camel if camel.endswith(title) and camel != title else camel + title
+    for placeholder, word in ((f"my_{kind}", name), (f"my-{kind}", name.replace("_", "-")), (f"My{title}", class_name)):
         text = text.replace(placeholder, word)
     return text

@@ -7,13 +7,9 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from bench.foundation.errors import BadInput
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.dataset import Dataset, Images, Place
+from bench.plugin import BadInput, Dataset, Field, Images, Place, Settings, register
 
 
 class SubsetSettings(Settings):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bench.datasets.cifar10 import SubsetSettings, through_torchvision
-from bench.foundation.registry import register
-from bench.science.dataset import Dataset, Place
+from bench.plugin import Dataset, Place, register
 
 
 @register("dataset", "cifar100")

@@ -10,9 +10,7 @@ import torch
 from PIL import Image
 
 from bench.datasets.cifar10 import SubsetSettings
-from bench.foundation.errors import BadInput
-from bench.foundation.registry import register
-from bench.science.dataset import Dataset, Images, Place
+from bench.plugin import BadInput, Dataset, Images, Place, register
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm"}
 MOST_PIXELS = 512 * 512

@@ -14,13 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 
-from bench.foundation.errors import BadInput
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.dataset import Dataset, Images, Place
-from bench.science.seeds import numpy_stream
+from bench.plugin import BadInput, Dataset, Field, Images, Place, Settings, numpy_stream, register
 
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from bench.foundation.registry import register
+from bench.plugin import register
 
 
 @register("model", "alexnet")

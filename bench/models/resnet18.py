@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from bench.foundation.registry import register
+from bench.plugin import register
 
 
 class BasicBlock(nn.Module):

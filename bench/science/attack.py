@@ -1,18 +1,22 @@
 """What an attack is: typed settings and one verb, `craft`.
 
+class MySettings(Settings): ...
+
 @register("attack", "my-attack")
 class MyAttack(Attack):
-    '''Card: paper, threat model, what it needs to know, what it costs.'''
-    class Settings(Settings): ...
+    '''Card: paper, threat model, assumed knowledge, cost.'''
+
+    Settings = MySettings
+
     def craft(self, scene: Scene) -> Poisons: ...
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -28,14 +32,25 @@ from bench.science.training import to_pixels
 from bench.science.workshop import Workshop
 
 
+class Surrogates(Protocol):
+    """The K networks that the attacker trained: frozen, in eval mode; trained on the first call, or from the store."""
+
+    def __call__(self) -> Sequence[Classifier]: ...
+
+
+class ReportStep(Protocol):
+    """Shows progress: `done` steps of `total`, and figures of the last one such as its loss."""
+
+    def __call__(self, done: int, total: int, figures: dict[str, float], /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Scene:
     """What the attacker has in one trial.
 
     train: the victim's clean training set, on the device; bases: the images that may be changed, in trial order;
-    targets: uint8 images [t, 3, h, w] to be misclassified; surrogates: call it for the K networks that the attacker
-    trained (frozen, eval mode; trained on the first call or taken from the store); augmentation: the victim's;
-    report: call it as (steps done, steps, figures); workshop: what else the attacker may have made.
+    targets: uint8 images [t, 3, h, w] to be misclassified; augmentation: the victim's; seed: the attack's own in this
+    trial; surrogates, report: see their types; workshop: what else the attacker may have made.
     """
 
     train: Images
@@ -44,9 +59,9 @@ class Scene:
     trial: Trial
     threat: Threat
     augmentation: Augmentation
-    surrogates: Callable[[], Sequence[Classifier]]
+    surrogates: Surrogates
     seed: int
-    report: Callable[[int, int, dict[str, float]], None]
+    report: ReportStep
     workshop: Workshop = field(default_factory=Workshop)
 
     @property
@@ -72,10 +87,11 @@ class Scene:
         return torch.nonzero(self.train.labels == self.trial.target_class).flatten()
 
     def base_pixels(self) -> Tensor:
+        """The bases, float [n, 3, h, w] in [0, 1]."""
         return to_pixels(self.bases.images)
 
     def poisons(self, delta: Tensor, **provenance: object) -> Poisons:
-        """Round bases + delta (float, [0, 1] units) to uint8 within eps; `provenance` is kept beside them."""
+        """Round bases + delta (float, [0, 1] units) to uint8 within eps; `provenance` goes into the record."""
         return Poisons.from_perturbation(self.bases, delta, self.threat.eps, dict(provenance))
 
 
@@ -102,7 +118,7 @@ class Attack(ABC):
 
     @property
     def shows_trigger(self) -> bool:
-        """Whether victims are judged on all test images of the source class with the threat model's trigger on them,
+        """Whether victims are evaluated on all test images of the source class with the threat model's trigger on them,
         instead of on the target images. May depend on the settings."""
         return False
 

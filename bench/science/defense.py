@@ -7,15 +7,15 @@
     loss    each step         per-sample losses to the one that is minimised
     finish  after training    the predictor: repair, test-time wrappers, votes
 
-A defense sees the training set that it is handed (poisoned or not, it is not told), what it declares in `needs`, and
-its random streams. Target, trigger, base ids and test set are in nothing that it is handed.
+A defense sees the training set that it is given (without knowing whether it is poisoned), what it declares in `needs`,
+and its random streams. Nothing that it is given leads to the target, the trigger, the base ids or the test set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -26,32 +26,61 @@ from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.evaluation import ModelPredictor, Predictor
 from bench.science.training import Batch, Recipe, Run, Trained
+from bench.science.workshop import Transform
 
 
-def make_anew(
-    name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Tensor]], external: bool = False
-) -> dict[str, Tensor]:
-    """`keep` of Services where nothing is kept."""
-    return make()
+class Fit(Protocol):
+    """Trains another network, of the architecture `model`, for the first `epochs` of the recipe; eval mode.
+    Deterministic in the defense's seed and `names`, which distinguish this training from others; cached in the store.
+    """
+
+    def __call__(self, data: Images, model: str, epochs: int, /, *names: str | int) -> Classifier: ...
 
 
-def forget(name: str, value: Any) -> None:
-    """`note` of Services where there is no record."""
+class Report(Protocol):
+    """Shows progress: `done` steps of `total` in the phase `phase`."""
+
+    def __call__(self, phase: str, done: int, total: int, /) -> None: ...
+
+
+class Keep(Protocol):
+    """Tensors that are costly to make: from the store, or made by `make()` and stored under `inputs` (JSON: everything
+    that shapes them) and the code of `make`. external: for what the defender could have obtained elsewhere; its time is
+    not counted as training."""
+
+    def __call__(
+        self, name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Tensor]], /, external: bool = False
+    ) -> dict[str, Tensor]: ...
+
+
+class Note(Protocol):
+    """Writes `value` (JSON) into the trial's record."""
+
+    def __call__(self, name: str, value: Any, /) -> None: ...
+
+
+class WithoutCache:
+    """`keep` outside a study: makes the tensors on every call."""
+
+    def __call__(
+        self, name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Tensor]], /, external: bool = False
+    ) -> dict[str, Tensor]:
+        return make()
+
+
+class WithoutRecord:
+    """`note` outside a study: there is no record to write into."""
+
+    def __call__(self, name: str, value: Any, /) -> None:
+        return None
 
 
 @dataclass(frozen=True)
 class Services:
     """What a defense may ask of the bench.
 
-    recipe: how the victim will be trained; classes: number of classes;
-    fit: train another network on a training set, `fit(data, model name, epochs, *who)`: eval mode, deterministic in
-    the defense's seed and `who`, kept in the store;
-    report: show progress, called as (what, done, of); model: the name of the architecture that is trained;
-    seed: the defense's own in this trial;
-    keep: tensors that are costly to make, `keep(name, inputs, make)`: from the store, or made by `make()` and kept
-    under `inputs` (JSON: all that shapes them) and the code of `make`; `external=True` for what the defender could have
-    from elsewhere, whose time is not counted as training;
-    note: write something into the trial's record, `note(name, JSON)`.
+    recipe: how the victim will be trained; classes: number of classes; fit, report, keep, note: see their types;
+    model: the name of the architecture that is trained; seed: the defense's own in this trial.
 
     Knowledge beyond the training set, None unless the defense declares it in `needs`:
     poison_rate: share of the training set that the attacker may poison;
@@ -61,12 +90,12 @@ class Services:
 
     recipe: Recipe
     classes: int
-    fit: Callable[..., Classifier]
-    report: Callable[[str, int, int], None]
+    fit: Fit
+    report: Report
     model: str = ""
     seed: int = 0
-    keep: Callable[..., dict[str, Tensor]] = make_anew
-    note: Callable[[str, Any], None] = forget
+    keep: Keep = WithoutCache()
+    note: Note = WithoutRecord()
     poison_rate: float | None = None
     clean_holdout: Images | None = None
     public: Callable[[], Images] | None = None
@@ -83,15 +112,15 @@ class Services:
 
 def known_clean(services: Services) -> Images:
     """The clean hold-out in the order of ids, so that no order of the training set shows. TrialFailed without one."""
-    found = services.clean_holdout
-    if found is None or len(found) < 2:
+    holdout = services.clean_holdout
+    if holdout is None or len(holdout) < 2:
         raise TrialFailed("no clean hold-out of two images or more; fix: a larger threat.holdout")
-    return found.subset(torch.argsort(found.ids))
+    return holdout.subset(torch.argsort(holdout.ids))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training that a defense wants: on `data`, for the victim's full recipe."""
+    """One training that a defense asks for: on `data`, with the victim's full recipe."""
 
     data: Images
 
@@ -105,7 +134,7 @@ class Defense:
     on_its_own: ClassVar[bool] = True
     """False for what cannot be run by its name alone."""
     beside: tuple[str, ...] = ()
-    """Names of the other parts of a composition."""
+    """Names of the other defenses in a composition."""
 
     def __init__(self, settings: AnySettings, name: str = "defense") -> None:
         self.settings = settings
@@ -118,8 +147,7 @@ class Defense:
 
     def external(self) -> dict[str, Any]:
         """What is used from outside this tool, as JSON: versions of optional packages, sha256 of files. It is part of
-        what a trial's record is found by. Asked before any work: BadInput when something is missing, naming the
-        repair."""
+        the identity of a trial's record. Called before any work: BadInput, with a fix, when something is missing."""
         return {}
 
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
@@ -140,13 +168,11 @@ class Defense:
         """The scalar to minimise from per-sample cross-entropies [b]."""
         return losses.mean()
 
-    def published(
-        self, data: Images, ids: Tensor, services: Services, stream: Generator
-    ) -> Callable[[Tensor, Generator], Tensor]:
+    def published(self, data: Images, ids: Tensor, services: Services, stream: Generator) -> Transform:
         """For adaptive attackers, who know the defense: what it does at a step, before augmentation, to the images
-        `ids` of the training set `data`, as a function (pixels [n, 3, h, w], stream) -> pixels. Not a hook."""
+        `ids` of the training set `data`. Not a hook."""
         raise TrialFailed(f"defense '{self.name}' has no transform of the training images to adapt to")
 
     def finish(self, trained: Sequence[Trained], services: Services) -> Predictor:
-        """The classifier to be judged, from the trained networks in the order of the jobs."""
+        """The classifier to be evaluated, from the trained networks in the order of the jobs."""
         return ModelPredictor(trained[0].model)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -162,3 +162,44 @@ def cosine_distance(gradient: Weights, target: Weights) -> tuple[Tensor, Weights
     scale = 1 / (own * other)
     loss = 1 - dot * scale
     return loss, {name: (dot * scale / own**2) * gradient[name] - scale * target[name] for name in gradient}
+
+
+class Matcher:
+    """1 - cos(mean training gradient of the poisons, mean training gradient of the targets), mean over surrogates.
+
+    models: frozen surrogates; targets: float [t, 3, h, w], to be classified as target_labels [t]; labels: int64 [n] of
+    the poisons; chunk: images differentiated at once.
+    """
+
+    def __init__(
+        self, models: Sequence[Classifier], targets: Tensor, target_labels: Tensor, labels: Tensor, chunk: int
+    ) -> None:
+        self.sources = [ParameterGradients(model) for model in models]
+        self.aims = [source.mean(targets, target_labels, chunk) for source in self.sources]
+        self.labels, self.chunk = labels, chunk
+
+    def with_models(self, models: dict[int, Classifier], targets: Tensor, target_labels: Tensor) -> Matcher:
+        """The same with other surrogates in the given places, whose target gradients are recomputed."""
+        changed = copy.copy(self)
+        changed.sources, changed.aims = list(self.sources), list(self.aims)
+        for k, model in models.items():
+            changed.sources[k] = ParameterGradients(model)
+            changed.aims[k] = changed.sources[k].mean(targets, target_labels, self.chunk)
+        return changed
+
+    def slope(self, pixels: Tensor) -> tuple[float, Tensor]:
+        """The loss at the poisons `pixels` [n, 3, h, w], and the gradient in them of its sum over surrogates."""
+        total, losses = torch.zeros_like(pixels), []
+        for source, aim in zip(self.sources, self.aims, strict=True):
+            loss, direction = cosine_distance(source.mean(pixels, self.labels, self.chunk), aim)
+            total += source.pixel_gradient(pixels, self.labels, direction, self.chunk)
+            losses.append(loss)
+        return torch.stack(losses).mean().item(), total
+
+    def loss(self, pixels: Tensor) -> float:
+        """The loss at the poisons `pixels` [n, 3, h, w]."""
+        losses = [
+            cosine_distance(source.mean(pixels, self.labels, self.chunk), aim)[0]
+            for source, aim in zip(self.sources, self.aims, strict=True)
+        ]
+        return torch.stack(losses).mean().item()

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.foundation.errors import TrialFailed
-from bench.science.seeds import torch_stream
+from bench.plugin import TrialFailed, torch_stream
 
 
 @dataclass(frozen=True)

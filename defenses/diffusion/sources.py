@@ -16,10 +16,7 @@ from torch import Tensor
 from bench.defenses.diffusion.improved_unet import ImprovedUNet, Shape, differences
 from bench.defenses.diffusion.schedule import Denoiser, cosine_schedule
 from bench.defenses.diffusion.unet import MULTIPLE, fit_unet, new_unet
-from bench.foundation.errors import BadInput, TrialFailed
-from bench.science.dataset import Images
-from bench.science.defense import Services
-from bench.science.seeds import derive
+from bench.plugin import BadInput, Images, Services, TrialFailed, derive
 
 FIT = "fit"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

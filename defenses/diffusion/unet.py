@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.defenses.diffusion.schedule import cosine_schedule, step_for
-from bench.foundation.errors import TrialFailed
-from bench.science.seeds import torch_stream
+from bench.plugin import TrialFailed, torch_stream
 
 MULTIPLE = 4
 """The side of the images must be a multiple of it: two halvings."""

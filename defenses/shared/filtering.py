@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.defenses.shared.outputs import outputs_of
-from bench.foundation.errors import TrialFailed
-from bench.science.classifier import Classifier
-from bench.science.dataset import Images
-from bench.science.defense import Defense, Job, Services
+from bench.plugin import Classifier, Defense, Images, Job, Services, TrialFailed
 
 
 class Filter(Defense):

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from bench.foundation.errors import TrialFailed
-from bench.science.classifier import Classifier
+from bench.plugin import Classifier, TrialFailed
 
 Place = tuple[nn.Module, str, nn.BatchNorm2d]
 """A BatchNorm, with the module that holds it and its name there."""

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from bench.science.defense import Defense
-from bench.science.training import Batch, Run
+from bench.plugin import Batch, Defense, Run
 
 
 def simplex_weights(ways: int, stream: Generator) -> Tensor:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.science.classifier import Classifier, frozen
-from bench.science.training import precision, to_pixels
+from bench.plugin import Classifier, frozen, precision, to_pixels
 
 
 def outputs_of(

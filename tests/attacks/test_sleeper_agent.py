@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from bench.attacks.crafting.descent import craft as engine
-from bench.attacks.crafting.matching import Matcher, through
+from bench.attacks.crafting.matching import through
 from bench.attacks.sleeper_agent import SleeperAgent, in_turn, largest_gradients, retraining_steps
 from bench.foundation.registry import find
 from bench.foundation.settings import build
+from bench.science.gradients import Matcher
 from bench.science.poisons import Poisons
 from bench.science.training import to_pixels
 from bench.science.workshop import Workshop

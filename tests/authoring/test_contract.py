@@ -12,11 +12,7 @@ from bench.foundation.registry import names
 
 HEAD = """
 import torch
-from bench.science.attack import Attack
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Defense
-from pydantic import Field
+from bench.plugin import Attack, Defense, Field, Poisons, Settings, register
 """
 
 
@@ -49,7 +45,6 @@ class Broken(Attack):
         return scene.poisons(torch.rand(scene.bases.images.shape) * scene.eps)
 """,
     "more than eps": """
-from bench.science.poisons import Poisons
 @register("attack", "{name}")
 class Broken(Attack):
     '''An attack that goes beyond eps by a wide margin, for the test of the contract.'''
@@ -88,11 +83,30 @@ class Broken(Attack):
 class Broken(Defense):
     pass
 """,
-    "imports bench.store": """
+    "imports bench.storage.store;": """
 from bench.storage.store import Store
 @register("defense", "{name}")
 class Broken(Defense):
     '''A defense that looks into the store, where poisons are, for the test of the contract.'''
+""",
+    "imports bench.execution;": """
+from bench import execution
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that looks at the machinery that runs it, for the test of the contract.'''
+""",
+    "imports bench.science.lending;": """
+import bench.science.lending
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that looks behind what it was lent, for the test of the contract.'''
+""",
+    "imports gc;": """
+def _later():
+    import gc
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that looks at every object there is, for the test of the contract.'''
 """,
     "opens __closure__": """
 @register("defense", "{name}")
@@ -154,6 +168,42 @@ class Broken(Defense):
 @pytest.mark.parametrize("finding", BROKEN)
 def test_the_contract_test_finds_what_is_broken(finding: str, tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
-    file.write_text(HEAD + BROKEN[finding].replace("{name}", "test-" + finding.replace(" ", "-")))
+    file.write_text(HEAD + BROKEN[finding].replace("{name}", "test-" + re.sub(r"\W", "-", finding)))
     broken = [result for result in check(str(file)) if not result.passed]
     assert any(finding in result.detail for result in broken), broken
+
+
+def test_a_plugin_may_use_the_engines_that_plugins_share(tmp_path: Path) -> None:
+    file = tmp_path / "masked.py"
+    file.write_text(
+        HEAD
+        + """
+from bench.defenses.shared.mixing import OnView
+from bench import plugin
+@register("defense", "test-shared-engine")
+class Masked(OnView):
+    '''A defense on an engine that the mixing defenses share, for the test of the contract.'''
+    def mixed(self, batch, run, stream):
+        batch.pixels = batch.pixels * torch.rand((), generator=stream)
+        return batch
+"""
+    )
+    assert [result for result in check(str(file)) if not result.passed] == []
+
+
+def test_settings_that_a_plugin_does_not_allow_are_not_cut_down(tmp_path: Path) -> None:
+    """A stranger's `steps` may mean something else than ours."""
+    file = tmp_path / "long.py"
+    file.write_text(
+        HEAD
+        + """
+class LongSettings(Settings):
+    steps: int = Field(100, ge=50, le=200, description="of a staircase")
+    start: float = Field(0.5, ge=0, le=0.9, description="height of the first")
+@register("defense", "test-long")
+class Long(Defense):
+    '''A defense with settings of familiar names and other bounds, for the test of the contract.'''
+    Settings = LongSettings
+"""
+    )
+    assert [result for result in check(str(file)) if not result.passed] == []

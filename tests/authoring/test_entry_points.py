@@ -22,8 +22,7 @@ INVERT = '''
 import os
 from pathlib import Path
 
-from bench.foundation.registry import register
-from bench.science.defense import Defense
+from bench.plugin import Defense, register
 
 
 @register("defense", "their-invert")

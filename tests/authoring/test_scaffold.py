@@ -43,8 +43,8 @@ def test_what_it_makes_passes_check_and_its_own_test(
         ("../escape", "allowed: lower-case letters"),
         ("class", "allowed: lower-case letters"),
         ("", "allowed: lower-case letters"),
-        ("friends_b", "is called 'friends-b' already"),
-        ("gm", "is called 'gm' already"),
+        ("friends_b", "the name 'friends-b' is taken"),
+        ("gm", "the name 'gm' is taken"),
         ("torch", "torch.py would hide"),
     ],
 )
@@ -57,12 +57,13 @@ def test_a_bad_name_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("there", ["blur.py", "test_blur.py"])
-def test_an_existing_file_is_left_alone(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / there).write_text("mine")
+@pytest.mark.parametrize("existing", ["blur.py", "test_blur.py"])
+def test_an_existing_file_is_left_alone(existing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / existing).write_text("mine")
     assert main(["new", "attack", "blur", "--dir", str(tmp_path)]) == 2
-    assert f"{there}' is there already" in capsys.readouterr().err
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(there, "mine")]
+    error = capsys.readouterr().err
+    assert "file exists" in error and f"{existing}'" in error
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(existing, "mine")]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

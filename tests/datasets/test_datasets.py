@@ -217,7 +217,7 @@ def test_patches_too_large_for_a_block_name_a_side_that_works():
     assert tiny(size=10, side=80).train.images.shape[-1] == 10
 
 
-def test_the_repair_for_the_largest_patches_works():
+def test_the_fix_for_the_largest_patches_works():
     largest = max(rule.le for rule in PhotographsSettings.model_fields["size"].metadata if hasattr(rule, "le"))
     with pytest.raises(BadInput, match=f"dataset.side at least {8 * largest}"):
         tiny(size=largest, side=8 * largest - 1)

@@ -382,7 +382,7 @@ def test_a_source_that_is_not_there_is_named_before_any_work(source, words, monk
         defense(source=source).external()
 
 
-def test_without_the_package_the_repair_is_named(monkeypatch):
+def test_without_the_package_the_fix_is_named(monkeypatch):
     monkeypatch.setattr("bench.defenses.diffusion.sources.util.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'poisoning-bench\[diffusion\]'"):
         outside("google/ddpm-cifar10-32")
@@ -461,7 +461,7 @@ def test_a_model_of_another_kind_is_refused(save_model, tmp_path, changes, words
         outside(str(tmp_path))
 
 
-def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_repair(save_model, tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_fix(save_model, tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     save_model()
     asked = []

@@ -272,7 +272,7 @@ def test_a_relu_in_place_is_none_in_the_twin(wrap):
     assert twin.body[1].num_groups == 2
 
 
-def test_a_network_that_mixes_samples_is_refused_with_the_repair(make_small, make_images, make_model):
+def test_a_network_that_mixes_samples_is_refused_with_the_fix(make_small, make_images, make_model):
     with pytest.raises(TrialFailed, match="1 BatchNorm layers.*--set defense.norm=group"):
         trained(make_small(), make_images(), norm="keep")
     trained(make_model("lenet", size=16), make_images(8, 16), norm="keep")
@@ -282,7 +282,7 @@ def test_a_network_that_mixes_samples_is_refused_with_the_repair(make_small, mak
         trained(pretrained, make_images())
 
 
-def test_without_opacus_the_repair_is_named_before_any_work(monkeypatch):
+def test_without_opacus_the_fix_is_named_before_any_work(monkeypatch):
     defense = DpSgd(DpSgdSettings(), "dp-sgd")
     assert defense.external()["opacus"][0].isdigit()
     monkeypatch.setitem(sys.modules, "opacus.grad_sample.grad_sample_module", None)

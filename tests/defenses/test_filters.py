@@ -282,7 +282,7 @@ def test_k_is_twice_the_number_of_poisons(monkeypatch):
     assert asked == [20, 10, 4]
 
 
-def test_without_a_rate_the_error_names_the_repair():
+def test_without_a_rate_the_error_names_the_fix():
     features, labels, _ = planted()
     unknown = dataclasses.replace(SERVICES, poison_rate=None)
     with pytest.raises(TrialFailed, match="defense.rate"):

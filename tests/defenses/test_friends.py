@@ -124,7 +124,7 @@ def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(model, mak
         assert (noise - whole).abs().max() <= 1 and (noise != whole).float().mean() < 0.01
 
 
-def test_the_noise_of_a_image_does_not_depend_on_later_images(model, make_images):
+def test_the_noise_of_an_image_does_not_depend_on_later_images(model, make_images):
     data = make_images(10)
     alone = noise_of(model, data.subset(torch.arange(4)), **GENTLE["released"]).int()
     assert (noise_of(model, data, **GENTLE["released"])[:4].int() - alone).abs().max() <= 1
@@ -315,7 +315,7 @@ def crafted(make_small, make_images, make_run):
 
 
 @pytest.mark.parametrize(("level", "pixel", "result"), [(16, 100, 116), (-16, 100, 84), (16, 250, 255), (-16, 10, 0)])
-def test_a_image_with_friendly_noise_is_clipped(crafted, level, pixel, result):
+def test_an_image_with_friendly_noise_is_clipped(crafted, level, pixel, result):
     pixels = crafted(level, pixel, noise="none")
     torch.testing.assert_close(pixels * 255, torch.full_like(pixels, result), rtol=0, atol=1e-3)
 

@@ -136,7 +136,7 @@ def test_boxes_are_whole_inside_and_cut_at_the_border():
     assert (masks.float().mean(0) > 0).all()  # every pixel is reached
 
 
-def test_cutout_blanks_one_box_a_image_with_the_mean_colour(world):
+def test_cutout_blanks_one_box_per_image_with_the_mean_colour(world):
     run, batch = world
     out = at_view(make("cutout"), run, batch())
     fill = torch.tensor(run.augmentation.fill).view(1, 3, 1, 1)

@@ -54,7 +54,7 @@ def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight, mon
     np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
 
 
-def test_a_image_is_not_blended_with_itself():
+def test_an_image_is_not_blended_with_itself():
     model, data = planted.network(0.0), planted.noise(9)
     pixels = to_pixels(data.images)
     blends = Blends(model, pixels[3:], data.ids[3:], 0.5)
@@ -77,7 +77,7 @@ def test_the_threshold_gives_the_false_rejections_that_are_set(lend):
     for fpr in (0.05, 0.2):
         rates = []
         for seed in range(6):
-            settings = make(fpr=fpr, images=40).settings
+            settings = make(fpr=fpr, pictures=40).settings
             blends, threshold = prepare(model, settings, lend(planted.noise(120, 100 + seed)))
             rates.append(float((blends.entropy(fresh) < threshold).double().mean()))
         assert fpr / 2 < np.mean(rates) < 1.6 * fpr
@@ -95,7 +95,7 @@ def test_a_planted_backdoor_is_rejected_and_clean_images_are_not(lend):
     assert predictor.rejects(fresh).float().mean() < 0.2
 
 
-def test_a_image_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
+def test_an_image_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
     predictor = finish(make(fpr=0.3), planted.network(5.0), lend(planted.noise(60, 2)))
     pixels = to_pixels(planted.noise(40, 1).images)
     whole = predictor.rejects(pixels)
@@ -107,18 +107,18 @@ def test_a_image_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
 def test_partners_are_drawn_once_from_the_holdout_in_no_order_but_that_of_ids(lend):
     clean = planted.noise(60, 2)
     shuffled = clean.subset(torch.randperm(60, generator=torch.Generator().manual_seed(0)))
-    settings, model = make(images=20).settings, planted.network(5.0)
+    settings, model = make(pictures=20).settings, planted.network(5.0)
     (one, at), (other, too) = (prepare(model, settings, lend(data)) for data in (clean, shuffled))
     assert torch.equal(one.ids, other.ids) and len(set(one.ids.tolist())) == 20 and at == too
     assert set(one.ids.tolist()) <= set(clean.ids.tolist())
 
 
-@pytest.mark.parametrize(("size", "images", "capped"), [(30, 100, True), (30, 30, False), (30, 10, False)])
-def test_the_notes_say_with_how_many_images_it_was_blended(lend, size, images, capped):
+@pytest.mark.parametrize(("size", "pictures", "capped"), [(30, 100, True), (30, 30, False), (30, 10, False)])
+def test_the_notes_say_with_how_many_images_it_was_blended(lend, size, pictures, capped):
     notes = {}
     services = lend(planted.noise(size), note=notes.__setitem__)
-    prepare(planted.network(5.0), make(pictures=images).settings, services)
-    assert notes["strip"]["blended with"] == min(size, images)
+    prepare(planted.network(5.0), make(pictures=pictures).settings, services)
+    assert notes["strip"]["blended with"] == min(size, pictures)
     assert notes["strip"]["capped by the hold-out"] is capped
 
 
@@ -168,6 +168,6 @@ def test_the_filter_shares_the_warm_up_of_the_others(lend):
 
 
 @pytest.mark.parametrize("clean", [None, planted.noise(1)])
-def test_without_a_holdout_the_error_names_the_repair(lend, clean):
+def test_without_a_holdout_the_error_names_the_fix(lend, clean):
     with pytest.raises(TrialFailed, match="threat.holdout"):
         finish(make(), planted.network(0.0), lend(clean))

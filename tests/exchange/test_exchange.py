@@ -223,7 +223,7 @@ def test_pixels_outside_are_clipped_and_counted(
     assert report.pixels_clipped == 2 and "2 pixels clipped" in report.line()
 
 
-def test_too_large_a_change_names_the_poison_and_the_repair(
+def test_too_large_a_change_names_the_poison_and_the_fix(
     dataset: Dataset, poisons: Poisons, trial: Trial, tmp_path: Path
 ) -> None:
     base = dataset.train.images[poisons.ids[3]]
@@ -241,7 +241,7 @@ def test_writing_is_whole_or_nothing(
 ) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", "native", poisons, trial, dataset)
-    with pytest.raises(BadInput, match="there already; repair"):
+    with pytest.raises(BadInput, match="there already; fix"):
         write(tmp_path / "empty", "native", poisons, trial, dataset)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(BadInput, match="nothing to write"):
@@ -259,7 +259,7 @@ def test_writing_is_whole_or_nothing(
 def test_a_given_trial_must_agree(dataset: Dataset, poisons: Poisons, trial: Trial, tmp_path: Path) -> None:
     write(tmp_path / "out", "packed", poisons, trial, dataset)
     found = read_any(tmp_path / "out", "auto", dataset)[0]
-    with pytest.raises(BadInput, match="holds no target; repair"):
+    with pytest.raises(BadInput, match="holds no target; fix"):
         interpret(found, dataset, 0, EPS)
     with pytest.raises(BadInput, match="class 1, but the target class of the trial is 0"):
         interpret(found, dataset, 0, EPS, replace(trial, target_class=0))

@@ -143,7 +143,7 @@ PICKLED: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "patch out of range": ("target", _patched(PATCH + 2, [0, 0]), "[0, 1]"),
     "patch of NaN": ("target", _patched(PATCH * NAN, [0, 0]), "[0, 1]"),
     "patch not square": ("target", _patched(torch.zeros(3, 2, 3), [0, 0]), "square"),
-    "patch larger than a image": ("target", _patched(torch.zeros(3, 9, 9), [0, 0]), "the patch lies"),
+    "patch larger than an image": ("target", _patched(torch.zeros(3, 9, 9), [0, 0]), "the patch lies"),
     "empty patch": ("target", _patched(torch.zeros(3, 0, 0), [0, 0]), ""),
     "no sources": ("source", lambda _: [], "1 to 30"),
     "sources of two classes": ("source", lambda target: [target, (target[0], 0)], "several classes"),

@@ -221,7 +221,7 @@ EVIL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("wrap", ["plain", "in a tensor", "in a image", "legacy torch", "zipped torch", "protocol 2"])
+@pytest.mark.parametrize("wrap", ["plain", "in a tensor", "in an image", "legacy torch", "zipped torch", "protocol 2"])
 @pytest.mark.parametrize("name", EVIL)
 def test_nothing_is_run(name: str, wrap: str, tmp_path: Path) -> None:
     function, argument, called = EVIL[name]
@@ -234,12 +234,12 @@ def test_nothing_is_run(name: str, wrap: str, tmp_path: Path) -> None:
     else:
         if wrap == "in a tensor":
             evil = Calls(torch.storage._load_from_bytes, _legacy(evil))
-        elif wrap == "in a image":
+        elif wrap == "in an image":
             evil = Calls(Image.Image, state=[{"exif": evil}, "RGB", (1, 1), None, bytes(3)])
         data = pickle.dumps([1, evil], 2 if wrap == "protocol 2" else 4)
         line = refused(lambda: unpickle.load(data, "'some file'"))
     # Up to protocol 2, names are those of Python 2.
-    assert (called if wrap in ("plain", "in a image") else called.rpartition(".")[2]) in line
+    assert (called if wrap in ("plain", "in an image") else called.rpartition(".")[2]) in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,7 +47,7 @@ def figure(folder: Path, *arguments: str) -> tuple[list[dict[str, str]], bytes]:
     return list(csv.DictReader(io.StringIO(table.read_text()))), image.read_bytes()
 
 
-def is_a_image(png: bytes) -> bool:
+def is_an_image(png: bytes) -> bool:
     Image.open(io.BytesIO(png)).verify()
     with Image.open(io.BytesIO(png)) as image:
         return image.width >= 600 and len(image.convert("L").getcolors() or [0] * 300) > 2
@@ -80,7 +80,7 @@ def test_scatter_has_exact_intervals_of_every_cell(tmp_path: Path, written: Call
     records = [record("gm", "none", i, float(i < 3), accuracy) for i, accuracy in enumerate(accuracies)]
     records += [record("$x_1^", "d", 0, 0.25, 0.5), record("gm", "failed", 0, 0, 0, status="failed")]
     rows, png = figure(tmp_path, "scatter", "--records", written(*records))
-    assert is_a_image(png)
+    assert is_an_image(png)
     assert [(row["attack"], row["defense"], row["n"]) for row in rows] == [("gm", "none", "4"), ("$x_1^", "d", "1")]
     found = {name: float(rows[0][name]) for name in rows[0] if name not in ("attack", "defense", "n")}
     exact = stats.binomtest(3, 4).proportion_ci(method="exact")
@@ -104,7 +104,7 @@ def test_matching_loss_shows_the_kept_restart_of_each_crafting_once(
         record("none", "none", 0, 0, 0.5),
     ]
     rows, png = figure(tmp_path, "matching-loss", "--records", written(*records))
-    assert is_a_image(png)
+    assert is_an_image(png)
     found = [(row["attack"], *(float(row[name]) for name in ("trial", "restart", "step", "objective"))) for row in rows]
     assert found == [("gm", 0, 1, 0, 0.8), ("gm", 0, 1, 1, 0.3), ("gm", 1, 0, 0, 0.7), ("gm", 1, 0, 1, 0.1)]
 
@@ -116,7 +116,7 @@ def test_records_of_the_output_folder_are_read_and_chosen_from(ran: Path, tmp_pa
 
 def test_poisons_are_those_of_the_store_beside_their_bases(ran: Path, tmp_path: Path) -> None:
     rows, png = figure(tmp_path, "poisons", "--out", str(ran), "--trial", "1")
-    assert is_a_image(png)
+    assert is_an_image(png)
     (one,) = (r for r in Records(ran / "records").all() if r["trial"] == 1 and r["defense"] == "none")
     assert [int(row["id"]) for row in rows] == one["draw"]["base_ids"]
     assert {int(row["label"]) for row in rows} == {one["draw"]["target_class"]}
@@ -149,7 +149,7 @@ def test_friendly_noise_is_the_very_noise_of_the_victim(
     (noise,) = seen
     arguments = ["friendly-noise", "--out", str(ran), *TRAINING]
     rows, png = figure(tmp_path, *arguments)
-    assert is_a_image(png)
+    assert is_an_image(png)
     assert [int(row["level"]) for row in rows] == list(range(-16, 17))
     assert [int(row["count"]) for row in rows] == [int((noise == level).sum()) for level in range(-16, 17)]
     assert math.fsum(float(row["share"]) for row in rows) == pytest.approx(1)
@@ -189,7 +189,7 @@ def test_the_landscape_is_that_of_the_recorded_victims(
 ) -> None:
     arguments = ["landscape", "--out", str(ran), *CRAFTING]
     rows, png = figure(tmp_path, *arguments)
-    assert is_a_image(png) and len(rows) == 3 * 17 * 25
+    assert is_an_image(png) and len(rows) == 3 * 17 * 25
     loss = {(row["network"], float(row["u"]), float(row["v"])): float(row["loss"]) for row in rows}
     names = ("attacker's surrogate", "victim, undefended", "victim, friends-b")
     assert len({loss[name, 1.0, 0.0] for name in names}) == 3
@@ -280,7 +280,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_missing_matplotlib_is_one_line_with_the_repair(
+def test_a_missing_matplotlib_is_one_line_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(canvas.importlib.util, "find_spec", lambda name: None)

@@ -67,7 +67,7 @@ def test_a_missing_key_says_what_it_takes():
     assert message({}, Required) == "missing key 'train.count': whole number, at least 2"
 
 
-def test_a_rule_over_several_keys_reports_its_own_repair():
+def test_a_rule_over_several_keys_reports_its_own_fix():
     from bench.science.training import Recipe
 
     assert message({"momentum": 0.0}, Recipe) == "train: nesterov needs momentum above 0; fix: nesterov = false"

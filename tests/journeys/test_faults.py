@@ -269,7 +269,7 @@ def test_mlflow_has_no_room(
     assert "Traceback" not in stderr and "the run goes on and its records are kept" in stderr
     assert "tracking: 6 record(s) are on disk but not in MLflow; fix: python -m bench sync" in stderr
     subprocess.run(["mount", "-o", "remount,size=30000000", str(small_disk)], check=True)
-    for left in small_disk.glob("mlflow.db*"):  # half made, as the repair says
+    for left in small_disk.glob("mlflow.db*"):  # half made, as the fix says
         left.unlink()
     # A process of its own, and a copy to look at: in this one MLflow keeps its connection to the file that has gone.
     again = [sys.executable, "-W", "ignore", "-m", "bench", "sync", "--out", str(out), "--tracking", uri]

@@ -29,7 +29,7 @@ def test_every_network_takes_its_smallest_and_larger_images(name, extra):
 
 
 @pytest.mark.parametrize("name", [name for name in names("model") if hasattr(find("model", name).make, "smallest")])
-def test_a_image_too_small_for_the_network_is_refused_with_its_limit(name):
+def test_an_image_too_small_for_the_network_is_refused_with_its_limit(name):
     smallest = find("model", name).make.smallest
     with pytest.raises(BadInput, match=f"at least {smallest} pixels, not {smallest - 1}"):
         build(name, smallest - 1)

@@ -19,7 +19,7 @@ from bench.science.threat import Trial
 
 
 class Table:
-    """Looks the scores of a image up by its first pixel's level."""
+    """Looks the scores of an image up by its first pixel's level."""
 
     def __init__(self, scores):
         self.table = torch.tensor(scores)

@@ -29,7 +29,7 @@ def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study):
     assert torch.equal(found.images, data.images[rows]) and torch.equal(found.labels, data.labels[rows])
 
 
-def test_every_class_has_a_image_however_small_the_share(study):
+def test_every_class_has_an_image_however_small_the_share(study):
     threat = study.protocol.threat.model_copy(update={"holdout": 0.01})
     little = dataclasses.replace(study, protocol=dataclasses.replace(study.protocol, threat=threat))
     found = little.holdout(0, NONE)

@@ -160,7 +160,7 @@ def test_single_precision_is_near_double_precision(make_model, name):
 
 
 def plain_norms(model, pixels, labels):
-    """Norm of each image's own gradient, one backward pass a image."""
+    """Norm of each image's own gradient, one backward pass per image."""
     weights = [p for p in model.parameters() if p.requires_grad]
     norms = []
     for pixel, label in zip(pixels, labels, strict=True):

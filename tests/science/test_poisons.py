@@ -108,13 +108,13 @@ def test_check_refuses_a_pixel_one_level_beyond_eps(scene):
         poisons.check(train, 7, allowed)
 
 
-def test_check_refuses_a_image_poisoned_twice(scene):
+def test_check_refuses_an_image_poisoned_twice(scene):
     train, poisons, allowed = scene
     with pytest.raises(ValueError, match="twice"):
         dataclasses.replace(poisons, ids=poisons.ids[[0, 1, 1]]).check(train, 255, allowed)
 
 
-def test_check_refuses_a_image_that_was_not_given(scene):
+def test_check_refuses_an_image_that_was_not_given(scene):
     train, poisons, _ = scene
     with pytest.raises(ValueError, match="not given"):
         poisons.check(train, 8, poisons.ids[:2])

@@ -1,4 +1,4 @@
-"""Protocols: precedence, bounds, and errors in one line that name the repair."""
+"""Protocols: precedence, bounds, and errors in one line that name the fix."""
 
 from __future__ import annotations
 

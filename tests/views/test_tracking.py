@@ -106,7 +106,7 @@ def test_uri_option_beats_environment_beats_default(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bad", ["./mlruns", "/tmp/mlruns", "file:///tmp/x", "file:x", "sqlite:x.db", "sqlite://x.db"])
-def test_folders_and_half_addresses_are_refused_with_a_repair(bad, tmp_path, monkeypatch):
+def test_folders_and_half_addresses_are_refused_with_a_fix(bad, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"^--tracking .*fix: sqlite:///.*/mlflow\.db$"):
         resolve_uri(bad, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", bad)
@@ -123,7 +123,7 @@ def test_without_mlflow_only_none_works(tmp_path, monkeypatch):
 
 def test_importing_and_not_tracking_does_not_import_mlflow(tmp_path):
     code = (
-        "import sys, pathlib; from bench.tracking import Tracker\n"
+        "import sys, pathlib; from bench.views.tracking import Tracker\n"
         "tracker = Tracker(None, pathlib.Path('.'), print); tracker.add({}); assert tracker.close() == 0\n"
         "sys.exit('mlflow' in sys.modules)"
     )
@@ -440,7 +440,7 @@ def test_a_missing_database_driver_is_named(out):
 
 def test_lock_has_a_time_limit(out, uri, monkeypatch):
     monkeypatch.setattr(tracking, "LOCK_PATIENCE", 0.2)
-    with tracking._lock(uri, out), pytest.raises(BadInput, match=r"mlflow\.lock.*repair"):
+    with tracking._lock(uri, out), pytest.raises(BadInput, match=r"mlflow\.lock.*fix"):
         sync([make(0)], uri, out)
 
 

@@ -1,35 +1,30 @@
-"""Train on images with few brightness levels. An example to be replaced by your own defense."""
+"""Train on images with few brightness levels. An example: replace it with your own defense."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from bench.plugin import Batch, Defense, Field, Run, Settings, register
 
-from bench.foundation.registry import register
-from bench.foundation.settings import Settings
-from bench.science.defense import Defense
-from bench.science.training import Batch, Run
-
-# The hooks into training, all optional; `defenses/base.py` describes them, `bench/training.py` shows where they stand:
+# The hooks into training, all optional:
 #
 #     jobs(self, data, services)          before training: one training or many; filter or purify the data here
 #     setup(self, run)                    a training starts: may replace run.model, run.optimizer, run.recipe
 #     epoch(self, run, epoch)             an epoch starts: may edit run.active, run.data, run.side, run.lr_scale
 #     batch(self, batch, run, stage)      every step, twice: "pixel" before augmentation, "view" after it
 #     loss(self, losses, batch, run)      every step: per-sample losses to the one that is minimised
-#     finish(self, trained, services)     after training: the predictor that is judged
+#     finish(self, trained, services)     after training: the predictor that is evaluated
 #
-# Random numbers come from run.stream("a name"), made anew in `epoch` and kept in run.side. Knowledge beyond the
-# training set stands in `needs = ("poison_rate",)` and is handed over as services.poison_rate.
+# Random numbers come from run.stream("a name"), created in `epoch` and held in run.side. Knowledge beyond the training
+# set is declared, as in `needs = ("poison_rate",)`, and is then available as services.poison_rate.
 
 
 class MyDefenseSettings(Settings):
-    levels: int = Field(16, ge=2, le=256, description="brightness levels of a channel that are left")
+    levels: int = Field(16, ge=2, le=256, description="brightness levels that remain in each channel")
 
 
 @register("defense", "my-defense")
 class MyDefense(Defense):
     """Bit-depth reduction ("feature squeezing", Xu, Evans and Qi, NDSS 2018), here on the training images only.
-    Threat model: perturbations smaller than a step between levels. Needs: nothing beyond the training set. Cost: none.
+    Threat model: perturbations smaller than a step between levels. Assumes: the training set alone. Cost: none.
     """
 
     Settings = MyDefenseSettings
