@@ -8,10 +8,9 @@ import torch
 from scipy.optimize import minimize
 
 from bench.attacks.convex_polytope import ConvexPolytope, hull_coefficients, onto_simplex
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.training import to_pixels
 from tests.attacks.differences import assert_slope, objective_of
+from tests.plugins import make_attack
 
 
 def draw(n, d, seed):
@@ -237,16 +236,11 @@ def test_the_gradient_of_several_layers_has_coefficients_for_each(make_scene, ma
     assert_slope(both, pixels, slope, rel=1e-4, step=1e-4)
 
 
-def make(**settings):
-    plugin = find("attack", "cp")
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "attack"))
-
-
 def test_crafting_brings_the_target_nearer_to_the_hull(make_scene, make_model, snapshot, assert_untouched):
     models = [make_model("convnet", seed=seed) for seed in (0, 1)]
     scene = make_scene(models, k=2, n=5)
     before = snapshot(models[1])
-    poisons = make(steps=30).craft(scene)
+    poisons = make_attack("cp", steps=30).craft(scene)
     poisons.check(scene.train, scene.threat.eps, scene.bases.ids)
     assert_untouched(models[1], before)
     clean = minimised(models, scene.base_pixels(), to_pixels(scene.targets))
@@ -259,14 +253,14 @@ def test_crafting_brings_the_target_nearer_to_the_hull(make_scene, make_model, s
 
 
 def test_an_attack_can_craft_twice_with_the_same_result(make_scene, make_model):
-    scene, attack = make_scene([make_model("convnet")], n=4), make(steps=5, restarts=2)
+    scene, attack = make_scene([make_model("convnet")], n=4), make_attack("cp", steps=5, restarts=2)
     first, again = attack.craft(scene), attack.craft(scene)
     assert torch.equal(first.images, again.images)
     assert first.provenance == again.provenance
 
 
 def test_the_published_settings_are_the_defaults():
-    settings = make().settings
+    settings = make_attack("cp").settings
     assert (settings.rule, settings.lr, settings.steps, settings.restarts, settings.init) == (
         "adam", 0.04, 1200, 1, "base",
     )  # fmt: skip

@@ -7,15 +7,9 @@ import torch
 
 from bench.attacks.bullseye_polytope import BullseyePolytope
 from bench.attacks.poison_frogs import ForwardBackward, PoisonFrogs, collisions
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.training import to_pixels
 from tests.attacks.differences import assert_slope, objective_of
-
-
-def make(name, **settings):
-    plugin = find("attack", name)
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "attack"))
+from tests.plugins import make_attack
 
 
 def moved(scene, seed=3):
@@ -91,7 +85,7 @@ def test_the_loss_is_that_of_the_papers(smooth_scene, make_images, monkeypatch, 
 def test_end_to_end_is_the_mean_over_all_stages(make_scene, make_smooth, monkeypatch):
     model = make_smooth()
     scene = make_scene([model], n=4)
-    gradient, _ = objective_of(make("bp-end2end"), scene, monkeypatch)
+    gradient, _ = objective_of(make_attack("bp-end2end"), scene, monkeypatch)
     pixels, each = moved(scene), []
     with torch.no_grad():
         for own, aim in zip(model.stages(pixels), model.stages(to_pixels(scene.targets)), strict=True):
@@ -101,7 +95,7 @@ def test_end_to_end_is_the_mean_over_all_stages(make_scene, make_smooth, monkeyp
 
 
 def test_augmentation_is_redrawn_at_every_step(smooth_scene, monkeypatch):
-    gradient, _ = objective_of(make("bp"), smooth_scene, monkeypatch)
+    gradient, _ = objective_of(make_attack("bp"), smooth_scene, monkeypatch)
     pixels = moved(smooth_scene)
     assert len({gradient(pixels, step)[0] for step in (0, 1, 2, 0)}) == 3
 
@@ -124,8 +118,8 @@ def distances(scene, poisons):
 def test_pf_brings_every_poison_near_and_bp_only_the_mean(make_scene, make_model):
     scene = make_scene([make_model("convnet")], n=6, eps=60)
     clean, clean_mean = distances(scene, scene.poisons(torch.zeros_like(scene.base_pixels())))
-    pf, pf_mean = distances(scene, make("pf", **FAST, augment=False).craft(scene))
-    bp, bp_mean = distances(scene, make("bp", **FAST, augment=False).craft(scene))
+    pf, pf_mean = distances(scene, make_attack("pf", **FAST, augment=False).craft(scene))
+    bp, bp_mean = distances(scene, make_attack("bp", **FAST, augment=False).craft(scene))
     assert (pf < clean).all()
     assert bp_mean < clean_mean
     assert bp_mean < pf_mean
@@ -136,10 +130,10 @@ def test_pf_brings_every_poison_near_and_bp_only_the_mean(make_scene, make_model
 @pytest.mark.parametrize("augment", [True, False])
 def test_pf_of_the_mean_is_bp(scene, augment):
     settings = {"steps": 8, "restarts": 2, "augment": augment}
-    mine, theirs = make("pf-mean", **settings).craft(scene), make("bp", **settings).craft(scene)
+    mine, theirs = make_attack("pf-mean", **settings).craft(scene), make_attack("bp", **settings).craft(scene)
     assert torch.equal(mine.images, theirs.images)
     assert mine.provenance["final_losses"] == pytest.approx(theirs.provenance["final_losses"], rel=1e-6)
-    assert not torch.equal(mine.images, make("pf", **settings).craft(scene).images)
+    assert not torch.equal(mine.images, make_attack("pf", **settings).craft(scene).images)
 
 
 @pytest.mark.parametrize("name", ["bp", "bp-original", "bp-end2end", "pf", "pf-mean", "pf-original"])
@@ -147,7 +141,7 @@ def test_poisons_are_within_eps_and_lower_the_loss_of_their_attack(scene, name, 
     model = scene.surrogates()[0]
     before = snapshot(model)
     steps = {"steps": 20} if name == "pf-original" else {"steps": 20, "restarts": 1}
-    poisons = make(name, **steps).craft(scene)
+    poisons = make_attack(name, **steps).craft(scene)
     poisons.check(scene.train, scene.threat.eps, scene.bases.ids)
     losses = poisons.provenance["losses"][0]
     assert sum(losses[-3:]) < sum(losses[:3])
@@ -157,12 +151,12 @@ def test_poisons_are_within_eps_and_lower_the_loss_of_their_attack(scene, name, 
 def test_the_published_settings_are_the_variants():
     published = {"form": "original", "rule": "adam", "lr": 0.04, "steps": 1200, "restarts": 1, "init": "base"}
     for name in ("bp-original", "bp-end2end"):
-        settings = make(name).settings.as_dict()
+        settings = make_attack(name).settings.as_dict()
         assert {key: settings[key] for key in published} == published
         assert not settings["augment"] and not settings["decay"]
-    settings = make("bp").settings
+    settings = make_attack("bp").settings
     assert (settings.steps, settings.restarts, settings.lr, settings.rule) == (250, 8, 0.1, "sign-adam")
-    frogs = make("pf-original").settings
+    frogs = make_attack("pf-original").settings
     assert (frogs.steps, frogs.lr, frogs.watermark, frogs.beta, frogs.tolerance) == (120, 1e-3, 0.3, 0.0, 1e-5)
 
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from bench.attacks.crafting.matching import MatchingSettings
 from bench.attacks.gradient_matching import GradientMatching
-from bench.foundation.registry import find
 from bench.science.classifier import build_model
 from bench.science.training import Recipe, train
+from tests.plugins import make_attack
 
 FAST = {"steps": 30, "restarts": 1}
 
@@ -163,7 +163,7 @@ def test_a_victim_without_augmentation_is_crafted_for_as_if_it_were_turned_off(m
 
 
 def test_the_published_settings_are_the_defaults():
-    settings = find("attack", "gm").make.Settings()
+    settings = make_attack("gm").settings
     assert (settings.steps, settings.restarts, settings.lr) == (250, 8, 0.1)
     assert settings.decay
     assert settings.augment

@@ -10,19 +10,13 @@ from torch.func import functional_call
 
 from bench.attacks.metapoison import Unrolled, carlini_wagner
 from bench.foundation.errors import BadInput
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.gradients import ParameterGradients
 from bench.science.training import Recipe, to_pixels, train
 from bench.science.workshop import Workshop
 from tests.attacks.differences import assert_slope, objective_of
+from tests.plugins import make_attack
 
 LR = 0.3
-
-
-def make(**settings):
-    plugin = find("attack", "metapoison")
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "attack"))
 
 
 def with_snapshots(scene, histories):
@@ -112,7 +106,7 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
 ):
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene = with_snapshots(make_scene(n=4, k=2), histories)
-    attack = make(unroll=unroll, clean=5, inner_lr=LR, ages=(1, 2), augment=augment)
+    attack = make_attack("metapoison", unroll=unroll, clean=5, inner_lr=LR, ages=(1, 2), augment=augment)
     gradient, _ = objective_of(attack, scene, monkeypatch, "bench.attacks.metapoison")
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for step in (0, 3):
@@ -121,7 +115,7 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
 
 def test_the_score_is_the_mean_over_surrogates_and_ages(make_scene, make_smooth, monkeypatch):
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
-    scene, attack = make_scene(n=4, k=2), make(unroll=1, clean=0, inner_lr=LR, ages=(1, 2))
+    scene, attack = make_scene(n=4, k=2), make_attack("metapoison", unroll=1, clean=0, inner_lr=LR, ages=(1, 2))
     _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch, "bench.attacks.metapoison")
     pixels, target = scene.base_pixels(), to_pixels(scene.targets)
     wanted = torch.tensor([scene.trial.target_class])
@@ -137,7 +131,7 @@ def test_the_score_is_the_mean_over_surrogates_and_ages(make_scene, make_smooth,
 @pytest.mark.parametrize("clean", [0, 1])
 def test_batches_of_few_or_no_clean_images_are_crafted_with(make_scene, make_small, clean):
     scene = with_snapshots(make_scene(n=4), [[make_small()]])
-    poisons = make(clean=clean, steps=2, ages=(1,)).craft(scene)
+    poisons = make_attack("metapoison", clean=clean, steps=2, ages=(1,)).craft(scene)
     assert poisons.distance(scene.train) > 0
 
 
@@ -179,13 +173,13 @@ def test_two_classes_are_enough():
 @pytest.mark.parametrize("ages", [[], [2, 2], [4, 2], [0, 1], [-1]])
 def test_ages_must_be_rising_epochs(ages):
     with pytest.raises(BadInput, match="ages must be rising epochs from 1 on") as caught:
-        make(ages=ages)
+        make_attack("metapoison", ages=ages)
     assert "\n" not in str(caught.value)
 
 
 def test_the_snapshots_wanted_are_the_ages():
-    assert make(ages=(1, 3)).snapshots == (1, 3)
-    assert make().snapshots == (2, 4, 8, 12, 16, 20, 24, 28)
+    assert make_attack("metapoison", ages=(1, 3)).snapshots == (1, 3)
+    assert make_attack("metapoison").snapshots == (2, 4, 8, 12, 16, 20, 24, 28)
 
 
 def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(make_scene, make_small, monkeypatch):
@@ -200,7 +194,7 @@ def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(make_scene
 
     monkeypatch.setattr("bench.attacks.metapoison.Unrolled", Watched)
     scene = with_snapshots(make_scene(n=4, k=2), histories)
-    make(steps=4, clean=5, unroll=3, ages=(1, 2, 3)).craft(scene)
+    make_attack("metapoison", steps=4, clean=5, unroll=3, ages=(1, 2, 3)).craft(scene)
     every = [(k, age) for k in range(2) for age in range(3)]
     assert [who for who, _ in seen[:6]] == every  # the bases are judged
     staggered = [(k, (step + k) % 3) for step in range(4) for k in range(2)]
@@ -218,7 +212,7 @@ def test_clean_images_are_never_bases_and_change_with_the_step(make_scene, make_
             super().__init__(source, parts, lr, chunk)
 
     monkeypatch.setattr("bench.attacks.metapoison.Unrolled", Watched)
-    make(steps=3, clean=12, ages=(1,), augment=False).craft(scene)
+    make_attack("metapoison", steps=3, clean=12, ages=(1,), augment=False).craft(scene)
     train_pixels = to_pixels(scene.train.images)
     draws = []
     for parts in seen:
@@ -258,7 +252,7 @@ def histories(make_images, make_small):
 def test_crafting_lowers_its_own_objective(make_scene, histories, snapshot, assert_untouched):
     scene = with_snapshots(make_scene(n=8, k=2), histories)
     before = snapshot(histories[1][2])
-    poisons = make(steps=30, ages=(2, 4, 6), clean=8, inner_lr=0.2, augment=False).craft(scene)
+    poisons = make_attack("metapoison", steps=30, ages=(2, 4, 6), clean=8, inner_lr=0.2, augment=False).craft(scene)
     poisons.check(scene.train, scene.threat.eps, scene.bases.ids)
     assert_untouched(histories[1][2], before)
     assert poisons.provenance["final_losses"][0] < poisons.provenance["loss_of_bases"] - 0.02
@@ -268,7 +262,7 @@ def test_crafting_lowers_its_own_objective(make_scene, histories, snapshot, asse
 def test_poisons_depend_on_the_seed_alone(make_scene, histories):
     def craft(seed):
         scene = with_snapshots(make_scene(n=4, k=2, seed=seed), histories)
-        return make(steps=3, ages=(2, 4, 6), clean=4).craft(scene)
+        return make_attack("metapoison", steps=3, ages=(2, 4, 6), clean=4).craft(scene)
 
     torch.manual_seed(1)
     first = craft(0)
@@ -285,7 +279,9 @@ def test_the_chunk_does_not_change_the_gradient(make_scene, make_smooth, monkeyp
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = []
     for size in (chunk, 256):
-        gradient, _ = objective_of(make(ages=(1,), clean=5, chunk=size), scene, monkeypatch, "bench.attacks.metapoison")
+        gradient, _ = objective_of(
+            make_attack("metapoison", ages=(1,), clean=5, chunk=size), scene, monkeypatch, "bench.attacks.metapoison"
+        )
         found.append(gradient(pixels, 0))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)

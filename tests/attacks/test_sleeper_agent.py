@@ -10,19 +10,16 @@ import torch.nn.functional as F
 from bench.attacks.crafting.descent import craft as engine
 from bench.attacks.crafting.matching import through
 from bench.attacks.sleeper_agent import SleeperAgent, in_turn, largest_gradients, retraining_steps
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.gradients import Matcher
 from bench.science.poisons import Poisons
 from bench.science.training import to_pixels
 from bench.science.workshop import Workshop
 from tests.attacks.differences import assert_slope
+from tests.plugins import make_attack
 
 
 def make(name="sleeper", **settings):
-    plugin = find("attack", name)
-    values = {**plugin.variant, "steps": 4, "retrain": 0, **settings}
-    return plugin.make(build(plugin.make.Settings, values, "attack"))
+    return make_attack(name, **{"steps": 4, "retrain": 0, **settings})
 
 
 class Recorder:
@@ -422,11 +419,10 @@ def test_surrogates_and_scene_are_left_as_they_were(world, snapshot, assert_unto
 
 def test_the_published_settings_are_the_defaults():
     for name in ("sleeper", "sleeper-adaptive-noise", "sleeper-adaptive-friends"):
-        plugin = find("attack", name)
-        settings = build(plugin.make.Settings, plugin.variant, "attack")
+        attack = make_attack(name)
+        settings = attack.settings
         assert (settings.steps, settings.restarts, settings.lr, settings.retrain) == (250, 1, 0.1, 4)
         assert (settings.sources, settings.selection, settings.augment) == (0, "gradient-norm", True)
-        attack = plugin.make(settings)
         assert attack.shows_trigger and attack.selects_bases and isinstance(attack, SleeperAgent)
 
 

@@ -10,18 +10,14 @@ from bench.defenses.abl import Abl, AblSettings
 from bench.foundation.errors import BadInput
 from bench.foundation.settings import build
 from bench.science.training import Recipe, train
-
-
-def make(**settings):
-    return Abl(AblSettings(**settings), "abl")
-
+from tests.plugins import make_defense
 
 RECIPE = Recipe(epochs=17, batch=8, lr=0.05, drops=(15,), augment="crop", shift=1, flip=False)
 
 
 @pytest.mark.parametrize(("epochs", "turns"), [(85, (20, 80)), (17, (4, 16)), (30, (7, 28)), (3, (1, 2)), (2, (1, 1))])
 def test_the_phases_are_20_60_5_of_85(epochs, turns):
-    assert make().turns(epochs) == turns
+    assert make_defense("abl").turns(epochs) == turns
 
 
 def test_the_phases_of_a_training(make_small, make_images):
@@ -42,7 +38,7 @@ def test_the_phases_of_a_training(make_small, make_images):
 
 def test_the_isolated_are_those_with_the_lowest_loss(make_model, make_images, make_run):
     run = make_run(make_model(), make_images(50))
-    found = make(isolation=0.2).isolated(run)
+    found = make_defense("abl", isolation=0.2).isolated(run)
     losses = F.cross_entropy(run.model(run.data.images.float() / 255), run.data.labels, reduction="none")
     assert int(found.sum()) == 10
     assert losses[found].max() <= losses[~found].min() + 1e-6
@@ -57,7 +53,7 @@ def test_the_losses_of_the_first_phase(mean, make_model, make_images, make_run):
         ("flooding", abs(mean - 0.5) + 0.5, 1.0 if mean > 0.5 else -1.0),
     ]:
         losses = torch.full((4,), mean, requires_grad=True)
-        loss = make(rule=rule).loss(losses, None, run)
+        loss = make_defense("abl", rule=rule).loss(losses, None, run)
         assert loss.item() == pytest.approx(value)
         assert torch.autograd.grad(loss, losses)[0].sum().item() == pytest.approx(slope)
 
@@ -67,7 +63,7 @@ def test_unlearning_climbs_up_to_the_cap(make_model, make_images, make_run):
     run.side["phase"] = 2
     for mean, slope in [(2.0, -1.0), (12.0, 0.0)]:
         losses = torch.full((4,), mean, requires_grad=True)
-        loss = make(cap=10.0).loss(losses, None, run)
+        loss = make_defense("abl", cap=10.0).loss(losses, None, run)
         assert torch.autograd.grad(loss, losses)[0].sum().item() == pytest.approx(slope)
 
 

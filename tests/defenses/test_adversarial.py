@@ -6,15 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.classifier import build_model
 from bench.science.training import Batch, Recipe, train
-
-
-def make(name, **settings):
-    plugin = find("defense", name)
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "defense"), name)
+from tests.plugins import make_defense
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ NAMES = ["adv-training", "adv-training-friends", "ap-0.25", "ap-0.5", "ap-0.75"]
 def test_changes_stay_within_eps_and_range_and_the_model_is_left_alone(name, world, snapshot, assert_untouched):
     run, batch = world
     before = snapshot(run.model)
-    defense = make(name)
+    defense = make_defense(name)
     changed = at_view(defense, run, batch())
     apart = (changed.pixels - batch().pixels).abs()
     assert 0 < apart.max() <= defense.settings.eps / 255 + 1e-6
@@ -61,10 +55,10 @@ def test_the_batch_comes_back_in_its_order_and_within_range_at_the_ends_of_it(na
     signs = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
     given = batch()
     given.pixels = signs.float()
-    changed = at_view(make(name), run, given)
+    changed = at_view(make_defense(name), run, given)
     assert changed.pixels.min() >= 0 and changed.pixels.max() <= 1
     apart = (changed.pixels[:, None] - signs.float()).abs().flatten(2).amax(2)
-    eps = make(name).settings.eps / 255 + 1e-6
+    eps = make_defense(name).settings.eps / 255 + 1e-6
     assert torch.equal(apart <= eps, torch.eye(16, dtype=torch.bool)) and apart.diagonal().max() > 0.5 * eps
     for one, other in (
         (changed.labels, run.data.labels),
@@ -77,7 +71,7 @@ def test_the_batch_comes_back_in_its_order_and_within_range_at_the_ends_of_it(na
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_done_before_augmentation(name, world):
     run, batch = world
-    defense = make(name)
+    defense = make_defense(name)
     defense.epoch(run, 0)
     assert torch.equal(defense.batch(batch(), run, "pixel").pixels, batch().pixels)
 
@@ -85,7 +79,7 @@ def test_nothing_is_done_before_augmentation(name, world):
 @pytest.mark.parametrize("name", NAMES[:2])
 def test_adversarial_examples_raise_the_loss(name, world):
     run, batch = world
-    changed = at_view(make(name), run, batch())
+    changed = at_view(make_defense(name), run, batch())
     run.model.eval()
     loss = [F.cross_entropy(run.model(pixels), changed.labels) for pixels in (batch().pixels, changed.pixels)]
     assert loss[1] > loss[0] + 0.02
@@ -93,7 +87,7 @@ def test_adversarial_examples_raise_the_loss(name, world):
 
 def test_pgd_is_the_textbook_loop(world):
     run, batch = world
-    defense = make("adv-training", eps=8.0, steps=4)
+    defense = make_defense("adv-training", eps=8.0, steps=4)
     changed = at_view(defense, run, batch()).pixels
     eps, clean = 8 / 255, batch().pixels
     run.model.eval()
@@ -111,13 +105,13 @@ def test_pgd_is_the_textbook_loop(world):
 @pytest.mark.parametrize(("name", "share"), [("ap-0.25", 4), ("ap-0.5", 8), ("ap-0.75", 12)])
 def test_only_the_first_part_of_the_batch_is_poisoned(name, share, world):
     run, batch = world
-    apart = (at_view(make(name), run, batch()).pixels - batch().pixels).flatten(1).abs().amax(1)
+    apart = (at_view(make_defense(name), run, batch()).pixels - batch().pixels).flatten(1).abs().amax(1)
     assert (apart[:share] > 0).all() and (apart[share:] == 0).all()
 
 
 def test_poisoning_brings_the_gradients_of_both_parts_together(world):
     run, batch = world
-    changed = at_view(make("ap-0.5", steps=20), run, batch()).pixels
+    changed = at_view(make_defense("ap-0.5", steps=20), run, batch()).pixels
     run.model.eval()
     labels = batch().labels
     wanted = torch.bincount(labels[:8]).argmax().expand(8)
@@ -136,7 +130,7 @@ def test_poisoning_refuses_soft_labels(world):
     soft = batch()
     soft.labels = F.one_hot(soft.labels, 3).float()
     with pytest.raises(ValueError, match="hard labels"):
-        at_view(make("ap-0.5"), run, soft)
+        at_view(make_defense("ap-0.5"), run, soft)
 
 
 def test_adversarial_training_takes_soft_labels(world):
@@ -144,5 +138,6 @@ def test_adversarial_training_takes_soft_labels(world):
     soft = batch()
     soft.labels = F.one_hot(soft.labels, 3).float()
     torch.testing.assert_close(
-        at_view(make("adv-training"), run, soft).pixels, at_view(make("adv-training"), run, batch()).pixels
+        at_view(make_defense("adv-training"), run, soft).pixels,
+        at_view(make_defense("adv-training"), run, batch()).pixels,
     )

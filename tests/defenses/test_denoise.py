@@ -1,12 +1,16 @@
 import json
 import math
+import sys
+import types
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
 from torch import nn
 
 from bench.defenses.denoise import Denoise, DenoisedImages, DenoiseSettings
+from bench.defenses.diffusion import sources, unet
 from bench.defenses.diffusion.improved_unet import ImprovedUNet, Shape
 from bench.defenses.diffusion.schedule import (
     Denoiser,
@@ -188,8 +192,9 @@ def test_the_fit_depends_on_its_seed_alone(make_images):
 
 
 def test_a_fit_that_diverges_is_said(make_images, monkeypatch):
-    monkeypatch.setattr("bench.defenses.diffusion.unet.cosine_schedule", lambda: cosine_schedule() * torch.nan)
-    monkeypatch.setattr("bench.defenses.diffusion.unet.step_for", lambda alphas, s: 1)
+    # The module itself: no images and no settings that are allowed make this fit diverge.
+    monkeypatch.setattr(unet, "cosine_schedule", lambda: cosine_schedule() * torch.nan)
+    monkeypatch.setattr(unet, "step_for", lambda alphas, s: 1)
     with pytest.raises(TrialFailed, match="not finite after 2 steps"):
         fit_unet(make_images(12).images, 8, 2, 4, 0)
 
@@ -377,13 +382,15 @@ def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
     ],
 )
 def test_a_source_that_is_not_there_is_named_before_any_work(source, words, monkeypatch):
-    monkeypatch.setattr("bench.defenses.diffusion.sources.util.find_spec", lambda name: object())
+    present = types.ModuleType("diffusers")
+    present.__spec__ = ModuleSpec("diffusers", None)
+    monkeypatch.setitem(sys.modules, "diffusers", present)
     with pytest.raises(BadInput, match=words):
         defense(source=source).external()
 
 
 def test_without_the_package_the_fix_is_named(monkeypatch):
-    monkeypatch.setattr("bench.defenses.diffusion.sources.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(BadInput, match=r"pip install 'poisoning-bench\[diffusion\]'"):
         outside("google/ddpm-cifar10-32")
 
@@ -578,8 +585,9 @@ def test_the_improved_network_computes_what_diffusers_does_with_its_weights(diff
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """The published checkpoint's shape, made small."""
-    monkeypatch.setattr("bench.defenses.diffusion.sources.Shape", lambda: SMALL)
+    """The published checkpoint's shape, made small in the module that reads it: a checkpoint says no shape of its own,
+    and the published one is 200 MB."""
+    monkeypatch.setattr(sources, "Shape", lambda: SMALL)
     torch.manual_seed(0)
     return ImprovedUNet(SMALL).eval()
 

@@ -18,6 +18,7 @@ from bench.defenses.noisy_sgd import NoisySgd, NoisySgdSettings
 from bench.defenses.shared.group_norm import group_norm_twin
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.registry import find
+from bench.science import training
 from bench.science.classifier import Classifier
 from bench.science.composition import Composition
 from bench.science.defense import Services
@@ -26,6 +27,8 @@ from bench.science.training import Recipe, train
 
 pytest.importorskip("opacus")
 from opacus.accountants import RDPAccountant  # noqa: E402
+
+from tests.plugins import make_defense
 
 NAMES = ["convnet", "lenet", "resnet18", "vgg11", "mobilenet-v2", "alexnet"]
 PLAIN = {"drops": (), "augment": "none", "flip": False}
@@ -342,8 +345,8 @@ def test_the_record_has_what_was_spent(make_small, make_images, noting):
 def test_beside_another_defense_no_epsilon_is_claimed(make_small, make_images, noting):
     notes, services = noting
     parts = [
-        DpSgd(DpSgdSettings(), "dp-sgd"),
-        find("defense", "mixup").make(find("defense", "mixup").make.Settings(), "mixup"),
+        make_defense("dp-sgd"),
+        make_defense("mixup"),
     ]
     both = Composition(parts, "dp-sgd+mixup")
     train(make_small(), make_images(), Recipe(epochs=1, batch=8, **PLAIN), seed=1, hooks=both, services=services)
@@ -357,7 +360,8 @@ def test_beside_another_defense_no_epsilon_is_claimed(make_small, make_images, n
 def test_it_trains_in_mixed_precision(make_model, make_images, monkeypatch, weights_of):
     """As on a GPU: bfloat16 arithmetic, weights and pixels channels last."""
     plain = weights_of(trained(make_model("convnet"), make_images(), noise_multiplier=0.0))
-    monkeypatch.setattr("bench.science.training.precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
+    # The module itself: which precision it is follows from the device, and there is no GPU here.
+    monkeypatch.setattr(training, "precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
     model = trained(make_model("convnet"), make_images(), noise_multiplier=0.0)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     start = weights_of(group_norm_twin(make_model("convnet")))

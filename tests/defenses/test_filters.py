@@ -12,25 +12,21 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
+from bench.defenses import deep_knn
 from bench.defenses.deep_knn import neighbour_votes
+from bench.defenses.shared import filtering
 from bench.defenses.shared.filtering import features_of
 from bench.defenses.spectral import spectral_scores
 from bench.foundation.errors import TrialFailed
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.dataset import Images
 from bench.science.defense import Services
 from bench.science.evaluation import filter_quality
+from tests.plugins import make_defense
 
 NAMES = [
     "spectral", "spectral-percentile", "activation-clustering", "activation-clustering-size", "deepknn",
     "deepknn-plurality",
 ]  # fmt: skip
-
-
-def make(name, **settings):
-    plugin = find("defense", name)
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "defense"), name)
 
 
 @pytest.fixture
@@ -62,7 +58,7 @@ SERVICES = Services(None, 2, None, lambda *_: None, "convnet", seed=3, poison_ra
 @pytest.mark.parametrize("name", NAMES)
 def test_planted_poisons_are_all_found(name):
     features, labels, bad = planted()
-    keep = make(name).kept(features, labels, SERVICES)
+    keep = make_defense(name).kept(features, labels, SERVICES)
     everything = torch.arange(len(labels))
     quality = filter_quality(everything, everything[keep], bad)
     assert quality.recall == 1.0
@@ -91,7 +87,7 @@ def test_planted_poisons_are_found_by_the_whole_filter(name, precision, lend, ma
     model = wrap(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()), 3, classes=2)
     lent = dataclasses.replace(lend(), fit=lambda *_: model, classes=2)
     settings = {"components": 2} if name.endswith("size") else {}
-    (job,) = make(name, **settings).jobs(data, lent)
+    (job,) = make_defense(name, **settings).jobs(data, lent)
     quality = filter_quality(data.ids, job.data.ids, data.ids[bad])
     assert quality.recall == 1.0
     if precision is not None:
@@ -107,7 +103,7 @@ def test_what_is_kept_depends_on_the_samples_and_not_on_their_order(name, lend, 
     shuffled = data.subset(torch.randperm(45, generator=torch.Generator().manual_seed(1)))
 
     def ids(of):
-        (job,) = make(name).jobs(of, lend())
+        (job,) = make_defense(name).jobs(of, lend())
         return job.data.ids
 
     kept = ids(data)
@@ -125,9 +121,10 @@ def test_features_do_not_depend_on_the_batch(make_model, make_images):
 def test_what_is_kept_does_not_depend_on_the_batch(name, lend, make_images, monkeypatch):
     data, kept = make_images(45), []
     for chunk in (7, 45, 1024):
-        monkeypatch.setattr("bench.defenses.shared.filtering.features_of", functools.partial(features_of, chunk=chunk))
-        monkeypatch.setattr("bench.defenses.deep_knn.neighbour_votes", functools.partial(neighbour_votes, chunk=chunk))
-        (job,) = make(name).jobs(data, lend())
+        # The modules themselves, because a chunk is no setting: it must not change a result.
+        monkeypatch.setattr(filtering, "features_of", functools.partial(features_of, chunk=chunk))
+        monkeypatch.setattr(deep_knn, "neighbour_votes", functools.partial(neighbour_votes, chunk=chunk))
+        (job,) = make_defense(name).jobs(data, lend())
         kept.append(job.data.ids.tolist())
     assert kept[0] == kept[1] == kept[2] and 0 < len(kept[0]) < 45
 
@@ -146,13 +143,13 @@ def test_spectral_scores_are_those_of_the_singular_vector():
 def test_spectral_drops_one_and_a_half_times_the_poisons_from_every_class(rate, dropped):
     labels = torch.arange(400) % 2
     features = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
-    keep = make("spectral", rate=rate).kept(features, labels, SERVICES)
+    keep = make_defense("spectral", rate=rate).kept(features, labels, SERVICES)
     assert [int((~keep & (labels == c)).sum()) for c in (0, 1)] == [dropped, dropped]
 
 
 def test_the_percentile_rule_drops_those_above_it():
     labels, features = torch.zeros(200, dtype=torch.long), torch.randn(200, 5)
-    keep = make("spectral-percentile").kept(features, labels, SERVICES)
+    keep = make_defense("spectral-percentile").kept(features, labels, SERVICES)
     scores = spectral_scores(features)
     assert int((~keep).sum()) == 30
     assert scores[~keep].min() > np.percentile(scores, 85) - 1e-9 > scores[keep].max() - 1e-6
@@ -165,9 +162,9 @@ def test_the_smaller_cluster_goes_whatever_its_size_or_only_if_it_is_small():
     labels = torch.zeros(100, dtype=torch.long)
     one = dataclasses.replace(SERVICES, classes=1)
     assert silhouette_score(features.numpy(), features[:, 0].numpy() > 2.5) > 0.9
-    keep = make("activation-clustering").kept(features, labels, one)
+    keep = make_defense("activation-clustering").kept(features, labels, one)
     assert torch.equal(~keep, torch.arange(100) < 45)
-    assert make("activation-clustering-size", components=2).kept(features, labels, one).all()
+    assert make_defense("activation-clustering-size", components=2).kept(features, labels, one).all()
 
 
 def best_split(values):
@@ -192,7 +189,7 @@ def test_activation_clustering_is_the_best_of_all_splits(share, goes):
         features += line[:, None] * np.eye(12)[3]
         expected, seeded = best_split(line), dataclasses.replace(one, seed=seed)
         for name, drops in (("activation-clustering", True), ("activation-clustering-size", goes)):
-            keep = make(name).kept(torch.tensor(features), labels, seeded)
+            keep = make_defense(name).kept(torch.tensor(features), labels, seeded)
             assert set(torch.nonzero(~keep).flatten().tolist()) == (expected if drops else set())
 
 
@@ -203,7 +200,11 @@ def test_only_the_longest_components_are_clustered():
     features = np.stack([np.concatenate([half, -half]), np.concatenate([sides, sides])], 1)  # uncorrelated
     labels, one = torch.zeros(400, dtype=torch.long), dataclasses.replace(SERVICES, classes=1)
     for components, side in ((0, features[:, 1] > 0), (1, features[:, 0] > 0)):
-        kept = make("activation-clustering", components=components).kept(torch.tensor(features), labels, one).numpy()
+        kept = (
+            make_defense("activation-clustering", components=components)
+            .kept(torch.tensor(features), labels, one)
+            .numpy()
+        )
         assert max((kept == side).mean(), (kept != side).mean()) > 0.98
 
 
@@ -263,39 +264,34 @@ def test_half_and_plurality_differ_where_they_should():
     features = torch.tensor([[0.0], [0.1], [0.2], [0.3], [0.4], [0.5]])
     labels = torch.tensor([0, 0, 0, 1, 2, 3])
     four = dataclasses.replace(SERVICES, classes=4)
-    half, most = (make(name, k=5).kept(features, labels, four) for name in ("deepknn", "deepknn-plurality"))
+    half, most = (make_defense(name, k=5).kept(features, labels, four) for name in ("deepknn", "deepknn-plurality"))
     assert not half[0] and most[0]
 
 
-def test_k_is_twice_the_number_of_poisons(monkeypatch):
-    asked = []
-
-    def votes(features, labels, k, classes, report):
-        asked.append(k)
-        return neighbour_votes(features, labels, k, classes)
-
-    monkeypatch.setattr("bench.defenses.deep_knn.neighbour_votes", votes)
-    features, labels, _ = planted()
-    make("deepknn").kept(features, labels, SERVICES)
-    make("deepknn", rate=0.05).kept(features, labels, SERVICES)
-    make("deepknn", k=4).kept(features, labels, SERVICES)
-    assert asked == [20, 10, 4]
+def test_k_is_twice_the_number_of_poisons():
+    """Of 100 samples, at a declared rate of 0.1; in mixed-up classes every k keeps other samples."""
+    stream = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(100, 4, generator=stream), torch.arange(100) % 2
+    of_k = {k: make_defense("deepknn", k=k).kept(features, labels, SERVICES) for k in range(8, 23)}
+    for declared, twice in (({}, 20), ({"rate": 0.05}, 10)):
+        kept = make_defense("deepknn", **declared).kept(features, labels, SERVICES)
+        assert [k for k, of in of_k.items() if torch.equal(of, kept)] == [twice]
 
 
 def test_without_a_rate_the_error_names_the_fix():
     features, labels, _ = planted()
     unknown = dataclasses.replace(SERVICES, poison_rate=None)
     with pytest.raises(TrialFailed, match="defense.rate"):
-        make("spectral").kept(features, labels, unknown)
+        make_defense("spectral").kept(features, labels, unknown)
 
 
 def test_a_class_that_is_filtered_away_fails_the_trial_with_its_cause(lend, make_images):
-    class Everything(type(make("spectral"))):
+    class Everything(type(make_defense("spectral"))):
         def kept(self, features, labels, services):
             return labels != 1
 
     with pytest.raises(TrialFailed, match="no training sample of class 1"):
-        list(Everything(make("spectral").settings, "all").jobs(make_images(12), lend()))
+        list(Everything(make_defense("spectral").settings, "all").jobs(make_images(12), lend()))
 
 
 def test_features_that_are_not_finite_fail_the_trial(make_model, make_images):
@@ -314,7 +310,7 @@ def test_all_filters_share_one_warm_up(services, make_model, make_images):
 
     lent = dataclasses.replace(services, fit=fit, model="convnet", poison_rate=0.1)
     for name in NAMES:
-        list(make(name).jobs(make_images(45), lent))
+        list(make_defense(name).jobs(make_images(45), lent))
     assert len(set(asked)) == 1
 
 
@@ -328,7 +324,7 @@ def test_filter_quality_counts():
 
 def test_images_are_a_plain_subset(lend, make_images):
     data = make_images(45)
-    (job,) = make("spectral").jobs(data, lend())
+    (job,) = make_defense("spectral").jobs(data, lend())
     assert isinstance(job.data, Images)
     rows = data.rows_of(job.data.ids)
     assert torch.equal(job.data.images, data.images[rows]) and torch.equal(job.data.labels, data.labels[rows])

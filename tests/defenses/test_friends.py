@@ -8,10 +8,10 @@ from torch import nn
 
 from bench.defenses.friends import Friends, FriendsSettings, friendly_noise
 from bench.foundation.errors import BadInput, TrialFailed
-from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.seeds import torch_stream
 from bench.science.training import Batch, Recipe, train
+from tests.plugins import make_defense
 
 GENTLE = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
 """Learning rates that move the noise of a `sensitive` network but leave most of it inside zeta."""
@@ -404,8 +404,7 @@ VARIANTS = [("friends-u", "uniform", 16), ("friends-b", "bernoulli", 16), ("frie
 
 @pytest.mark.parametrize(("name", "noise", "zeta"), [*VARIANTS, ("friendly", "none", 32)])
 def test_the_variants_have_the_published_settings(name, noise, zeta):
-    plugin = find("defense", name)
-    settings = build(plugin.make.Settings, plugin.variant, "defense")
+    settings = make_defense(name).settings
     assert (settings.noise, settings.zeta) == (noise, zeta)
     assert (settings.mu, settings.start, settings.steps) == (16, 5, 20)
 

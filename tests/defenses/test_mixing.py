@@ -9,14 +9,8 @@ import torch.nn.functional as F
 from scipy.special import log_softmax
 
 from bench.defenses.shared.mixing import box, cut_out, permutations, simplex_weights
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.training import Batch
-
-
-def make(name, **settings):
-    plugin = find("defense", name)
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "defense"), name)
+from tests.plugins import make_defense
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def loss_of(run, batch):
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "instahide"])
 def test_labels_stay_probabilities_and_nothing_is_done_before_augmentation(world, name):
     run, batch = world
-    defense = make(name)
+    defense = make_defense(name)
     defense.epoch(run, 0)
     assert torch.equal(defense.batch(batch(), run, "pixel").pixels, batch().pixels)
     for epoch in range(20):
@@ -65,14 +59,14 @@ def test_mixup_finds_its_own_weights_back(world, ways):
     one_hot = torch.eye(3)
     data = batch()
     data.pixels = one_hot[data.labels][:, :, None, None].expand(-1, -1, 4, 4)  # the image spells its class
-    mixed = at_view(make("mixup", ways=ways), run, data)
+    mixed = at_view(make_defense("mixup", ways=ways), run, data)
     torch.testing.assert_close(mixed.pixels.mean((2, 3)), mixed.labels)
 
 
 def test_the_loss_on_mixed_labels_is_the_weighted_sum_of_losses(world):
     run, batch = world
     run.model.eval()
-    mixed = at_view(make("mixup"), run, batch())
+    mixed = at_view(make_defense("mixup"), run, batch())
     each = torch.stack(
         [F.cross_entropy(run.model(mixed.pixels), torch.full((12,), c), reduction="none") for c in range(3)]
     )
@@ -84,7 +78,7 @@ def test_mixup_minimises_the_weighted_sum_of_its_partners_losses(world, ways):
     """As mixup is written: sum_i w_i CE(f(x), y_i), with scipy's logarithms and the draws of the same stream."""
     run, batch = world
     run.model.eval()
-    mixed = at_view(make("mixup", ways=ways), run, batch())
+    mixed = at_view(make_defense("mixup", ways=ways), run, batch())
     stream = run.stream("mixing")
     weights, orders = simplex_weights(ways, stream), permutations(ways, 12, stream)
     logs = log_softmax(run.model(mixed.pixels).detach().double().numpy(), axis=1)
@@ -109,7 +103,7 @@ def test_cutmix_takes_a_box_of_one_other_image_and_labels_by_area(world):
     for epoch in range(30):
         data = batch()
         data.pixels = torch.arange(12.0).view(-1, 1, 1, 1).expand(12, 3, 8, 8).contiguous()  # the image spells its row
-        mixed = at_view(make("cutmix"), run, data, epoch)
+        mixed = at_view(make_defense("cutmix"), run, data, epoch)
         if mixed.labels.ndim == 1:
             continue
         changed += 1
@@ -138,7 +132,7 @@ def test_boxes_are_whole_inside_and_cut_at_the_border():
 
 def test_cutout_blanks_one_box_per_image_with_the_mean_colour(world):
     run, batch = world
-    out = at_view(make("cutout"), run, batch())
+    out = at_view(make_defense("cutout"), run, batch())
     fill = torch.tensor(run.augmentation.fill).view(1, 3, 1, 1)
     gone = (out.pixels != batch().pixels).any(1)
     assert (gone.flatten(1).sum(1) > 0).all() and (gone.flatten(1).sum(1) <= 16).all()
@@ -156,7 +150,7 @@ def test_cut_out_leaves_its_input_alone(world):
 
 def test_maxup_learns_the_worst_copy_of_every_image(world):
     run, batch = world
-    defense = make("maxup", trials=3)
+    defense = make_defense("maxup", trials=3)
     run.current_epoch = 5
     defense.epoch(run, 5)
     copies = defense.batch(batch(), run, "pixel")
@@ -171,7 +165,7 @@ def test_maxup_learns_the_worst_copy_of_every_image(world):
 
 def test_maxup_waits_for_its_start(world):
     run, batch = world
-    defense = make("maxup", start=2)
+    defense = make_defense("maxup", start=2)
     run.current_epoch = 1
     defense.epoch(run, 1)
     assert len(defense.batch(batch(), run, "pixel").pixels) == 12
@@ -183,7 +177,7 @@ def test_instahide_adds_laplace_noise_within_the_range(world):
     run, batch = world
     data = batch()
     data.pixels = torch.full((12, 3, 64, 64), 0.5)
-    out = at_view(make("instahide", scale=0.03), run, data)
+    out = at_view(make_defense("instahide", scale=0.03), run, data)
     noise = (out.pixels - 0.5).flatten()
     assert out.pixels.min() >= 0 and out.pixels.max() <= 1
     assert noise.abs().mean() == pytest.approx(0.03, rel=0.02)  # Laplace: E|x| = scale

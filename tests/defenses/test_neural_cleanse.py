@@ -9,17 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
+from bench.defenses import neural_cleanse
 from bench.defenses.neural_cleanse import Costs, Stamping, Triggers, anomalies, flag, search, stamp, successes
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.training import Batch, Recipe, Trained, to_pixels
 from tests.defenses import planted
-
-
-def make(**settings):
-    plugin = find("defense", "neural-cleanse")
-    return plugin.make(build(plugin.make.Settings, settings, "defense"), "neural-cleanse")
-
+from tests.plugins import make_defense
 
 QUICK = {"epochs": 30, "steps": 8, "batch": 30, "patience": 2, "stop": 8, "repair_epochs": 80, "repair_lr": 0.2}
 
@@ -36,7 +30,9 @@ def found(holdout):
     def look(backdoor, seed=0):
         chance = torch.Generator().manual_seed(seed)
         model = planted.network(backdoor)
-        return search(model, to_pixels(holdout.images), planted.CLASSES, make(**QUICK).settings, chance)
+        return search(
+            model, to_pixels(holdout.images), planted.CLASSES, make_defense("neural-cleanse", **QUICK).settings, chance
+        )
 
     return {backdoor: look(backdoor) for backdoor in (16.0, 0.0)}
 
@@ -72,10 +68,11 @@ def test_what_is_found_meets_the_threshold_with_mask_and_pattern_in_range(found,
 
 
 def test_the_classes_are_sought_as_if_each_were_alone(holdout, monkeypatch):
-    settings, pixels = make(**{**QUICK, "epochs": 3}).settings, to_pixels(holdout.images)
+    settings, pixels = make_defense("neural-cleanse", **{**QUICK, "epochs": 3}).settings, to_pixels(holdout.images)
     model = planted.network(16.0)
     together = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
-    monkeypatch.setattr("bench.defenses.neural_cleanse.IMAGES", 1)  # one class at a time
+    # The module itself, because how many images fit is no setting: it must not change a result.
+    monkeypatch.setattr(neural_cleanse, "IMAGES", 1)  # one class at a time
     alone = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
     torch.testing.assert_close(together.masks, alone.masks, atol=1e-3, rtol=1e-3)
 
@@ -129,7 +126,7 @@ def test_the_repair_unlearns_the_planted_trigger(services, holdout, weights_of):
     model, notes = planted.network(16.0), {}
     before = rate(model)
     state = torch.random.get_rng_state()
-    predictor = finish(make(**QUICK), model, services, holdout, notes)
+    predictor = finish(make_defense("neural-cleanse", **QUICK), model, services, holdout, notes)
     assert torch.equal(state, torch.random.get_rng_state())
     after = rate(predictor.model)
     assert before[0] > 0.9 and after[0] < 0.75 * before[0]
@@ -138,14 +135,14 @@ def test_the_repair_unlearns_the_planted_trigger(services, holdout, weights_of):
     assert noted["flagged"] == [planted.TARGET]
     assert noted["success before repair"][0] >= 0.99 and noted["success after repair"][0] < 0.4
     again = planted.network(16.0)
-    finish(make(**QUICK), again, services, holdout, {})
+    finish(make_defense("neural-cleanse", **QUICK), again, services, holdout, {})
     assert torch.equal(weights_of(model), weights_of(again))
 
 
 def test_nothing_flagged_leaves_the_network_as_it_is(services, holdout, assert_untouched, snapshot):
     model, notes = planted.network(0.0), {}
     before = snapshot(model)
-    predictor = finish(make(**QUICK), model, services, holdout, notes)
+    predictor = finish(make_defense("neural-cleanse", **QUICK), model, services, holdout, notes)
     assert predictor.model is model and notes["neural_cleanse"]["flagged"] == []
     assert_untouched(model, before)
 
@@ -155,7 +152,9 @@ def test_frozen_features_stay_frozen_in_the_repair(services, holdout, make_small
     model = make_small(classes=planted.CLASSES).freeze_features()
     body = {name: value.clone() for name, value in model.body.state_dict().items()}
     head = model.head.weight.detach().clone()
-    short = make(**{**QUICK, "epochs": 2, "threshold": 0.01, "index": 1e-6, "repair_epochs": 2})
+    short = make_defense(
+        "neural-cleanse", **{**QUICK, "epochs": 2, "threshold": 0.01, "index": 1e-6, "repair_epochs": 2}
+    )
     notes = {}
     finish(short, model, services, holdout, notes)
     assert notes["neural_cleanse"]["flagged"]

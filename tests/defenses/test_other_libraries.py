@@ -19,18 +19,15 @@ import torch
 
 from bench.defenses.noisy_sgd import NoisySgd, NoisySgdSettings
 from bench.defenses.spectral import spectral_scores
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.defense import Services
 from bench.science.training import Recipe
+from tests.plugins import make_defense
 
 SERVICES = Services(Recipe(), 2, None, lambda *_: None, seed=3, poison_rate=0.1)  # type: ignore[arg-type]
 
 
 def kept(name, features, labels, **settings):
-    plugin = find("defense", name)
-    defense = plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "defense"), name)
-    return defense.kept(torch.tensor(features), torch.tensor(labels), SERVICES).tolist()
+    return make_defense(name, **settings).kept(torch.tensor(features), torch.tensor(labels), SERVICES).tolist()
 
 
 def skewed(n=400, d=24, seed=0):

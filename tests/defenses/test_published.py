@@ -7,15 +7,10 @@ import torch
 
 from bench.defenses.friends import friendly_noise
 from bench.foundation.errors import TrialFailed
-from bench.foundation.registry import find
 from bench.science.defense import Defense
 from bench.science.seeds import torch_stream
 from bench.science.training import Batch, to_pixels
-
-
-def make(name, **settings):
-    plugin = find("defense", name)
-    return plugin.make(plugin.make.Settings(**{**plugin.variant, **settings}), name)
+from tests.plugins import make_defense
 
 
 @pytest.fixture
@@ -37,7 +32,7 @@ def stream(seed):
 @pytest.mark.parametrize("name", ["noise-u", "noise-b", "noise-g"])
 def test_random_noise_is_fresh_at_every_call_and_of_its_stream(case, name):
     data, ids, services, asked, _ = case
-    transform = make(name, mu=16).published(data, ids, services, stream(0))
+    transform = make_defense(name, mu=16).published(data, ids, services, stream(0))
     pixels = to_pixels(data.images[data.rows_of(ids)])
     first, again, other = (transform(pixels, stream(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -49,7 +44,7 @@ def test_random_noise_is_fresh_at_every_call_and_of_its_stream(case, name):
 
 def test_random_noise_is_what_the_victim_sees(case, make_run, make_small):
     data, ids, services, _, _ = case
-    guard, run = make("noise-b", mu=16), make_run(make_small(), data)
+    guard, run = make_defense("noise-b", mu=16), make_run(make_small(), data)
     rows = data.rows_of(ids)
     batch = Batch(to_pixels(data.images[rows]), data.labels[rows], rows, ids)
     guard.epoch(run, 0)
@@ -61,7 +56,7 @@ def test_random_noise_is_what_the_victim_sees(case, make_run, make_small):
 @pytest.mark.parametrize("noise", ["friends-b", "friends-u", "friendly"])
 def test_friendly_noise_is_fixed_and_made_for_the_asked_images_in_their_order(case, noise):
     data, ids, services, asked, model = case
-    guard = make(noise, mu=16, zeta=16, steps=3, start=4)
+    guard = make_defense(noise, mu=16, zeta=16, steps=3, start=4)
     transform = guard.published(data, ids, services, stream(5))
     assert [(what[0] is data, *what[1:3]) for what in asked] == [(True, "convnet", 4)]
     mine = data.subset(data.rows_of(ids))
@@ -76,13 +71,13 @@ def test_friendly_noise_is_fixed_and_made_for_the_asked_images_in_their_order(ca
 
 def test_friendly_noise_can_come_from_another_architecture_and_needs_an_epoch(case):
     data, ids, services, asked, _ = case
-    make("friends-b", source_model="lenet", start=0, steps=1).published(data, ids, services, stream(0))
+    make_defense("friends-b", source_model="lenet", start=0, steps=1).published(data, ids, services, stream(0))
     assert asked[0][1:3] == ("lenet", 1)
 
 
 def test_friendly_noise_is_clipped_before_the_random_noise(case):
     data, ids, services, _, _ = case
-    guard = make("friends-b", mu=16, zeta=100, steps=2)
+    guard = make_defense("friends-b", mu=16, zeta=100, steps=2)
     transform = guard.published(data, ids, services, stream(0))
     white = torch.ones(3, 3, 8, 8)
     found = transform(white, stream(1))
@@ -92,7 +87,7 @@ def test_friendly_noise_is_clipped_before_the_random_noise(case):
 
 def test_the_transform_is_differentiable(case):
     data, ids, services, _, _ = case
-    transform = make("friends-b", steps=1).published(data, ids, services, stream(0))
+    transform = make_defense("friends-b", steps=1).published(data, ids, services, stream(0))
     leaf = torch.full((3, 3, 8, 8), 0.5, requires_grad=True)
     slope = torch.autograd.grad(transform(leaf, stream(1)).sum(), leaf)[0]
     assert torch.equal(slope, torch.ones_like(leaf))
@@ -101,7 +96,7 @@ def test_the_transform_is_differentiable(case):
 def test_the_lent_network_and_the_data_are_left_as_they_were(case, snapshot, assert_untouched):
     data, ids, services, _, model = case
     before, images = snapshot(model), data.images.clone()
-    make("friends-b", steps=1).published(data, ids, services, stream(0))
+    make_defense("friends-b", steps=1).published(data, ids, services, stream(0))
     assert_untouched(model, before)
     assert torch.equal(data.images, images)
 

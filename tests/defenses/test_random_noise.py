@@ -6,9 +6,9 @@ import torch
 from bench.attacks.random_noise import RandomNoise as NoiseAttack
 from bench.attacks.random_noise import RandomNoiseSettings as NoiseAttackSettings
 from bench.defenses.random_noise import RandomNoise, RandomNoiseSettings, draw_noise
-from bench.foundation.registry import find
 from bench.science.seeds import torch_stream
 from bench.science.training import Batch, Recipe, train
+from tests.plugins import make_attack, make_defense
 
 MU = 16 / 255
 
@@ -122,8 +122,7 @@ def test_training_with_noise_repeats_and_differs_from_training_without(make_smal
     ("name", "distribution"), [("noise-u", "uniform"), ("noise-b", "bernoulli"), ("noise-g", "gaussian")]
 )
 def test_the_published_variants_have_mu_32(name, distribution):
-    plugin = find("defense", name)
-    settings = plugin.make.Settings(**plugin.variant)
+    settings = make_defense(name).settings
     assert (settings.noise, settings.mu) == (distribution, 32)
 
 
@@ -162,8 +161,7 @@ def test_the_attack_depends_on_the_seed_alone(make_scene, distribution):
 
 def test_the_clean_control_poisons_nothing(make_scene):
     scene = make_scene()
-    attack = find("attack", "none").make
-    poisons = attack(attack.Settings()).craft(scene)
+    poisons = make_attack("none").craft(scene)
     poisons.check(scene.train, 1, scene.bases.ids)
     assert len(poisons.ids) == 0
     assert torch.equal(poisons.applied_to(scene.train).images, scene.train.images)

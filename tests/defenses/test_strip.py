@@ -9,17 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.defenses.strip import Blends, prepare
+from bench.defenses.strip import BLENDS, Blends, prepare
 from bench.foundation.errors import TrialFailed
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.training import Trained, to_pixels
 from tests.defenses import planted
-
-
-def make(name="strip", **settings):
-    plugin = find("defense", name)
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "defense"), name)
+from tests.plugins import make_defense
 
 
 @pytest.fixture
@@ -44,14 +38,13 @@ def by_scipy(model, x, partners, weight, skip=()):
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.8])
-def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight, monkeypatch):
-    model, data = planted.network(0.0), planted.noise(12)
-    pixels = to_pixels(data.images)
-    blends = Blends(model, pixels[5:], data.ids[5:], weight)
-    expected = [by_scipy(model, x, pixels[5:], weight) for x in pixels[:8]]
-    np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
-    monkeypatch.setattr("bench.defenses.strip.BLENDS", 15)  # two images at a time
-    np.testing.assert_allclose(blends.entropy(pixels[:8]), expected, rtol=1e-5)
+def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight):
+    model, data = planted.network(0.0), planted.noise(BLENDS // 7 + 8)  # more than are blended at a time
+    pixels, partners = to_pixels(data.images), to_pixels(data.images[5:12])
+    entropy = Blends(model, partners, data.ids[5:12], weight).entropy(pixels)
+    for rows in (slice(8), slice(-12, None)):
+        expected = [by_scipy(model, x, partners, weight) for x in pixels[rows]]
+        np.testing.assert_allclose(entropy[rows], expected, rtol=1e-5)
 
 
 def test_an_image_is_not_blended_with_itself():
@@ -77,7 +70,7 @@ def test_the_threshold_gives_the_false_rejections_that_are_set(lend):
     for fpr in (0.05, 0.2):
         rates = []
         for seed in range(6):
-            settings = make(fpr=fpr, pictures=40).settings
+            settings = make_defense("strip", fpr=fpr, pictures=40).settings
             blends, threshold = prepare(model, settings, lend(planted.noise(120, 100 + seed)))
             rates.append(float((blends.entropy(fresh) < threshold).double().mean()))
         assert fpr / 2 < np.mean(rates) < 1.6 * fpr
@@ -90,13 +83,13 @@ def finish(guard, model, services):
 def test_a_planted_backdoor_is_rejected_and_clean_images_are_not(lend):
     model, fresh = planted.network(16.0), to_pixels(planted.noise(200, 1).images)
     assert (model(planted.triggered(fresh)).argmax(1) == planted.TARGET).float().mean() > 0.9
-    predictor = finish(make(), model, lend(planted.noise(60, 2)))
+    predictor = finish(make_defense("strip"), model, lend(planted.noise(60, 2)))
     assert predictor.rejects(planted.triggered(fresh)).float().mean() > 0.95
     assert predictor.rejects(fresh).float().mean() < 0.2
 
 
 def test_an_image_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
-    predictor = finish(make(fpr=0.3), planted.network(5.0), lend(planted.noise(60, 2)))
+    predictor = finish(make_defense("strip", fpr=0.3), planted.network(5.0), lend(planted.noise(60, 2)))
     pixels = to_pixels(planted.noise(40, 1).images)
     whole = predictor.rejects(pixels)
     assert 0 < whole.sum() < 40
@@ -107,7 +100,7 @@ def test_an_image_is_rejected_or_not_whatever_else_is_in_the_batch(lend):
 def test_partners_are_drawn_once_from_the_holdout_in_no_order_but_that_of_ids(lend):
     clean = planted.noise(60, 2)
     shuffled = clean.subset(torch.randperm(60, generator=torch.Generator().manual_seed(0)))
-    settings, model = make(pictures=20).settings, planted.network(5.0)
+    settings, model = make_defense("strip", pictures=20).settings, planted.network(5.0)
     (one, at), (other, too) = (prepare(model, settings, lend(data)) for data in (clean, shuffled))
     assert torch.equal(one.ids, other.ids) and len(set(one.ids.tolist())) == 20 and at == too
     assert set(one.ids.tolist()) <= set(clean.ids.tolist())
@@ -117,7 +110,7 @@ def test_partners_are_drawn_once_from_the_holdout_in_no_order_but_that_of_ids(le
 def test_the_notes_say_with_how_many_images_it_was_blended(lend, size, pictures, capped):
     notes = {}
     services = lend(planted.noise(size), note=notes.__setitem__)
-    prepare(planted.network(5.0), make(pictures=pictures).settings, services)
+    prepare(planted.network(5.0), make_defense("strip", pictures=pictures).settings, services)
     assert notes["strip"]["blended with"] == min(size, pictures)
     assert notes["strip"]["capped by the hold-out"] is capped
 
@@ -131,7 +124,7 @@ def test_the_filter_drops_what_carries_the_trigger(lend):
     clean = data.subset(torch.tensor([i for i in range(0, 180, 3) if i not in bad.tolist()]))
     reports = []
     model = planted.network(16.0)
-    guard = make("strip-filter")
+    guard = make_defense("strip-filter")
     services = lend(clean, model, report=lambda what, done, of: reports.append((done, of)))
     (job,) = guard.jobs(data, services)
     kept = torch.isin(data.ids, job.data.ids)
@@ -147,7 +140,7 @@ def test_the_filter_keeps_its_own_holdout_from_blending_with_itself(lend):
     """With two clean images each is blended with the other alone."""
     data, model = planted.noise(30, 5), planted.network(5.0)
     clean = data.subset(torch.tensor([0, 1]))
-    kept = make("strip-filter", fpr=0.5).kept_by(model, data, lend(clean))
+    kept = make_defense("strip-filter", fpr=0.5).kept_by(model, data, lend(clean))
     pixels = to_pixels(data.images)
     lower = np.mean([by_scipy(model, pixels[0], pixels[1:2], 0.5), by_scipy(model, pixels[1], pixels[:1], 0.5)])
     expected = [by_scipy(model, pixels[i], pixels[:2], 0.5, skip=(i,)) >= lower - 1e-9 for i in range(30)]
@@ -163,11 +156,11 @@ def test_the_filter_shares_the_warm_up_of_the_others(lend):
 
     data = planted.noise(60)
     for name in ("strip-filter", "spectral-percentile"):
-        list(make(name).jobs(data, dataclasses.replace(lend(planted.noise(30, 2)), fit=fit)))
+        list(make_defense(name).jobs(data, dataclasses.replace(lend(planted.noise(30, 2)), fit=fit)))
     assert len(asked) == 2 and len(set(asked)) == 1
 
 
 @pytest.mark.parametrize("clean", [None, planted.noise(1)])
 def test_without_a_holdout_the_error_names_the_fix(lend, clean):
     with pytest.raises(TrialFailed, match="threat.holdout"):
-        finish(make(), planted.network(0.0), lend(clean))
+        finish(make_defense("strip"), planted.network(0.0), lend(clean))

@@ -10,21 +10,15 @@ import torch
 
 from bench.cli import main
 from bench.foundation.errors import BadInput
-from bench.foundation.registry import find
-from bench.foundation.settings import build
 from bench.science.composition import Composition
 from bench.science.defense import Defense, Job
 from bench.science.protocol import choose, resolve
 from bench.science.training import Batch, Recipe, train
+from tests.plugins import make_defense
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [argument for item in (*SETS, *ATTACK_SETS) for argument in ("--set", item)]
 RECIPE = Recipe(epochs=3, batch=8, lr=0.05, drops=(), augment="none", flip=False)
-
-
-def make(name, **settings):
-    plugin = find("defense", name)
-    return plugin.make(build(plugin.make.Settings, {**plugin.variant, **settings}, "defense"), name)
 
 
 def pick(reference, *rest):
@@ -70,10 +64,10 @@ def test_a_part_draws_the_same_numbers_alone_and_in_company(make_small, make_ima
     def weights(hooks):
         return weights_of(train(make_small(), make_images(24), RECIPE, seed=0, hooks=hooks).model)
 
-    alone = weights(make("noise-b"))
-    assert torch.equal(alone, weights(Composition([nothing, make("noise-b")], "c")))
-    assert torch.equal(alone, weights(Composition([make("noise-b"), nothing], "c")))
-    assert not torch.equal(alone, weights(Composition([make("noise-b"), make("noisy-sgd")], "c")))
+    alone = weights(make_defense("noise-b"))
+    assert torch.equal(alone, weights(Composition([nothing, make_defense("noise-b")], "c")))
+    assert torch.equal(alone, weights(Composition([make_defense("noise-b"), nothing], "c")))
+    assert not torch.equal(alone, weights(Composition([make_defense("noise-b"), make_defense("noisy-sgd")], "c")))
 
 
 def test_filters_feed_each_other(services, make_images):
@@ -133,7 +127,7 @@ def test_two_owners_of_a_hook_are_refused():
             return super().finish(trained, services)
 
     with pytest.raises(BadInput, match="both own `loss`: only one part"):
-        Composition.check([Owner, type(make("maxup"))], ["owner", "maxup"])
+        Composition.check([Owner, type(make_defense("maxup"))], ["owner", "maxup"])
     with pytest.raises(BadInput, match="both own `finish`"):
         Composition.check([Repairing, Repairing], ["a", "b"])
     Composition.check([Owner, Repairing], ["owner", "repairing"])
