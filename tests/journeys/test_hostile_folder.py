@@ -103,7 +103,9 @@ def test_every_command_works_in_a_folder_with_files_of_our_names_and_none_of_the
     assert "ModuleNotFoundError" not in finished.stderr and "Traceback" not in finished.stderr
 
 
-@pytest.mark.parametrize("command", ["list attacks", "leaderboard --records one.jsonl", "run --defense my_defense.py --plan"])
+@pytest.mark.parametrize(
+    "command", ["list attacks", "leaderboard --records one.jsonl", "run --defense my_defense.py --plan"]
+)
 def test_so_do_the_module_and_its_worker_processes(hostile: Path, command: str) -> None:
     published = ROOT / "results" / "quick" / "records.jsonl"
     (hostile / "one.jsonl").write_text(published.read_text().partition("\n")[0] + "\n")
