@@ -14,7 +14,7 @@ from bench.foundation.errors import BadInput
 from bench.foundation.settings import build
 from bench.science.classifier import Classifier, build_model
 from bench.science.dataset import Dataset, Images, check
-from bench.science.defense import Services, make_anew
+from bench.science.defense import Services, WithoutCache
 from bench.science.evaluation import Predictor, decide
 from bench.science.seeds import derive
 from bench.science.selection import SelectedDefense, select_defenses
@@ -144,7 +144,7 @@ class _Training:
     def behind(self, chosen: SelectedDefense, knowledge: Knowledge) -> Defended:
         services = Services(
             self.recipe, len(self.dataset.classes), self, lambda *_: None, self.model,
-            derive(self.seed, "defense", chosen.label), make_anew, self.notes.__setitem__,
+            derive(self.seed, "defense", chosen.label), WithoutCache(), self.notes.__setitem__,
             poison_rate=knowledge.poison_rate,
             clean_holdout=knowledge.clean_holdout and knowledge.clean_holdout.to(self.device),
             public=lambda: knowledge.public_images().to(self.device),

@@ -61,7 +61,7 @@ def import_(
 
 def _keep(folder: Path, index: int, content: Found, study: Study, trigger: bool) -> str:
     """Check one trial's poisons and write them; what was found, as a line."""
-    lacks_target = not formats.FORMATS[content.format].holds_target
+    lacks_target = not formats.named(content.format).holds_target
     trial = study.case(index).trial if lacks_target or study.listed is not None else None
     poisons, completed, report = interpret(content, study.dataset, index, study.protocol.threat.eps, trial)
     if trigger:

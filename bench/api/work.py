@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.execution import engines, runner
+from bench.execution.engines.base import Engine
 from bench.execution.outline import outline
 from bench.execution.plan import Plan, plan
 from bench.execution.poison_image import image_path
@@ -33,7 +34,7 @@ class Work:
     """A plan with where it is carried out. uri: of MLflow; None: no tracking."""
 
     plan: Plan
-    engine: engines.Engine
+    engine: Engine
     out: Path
     uri: str | None
 

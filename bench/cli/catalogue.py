@@ -47,34 +47,25 @@ def show(kind: str, name: str) -> int:
 
     KIND: attack, defense, protocol, sweep, dataset, model or engine.
     """
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.foundation.settings import describe
     from bench.request import protocol_file, sweep_file
 
     if kind == "protocol":
         print(protocol_file.read_preset(name)[1].rstrip())
-        return 0
-    if kind == "sweep":
+    elif kind == "sweep":
         print(sweep_file.read(name)[2].rstrip())
-        return 0
-    if kind == "engine":
-        make = engines.find(name)
-        print(f"engine {name}: {engines.CARDS[name]}")
-        if hasattr(make, "Settings"):
-            print(f"\nsettings, as --set engine.key=value:\n{describe(make.Settings, {})}")
-        return 0
-    plugin = registry.find(kind, name)
-    print(f"{kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")
-    if hasattr(plugin.make, "Settings"):
-        print("\nsettings:")
-        print(describe(plugin.make.Settings, plugin.variant) or "  none")
+    else:
+        plugin = registry.find(kind, name)
+        print(f"{kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")
+        if hasattr(plugin.make, "Settings"):
+            print("\nsettings:" if kind != "engine" else "\nsettings, as --set engine.key=value:")
+            print(describe(plugin.make.Settings, plugin.variant) or "  none")
     return 0
 
 
 def _entries(kind: str) -> Iterator[tuple[list[str], str]]:
     """The names of every entry of a kind (a method's variants together) with its text."""
-    from bench.execution import engines
     from bench.foundation import registry
     from bench.request import protocol_file, sweep_file
 
@@ -85,13 +76,13 @@ def _entries(kind: str) -> Iterator[tuple[list[str], str]]:
         )
     elif kind == "sweeps":
         yield from (([name], sweep_file.read(name)[1]) for name in sweep_file.names())
-    elif kind == "engines":
-        yield from (([name], card) for name, card in engines.CARDS.items())
     else:
         singular = kind.removesuffix("s")
         methods: dict[Any, list[Plugin]] = {}
         for plugin in (registry.find(singular, name) for name in registry.names(singular)):
-            if getattr(plugin.make, "crafts", True) and getattr(plugin.make, "on_its_own", True):
+            if kind == "engines":
+                yield [plugin.name], plugin.card  # without its class, which may need a package that is not installed
+            elif getattr(plugin.make, "crafts", True) and getattr(plugin.make, "on_its_own", True):
                 methods.setdefault(plugin.make, []).append(plugin)
         for variants in methods.values():
             yield [_variant(plugin) for plugin in variants], _card(variants[0])

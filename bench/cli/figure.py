@@ -38,10 +38,11 @@ def figure(
     """
     from bench.figures import canvas
     from bench.figures.request import Request
+    from bench.foundation.registry import find, names
 
     if name is None:
-        for known, line in canvas.catalogue():
-            print(f"  {known:16} {line}")
+        for known in names("figure"):
+            print(f"  {known:16} {find('figure', known).card}")
         return 0
     if trial is not None and trial < 0:
         raise BadInput(f"--trial {trial}; allowed: 0 and more")

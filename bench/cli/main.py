@@ -1,8 +1,9 @@
-"""`poisoning-bench` and `python -m bench`. Exit codes: 0 done, 1 a trial failed, 2 bad input or a full disk, 130
-interrupted."""
+"""`poisoning-bench` and `python -m bench`. Exit codes: 0 done, 1 a trial failed, 2 bad input or a full disk, above
+128 interrupted."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from bench import __version__
 from bench.cli import catalogue, exchange, figure, leaderboard, plugin, run, tracking
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.signals import Stopped, ending_cleanly
 
 COMPLETION = "_POISONING_BENCH_COMPLETE"
 
@@ -40,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if instruction := os.environ.get(COMPLETION):
         return shell_complete(commands, {}, "poisoning-bench", COMPLETION, instruction)
     try:
-        return _call(list(sys.argv[1:] if arguments is None else arguments))
+        with ending_cleanly():
+            return _call(list(sys.argv[1:] if arguments is None else arguments))
     except click.exceptions.Exit as end:  # --help, --version
         return end.exit_code
     except click.ClickException as error:
@@ -49,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(error, 2)
     except TrialFailed as error:
         return _say(error, 1)
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on where this one stopped", 130)
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            _say("interrupted; the same command goes on where this one stopped", 130)
+        return error.code if isinstance(error, Stopped) else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

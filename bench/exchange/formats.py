@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from bench.exchange import metapoison, native, numpy_arrays, packed, pickled
 from bench.exchange.files import new_folder, numbered_folders, refusing
+from bench.exchange.format import Format
 from bench.exchange.found import Found
-from bench.foundation.errors import BadInput, nearest
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import find, names
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
-
-
-@dataclass(frozen=True)
-class Format:
-    """write(empty folder, poisons, trial, dataset) -> notes; read(folder or file, dataset) -> what it holds.
-
-    mark: the pattern of a file that only this format has, in a trial's folder. holds_target: it says who is attacked.
-    """
-
-    write: Callable[[Path, Poisons, Trial, Dataset], list[str]]
-    read: Callable[[Path, Dataset], Found]
-    mark: str
-    holds_target: bool = True
-
-
-# In this order: a folder with a source.pickle may hold a target.pickle too.
-FORMATS = {
-    "native": Format(native.write, native.read, native.FILE),
-    "friendly-noise": Format(pickled.write_friendly_noise, pickled.read, "source.pickle"),
-    "benchmark": Format(pickled.write_benchmark, pickled.read, "target.pickle"),
-    "numpy": Format(numpy_arrays.write, numpy_arrays.read, numpy_arrays.DATA, holds_target=False),
-    "packed": Format(packed.write, packed.read, "*.pth", holds_target=False),
-    "metapoison": Format(metapoison.write, metapoison.read, "*.pkl"),
-}
 
 
 def write(folder: Path, format: str, poisons: Poisons, trial: Trial, dataset: Dataset) -> list[str]:
@@ -49,7 +24,7 @@ def read(path: Path, format: str, dataset: Dataset) -> Found:
     """One trial's folder or file. format: a name, or `auto`. BadInput for all that is wrong with it."""
     name = format if format != "auto" else detect(path)
     if name is None:
-        marks = ", ".join(f"{known.mark} ({name})" for name, known in FORMATS.items())
+        marks = ", ".join(f"{named(known).mark} ({known})" for known in names("format"))
         raise BadInput(f"'{path}' holds no known format; looked for {marks}; fix: give the folder of one trial")
     with refusing(f"'{path}'"):
         return named(name).read(path, dataset)
@@ -71,18 +46,10 @@ def read_any(path: Path, format: str, dataset: Dataset) -> dict[int, Found]:
 def detect(path: Path) -> str | None:
     """The name of the format, by the names of the files; None where there is none."""
     if path.is_dir():
-        return next((name for name, known in FORMATS.items() if any(path.glob(known.mark))), None)
-    endings = {
-        ".safetensors": "native",
-        ".pth": "packed",
-        ".pt": "packed",
-        ".pkl": "metapoison",
-        ".pickle": "metapoison",
-    }
-    return endings.get(path.suffix)
+        return next((name for name in names("format") if named(name).marks(path)), None)
+    return next((name for name in names("format") if path.suffix in named(name).suffixes), None)
 
 
 def named(format: str) -> Format:
-    if format not in FORMATS:
-        raise BadInput(f"format '{format}' is not known{nearest(format, FORMATS)}")
-    return FORMATS[format]
+    make: Format = find("format", format).make
+    return make

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.exchange import unpickle
 from bench.exchange.files import Refused, read_bytes
+from bench.exchange.format import Format
 from bench.exchange.found import Found, channels_last, levels, whole_numbers
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Dataset, Images
@@ -100,3 +101,6 @@ def _match(images: Tensor, labels: Tensor, train: Images, adversarial: int) -> t
     far = [(bases - images[row].flatten().short()).abs().amax(1) for row in changed]
     pairs = linear_sum_assignment(torch.stack(far).numpy())[1] if far else []
     return torch.tensor(changed, dtype=torch.int64), torch.tensor([clean[i] for i in pairs], dtype=torch.int64)
+
+
+FORMAT = Format(write, read, "*.pkl", suffixes=(".pkl", ".pickle"))

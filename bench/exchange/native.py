@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bench.exchange.files import Refused, read_bytes
+from bench.exchange.format import Format
 from bench.exchange.found import Found, whole, whole_numbers
 from bench.foundation import files
 from bench.science.dataset import Dataset
@@ -84,3 +85,6 @@ def read(path: Path, dataset: Dataset) -> Found:
         target_class=whole(trial["target_class"], "target class"),
         provenance=poisons.provenance,
     )  # fmt: skip
+
+
+FORMAT = Format(write, read, FILE, suffixes=(".safetensors",))

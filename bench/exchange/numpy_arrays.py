@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bench.exchange.files import Refused, check_file
+from bench.exchange.format import Format
 from bench.exchange.found import Found, channels_last, levels
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons
@@ -50,3 +51,6 @@ def _array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         kind = f"{found.dtype} {found.shape}"[:80] if isinstance(found, np.ndarray) else "an archive"
         raise Refused(f"'{path.name}' holds {kind}, not numbers {shape}: one row for each training image")
     return found
+
+
+FORMAT = Format(write, read, DATA, holds_target=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.exchange import unpickle
 from bench.exchange.files import Refused, read_bytes
+from bench.exchange.format import Format
 from bench.exchange.found import Found, known_rows, whole_numbers
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons
@@ -58,3 +59,6 @@ def read(path: Path, dataset: Dataset) -> Found:
 def _deviations(dataset: Dataset) -> Tensor:
     """Standard deviations of the channels, [3, 1, 1]."""
     return torch.tensor(dataset.normalisation[1], dtype=torch.float64).view(3, 1, 1)
+
+
+FORMAT = Format(write, read, "*.pth", suffixes=(".pth", ".pt"), holds_target=False)

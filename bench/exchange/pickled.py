@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.exchange import unpickle
 from bench.exchange.files import Refused, read_bytes
+from bench.exchange.format import Format
 from bench.exchange.found import Found, as_image, channels_last, whole, whole_numbers
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Dataset
@@ -148,3 +149,8 @@ def _write_poisons(folder: Path, poisons: Poisons) -> None:
     pairs = [(_as_image(image), label) for image, label in zip(poisons.images, poisons.labels.tolist(), strict=True)]
     (folder / "poisons.pickle").write_bytes(pickle.dumps(pairs, PROTOCOL))
     (folder / "base_indices.pickle").write_bytes(pickle.dumps(poisons.ids.tolist(), PROTOCOL))
+
+
+FRIENDLY_NOISE = Format(write_friendly_noise, read, "source.pickle")
+# Beside a source.pickle, which says all, there may be a target.pickle too.
+BENCHMARK = Format(write_benchmark, read, "target.pickle", unless="source.pickle")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import importlib.util
 import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bench.figures import FIGURES
 from bench.figures.request import Plate, Request
 from bench.foundation import files
-from bench.foundation.errors import BadInput, nearest
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import find
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,25 +39,18 @@ STYLE: dict[str, Any] = {
 SUFFIXES = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def catalogue() -> list[tuple[str, str]]:
-    """Every figure with its line."""
-    docstrings = ((name, importlib.import_module(module).__doc__ or "") for name, module in FIGURES.items())
-    return [(name, text.partition("\n")[0]) for name, text in docstrings]
-
-
 def make(name: str, request: Request, to: Path, table: Path | None = None) -> str:
     """Make the figure called `name` and write it to `to`, its numbers to `table` as CSV; return its caption.
 
     BadInput before any work for an unknown name, a suffix that is none, or a missing matplotlib.
     """
-    if name not in FIGURES:
-        raise BadInput(f"unknown figure '{name}'{nearest(name, FIGURES)}")
+    chosen = find("figure", name)
     for path, allowed in ((to, tuple(SUFFIXES)), (table, (".csv",))):
         if path is not None and (path.suffix not in allowed or path.is_dir()):
             raise BadInput(f"'{path}' cannot be written; allowed: a file that ends in {' or '.join(allowed)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise BadInput("figures need matplotlib, which is not installed; fix: pip install matplotlib")
-    module = importlib.import_module(FIGURES[name])
+    module = chosen.make
     try:
         plate: Plate = module.measure(request)
         image = render(plate, module.draw, to.suffix)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock
 
 from bench.foundation.errors import BadInput, DiskFull
 
@@ -30,7 +31,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     DiskFull when there is no room for it.
     """
-    with _room_for(path):
+    with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
@@ -56,18 +57,33 @@ def clear_leftovers(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the inter-process lock `path`; it is released when the holder ends, however it ends."""
-    with _room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def lock(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the inter-process lock `path`; it is released when the holder ends, however it ends.
+
+    timeout: seconds to wait, negative for ever; filelock's Timeout afterwards. DiskFull when there is no room for it.
+    """
+    held = take_lock(path, timeout)
+    try:
         yield
+    finally:
+        held.release()
+
+
+def take_lock(path: Path, timeout: float = -1) -> BaseFileLock:
+    """As `lock`, for a holder that releases it, or ends with it.
+
+    Where the file system has no flock this fails: filelock's stand-in for one would outlive a killed holder.
+    """
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path, timeout, thread_local=False, fallback_to_soft=False)
+        held.acquire()
+    return held
 
 
 @contextlib.contextmanager
-def _room_for(path: Path) -> Iterator[None]:
+def room_for(path: Path) -> Iterator[None]:
+    """Turn the system's complaint that there is no room into DiskFull."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""How far a run is: one bar on a terminal, plain lines elsewhere. Workers report through small files, never draw.
+"""How far a run is: a bar on a terminal or in a notebook, plain lines elsewhere. Workers report through small files.
 
-All of it goes to stderr; stdout is for results.
+All of it goes to stderr; stdout is for results. A terminal that is gone costs the run nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,51 +18,46 @@ from typing import Any
 from tqdm import tqdm
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
 
 
 class Heartbeat:
-    """A worker's voice: `report(what, done, of)` writes to the unit's file, at most four times a second."""
+    """A worker's voice: `report(step, done, of)` writes to the unit's file, at most four times per second."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last = 0.0
 
-    def __call__(self, what: str, done: int, of: int) -> None:
+    def __call__(self, step: str, done: int, of: int) -> None:
         now = time.monotonic()
         if now - self._last < 0.25 and done < of:
             return
         self._last = now
         with contextlib.suppress(OSError):  # progress is never worth a failure
             temporary = self.path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps([what, done, of]))
+            temporary.write_text(json.dumps([step, done, of]))
             temporary.replace(self.path)
 
 
 class Progress:
-    """Shows one stage of `total` units: how many are done, and what the running ones are at."""
+    """Shows one stage of `total` units: how many are done, and what the running ones are at.
+
+    folder: of the units' heartbeats. done: to be counted up by whoever runs the stage.
+    """
 
     def __init__(self, title: str, total: int, folder: Path, quiet: bool = False) -> None:
         self.title, self.total, self.folder = title, total, folder
         self.done = 0
         self._stop = threading.Event()
-        self._bar: tqdm[Any] | None = None
         self._plain_at = time.monotonic()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._quiet = quiet
-        if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=float(total),
-                desc=title,
-                file=sys.stderr,
-                dynamic_ncols=True,
-                leave=False,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
-            )
+        self._bar = None if quiet else _bar(title, total)
 
     def __enter__(self) -> Progress:
         if not self._quiet:
             if self._bar is None:
-                print(f"{self.title}: {self.total} to do", file=sys.stderr, flush=True)
+                say(f"{self.title}: {self.total} to do")
             self._thread.start()
         return self
 
@@ -72,37 +66,52 @@ class Progress:
         if self._thread.is_alive():
             self._thread.join()
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.n = float(self.done)
+                self._bar.close()
 
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
             running = list(self._running())
             partial = sum(done / max(of, 1) for _, done, of in running)
-            text = ", ".join(f"{what} {done}/{of}" for what, done, of in running)
+            text = ", ".join(f"{step} {done}/{of}" for step, done, of in running)
             if self._bar is not None:
-                self._bar.n = min(self.done + partial, float(self.total))
-                self._bar.set_postfix_str(text, refresh=True)
+                with contextlib.suppress(OSError):
+                    self._bar.n = min(self.done + partial, float(self.total))
+                    self._bar.set_postfix_str(text, refresh=True)
             elif time.monotonic() - self._plain_at > PLAIN_EVERY:
                 self._plain_at = time.monotonic()
-                print(f"{self.title}: {self.done}/{self.total} done; {text or 'starting'}", file=sys.stderr, flush=True)
+                say(f"{self.title}: {self.done}/{self.total} done; {text or 'starting'}")
 
     def _running(self) -> Iterator[tuple[str, int, int]]:
         for path in sorted(self.folder.glob("*.json")):
             with contextlib.suppress(OSError, ValueError):
-                what, done, of = json.loads(path.read_text())
-                yield what, done, of
+                step, done, of = json.loads(path.read_text())
+                yield step, done, of
+
+
+def _bar(title: str, total: int) -> tqdm[Any] | None:
+    """The bar of a notebook or a terminal; None elsewhere, such as in a log file."""
+    make = tqdm
+    if _in_notebook():
+        from tqdm.auto import tqdm as make
+    elif not sys.stderr.isatty():
+        return None
+    return make(total=float(total), desc=title, file=sys.stderr, dynamic_ncols=True, leave=False, bar_format=BAR)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook. It is not asked for IPython unless that is loaded already."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def say(line: str) -> None:
     """One line for a person, on stderr, above a bar if there is one."""
-    tqdm.write(line, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def reporting_folder() -> Iterator[Path]:
-    """A folder for heartbeats that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    with contextlib.suppress(OSError):
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 Say = Callable[[str], None]

@@ -5,6 +5,8 @@ A variant is a name plus settings::
     @register("defense", "friends-b", noise="bernoulli")
     @register("defense", "friends-u", noise="uniform")
     class Friends(Defense): ...
+
+Engines, figures and file formats are announced instead: listing their names and cards imports none of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import importlib.util
 import multiprocessing
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,24 +26,43 @@ from typing import Any, TypeVar
 from bench.foundation.errors import BadInput, nearest
 
 T = TypeVar("T")
-KINDS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
+PLUGINS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
+ANNOUNCED = {"engine": "bench.execution.engines", "figure": "bench.figures", "format": "bench.exchange"}
+KINDS = PLUGINS | ANNOUNCED
+"""The package of each kind: of PLUGINS every module is imported, those of ANNOUNCED say themselves what they hold."""
 OF_THE_FRAME = {"attack": "bench.exchange.imported"}
 """A plug-in that stands on more than a plug-in may: poisons from elsewhere."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One registered name: the class (or function) behind it and the settings that make the variant."""
+    """One registered name: the class (or function) behind it and the settings that make the variant.
+
+    source: what is registered, or where an announced one is, as `module` or `module:attribute`.
+    """
 
     kind: str
     name: str
-    make: Any
+    source: Any
     variant: dict[str, Any] = field(default_factory=dict)
+    summary: str = ""
+
+    @property
+    def make(self) -> Any:
+        """What is registered; an announced one is imported now. BadInput when a library that it needs is missing."""
+        if not isinstance(self.source, str):
+            return self.source
+        try:
+            return pkgutil.resolve_name(self.source)
+        except ModuleNotFoundError as error:
+            raise BadInput(
+                f"{self.kind} '{self.name}' needs {error.name}, which is not installed; fix: pip install {error.name}"
+            ) from None
 
     @property
     def card(self) -> str:
         """The docstring of the class, or of its module: paper, threat model, needs, cost."""
-        return (self.make.__doc__ or sys.modules[self.make.__module__].__doc__ or "").strip()
+        return self.summary or (self.make.__doc__ or sys.modules[self.make.__module__].__doc__ or "").strip()
 
 
 _found: dict[str, dict[str, Plugin]] = {kind: {} for kind in KINDS}
@@ -56,11 +77,17 @@ def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
         known = _found[kind].get(name)
         mine = Plugin(kind, name, make, variant)
         if known is not None and known != mine:
-            raise BadInput(f"two {kind}s are called '{name}': one in {known.make.__module__}; fix: another name")
+            where = getattr(known.source, "__module__", known.source)
+            raise BadInput(f"two {kind}s are called '{name}': one in {where}; fix: another name")
         _found[kind][name] = mine
         return make
 
     return add
+
+
+def announce(kind: str, table: Mapping[str, tuple[str, str]]) -> None:
+    """Make names known with (source, card); a source (`module` or `module:attribute`) is imported on its first use."""
+    _found[kind].update({name: Plugin(kind, name, source, summary=card) for name, (source, card) in table.items()})
 
 
 def names(kind: str) -> list[str]:
@@ -84,7 +111,7 @@ def _load(kind: str) -> None:
         return
     _loaded.add(kind)
     package = importlib.import_module(KINDS[kind])
-    for module in pkgutil.iter_modules(package.__path__):
+    for module in pkgutil.iter_modules(package.__path__) if kind in PLUGINS else ():
         if not module.ispkg:  # what plug-ins share
             importlib.import_module(f"{KINDS[kind]}.{module.name}")
     if kind in OF_THE_FRAME:

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from bench.exchange import formats
-from bench.exchange.formats import FORMATS, read_any, write
+from bench.exchange.formats import named, read_any, write
 from bench.exchange.importing import interpret
 from bench.exchange.setups import read_setups, write_setups
 from bench.foundation.errors import BadInput
+from bench.foundation.registry import names
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons, Shown
 from bench.science.threat import Trial
@@ -62,17 +63,17 @@ def assert_same(found: Poisons, wanted: Poisons) -> None:
         assert torch.equal(getattr(found, name)[a], getattr(wanted, name)[b]), name
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", names("format"))
 def test_what_is_written_comes_back(
     name: str, dataset: Dataset, poisons: Poisons, trial: Trial, tmp_path: Path
 ) -> None:
     for number in (0, 1, 10):
         notes = write(tmp_path / "out" / str(number), name, poisons, trial, dataset)
-        assert bool(notes) != FORMATS[name].holds_target
+        assert bool(notes) != named(name).holds_target
     (tmp_path / "out" / "notes").mkdir()
     found = read_any(tmp_path / "out", "auto", dataset)
     assert list(found) == [0, 1, 10]
-    given = None if FORMATS[name].holds_target else trial
+    given = None if named(name).holds_target else trial
     back, its_trial, report = interpret(found[10], dataset, 10, EPS, given)
     assert_same(back, poisons)
     assert (its_trial.index, its_trial.source_class, its_trial.target_class) == (10, 2, 1)
@@ -90,12 +91,12 @@ def test_what_is_written_comes_back(
         assert torch.equal(read_any(files[0], "auto", dataset)[0].ids, again.ids)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", names("format"))
 def test_triggers_come_back(name: str, dataset: Dataset, triggered: Poisons, trial: Trial, tmp_path: Path) -> None:
     shown = triggered.shown
     assert shown is not None and shown.patch is not None and shown.places is not None
     notes = write(tmp_path / "out", name, triggered, replace(trial, target_ids=shown.ids), dataset)
-    given = None if FORMATS[name].holds_target else trial
+    given = None if named(name).holds_target else trial
     back, its_trial, _ = interpret(read_any(tmp_path / "out", "auto", dataset)[0], dataset, 0, EPS, given)
     assert_same(back, triggered)
     assert (its_trial.source_class, its_trial.target_class) == (2, 1)
@@ -179,7 +180,7 @@ def test_a_single_source_is_read(dataset: Dataset, triggered: Poisons, trial: Tr
 def test_files_are_what_other_tools_expect(
     dataset: Dataset, poisons: Poisons, triggered: Poisons, trial: Trial, tmp_path: Path
 ) -> None:
-    for name in FORMATS:
+    for name in names("format"):
         write(tmp_path / name, name, triggered if name == "benchmark" else poisons, trial, dataset)
     pairs = pickle.loads((tmp_path / "benchmark/poisons.pickle").read_bytes())
     assert [(type(one), one.mode, type(label), label) for one, label in pairs] == [(Image.Image, "RGB", int, 1)] * 4

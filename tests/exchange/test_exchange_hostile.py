@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.exchange.formats import FORMATS, read_any, write
+from bench.exchange.formats import named, read_any, write
 from bench.exchange.importing import interpret
 from bench.exchange.setups import read_setups
 from bench.foundation.errors import BadInput
+from bench.foundation.registry import names
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons, Shown
 from bench.science.threat import Trial
@@ -47,7 +48,7 @@ def folders(dataset: Dataset, trial: Trial, tmp_path: Path) -> Path:
     shown = Shown(
         dataset.test.images[5:6], torch.tensor([5]), torch.zeros(3, 2, 2, dtype=torch.uint8), torch.ones(1, 2).long()
     )
-    for name in FORMATS:
+    for name in names("format"):
         poisons = Poisons(images, bases.ids, bases.labels, {}, shown if name == "native" else None)
         write(tmp_path / name, name, poisons, trial, dataset)
     return tmp_path
@@ -351,7 +352,7 @@ def test_a_wrong_native_file_is_refused(case: str, folders: Path, dataset: Datas
     refused(lambda: bring_in(folders / "native", dataset), hint, "native")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", names("format"))
 @pytest.mark.parametrize("length", [0, 1, 9, 20, -1])
 def test_cut_files_are_refused(name: str, length: int, folders: Path, dataset: Dataset, trial: Trial) -> None:
     for path in sorted((folders / name).iterdir()):
@@ -359,10 +360,10 @@ def test_cut_files_are_refused(name: str, length: int, folders: Path, dataset: D
         path.write_bytes(whole[:length])
         refused(lambda: bring_in(folders / name, dataset, trial))
         path.write_bytes(whole)
-    bring_in(folders / name, dataset, trial if not FORMATS[name].holds_target else None)
+    bring_in(folders / name, dataset, trial if not named(name).holds_target else None)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", names("format"))
 def test_missing_files_are_named(name: str, folders: Path, dataset: Dataset, trial: Trial) -> None:
     for path in sorted((folders / name).iterdir()):
         whole = path.read_bytes()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,21 @@ def work(unit: str, heartbeat: Heartbeat) -> tuple[str, int, int]:
     return unit, torch.get_num_threads(), os.getpid()
 
 
-def run(units: Sequence[str], jobs: int) -> list[Done]:
-    return list(Local(jobs, quiet=True).run("test", units, work))
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[Sequence[str], int], list[Done]]:
+    def done(units: Sequence[str], jobs: int) -> list[Done]:
+        engine = Local(jobs, quiet=True)
+        with engine.open(tmp_path):
+            return list(engine.run("test", units, work))
+
+    return done
+
+
+Run = Callable[[Sequence[str], int], list[Done]]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_failures_are_told_in_one_line_and_the_rest_goes_on(jobs: int) -> None:
+def test_failures_are_told_in_one_line_and_the_rest_goes_on(run: Run, jobs: int) -> None:
     units = ["a", "fail", "b", "crash", "c"]
     done = {item.unit: item for item in run(units, jobs)}
     assert set(done) == set(units)
@@ -53,18 +62,18 @@ def test_failures_are_told_in_one_line_and_the_rest_goes_on(jobs: int) -> None:
     assert "Traceback" in done["crash"].trace
 
 
-def test_a_full_disk_is_told_apart() -> None:
+def test_a_full_disk_is_told_apart(run: Run) -> None:
     done = {item.unit: item for item in run(["full", "fail"], 1)}
     assert done["full"].disk_full and done["full"].error == "disk full: cannot write it"
     assert not done["fail"].disk_full
 
 
-def test_work_is_done_in_other_processes_with_one_thread() -> None:
+def test_work_is_done_in_other_processes_with_one_thread(run: Run) -> None:
     done = run(["a", "b"], 2)
     assert all(item.result[1] == 1 and item.result[2] != os.getpid() for item in done)
 
 
-def test_a_killed_process_costs_its_unit_only() -> None:
+def test_a_killed_process_costs_its_unit_only(run: Run) -> None:
     units = ["a", "b", "die", "c", "d", "e"]
     done = {item.unit: item for item in run(units, 2)}
     assert set(done) == set(units)
@@ -74,9 +83,12 @@ def test_a_killed_process_costs_its_unit_only() -> None:
 
 PARENT = """
 import sys
+from pathlib import Path
 from bench.execution.engines.local import Local
 from tests.execution.test_engines import sleep_long
-list(Local(2, quiet=True).run("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"], sleep_long))
+engine = Local(2, quiet=True)
+with engine.open(Path(sys.argv[1])):
+    list(engine.run("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"], sleep_long))
 """
 
 

@@ -15,7 +15,7 @@ import pytest
 from distributed import LocalCluster
 
 from bench.execution import runner
-from bench.execution.engines import shared
+from bench.execution.engines import folders, shared
 from bench.execution.engines.base import Done, Engine
 from bench.execution.engines.dask import Dask
 from bench.execution.engines.local import Local
@@ -172,8 +172,8 @@ def test_a_unit_tells_when_its_machine_does_not_see_the_folder(tmp_path: Path) -
 
 def test_folders_of_killed_commands_are_removed_and_those_of_running_ones_kept(tmp_path: Path) -> None:
     (tmp_path / "engine" / "left").mkdir(parents=True)
-    with shared.stage_folder(tmp_path) as first:
-        with shared.stage_folder(tmp_path) as second:
+    with folders.stage_folder(tmp_path) as first:
+        with folders.stage_folder(tmp_path) as second:
             assert sorted((tmp_path / "engine").iterdir()) == sorted([first, second])
         assert first.is_dir()
     assert not (tmp_path / "engine").exists()

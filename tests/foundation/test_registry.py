@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -173,3 +175,20 @@ def test_a_broken_third_party_package_does_not_take_the_tool_down(monkeypatch, c
 
 def test_a_file_cannot_use_one_name_twice(write):
     assert "two defenses are called 'mine'" in refusal(write(DEFENSE.format(name="mine") + DEFENSE.format(name="mine")))
+
+
+def test_what_is_announced_is_listed_without_importing_it():
+    code = (
+        "import sys; from bench.foundation import registry\n"
+        "for kind in registry.ANNOUNCED:\n"
+        "    assert all(registry.find(kind, name).card for name in registry.names(kind))\n"
+        "assert not {'torch', 'numpy', 'matplotlib', 'distributed', 'submitit'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
+def test_a_library_that_an_announced_name_needs_is_told_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.delitem(sys.modules, "bench.execution.engines.slurm", raising=False)
+    with pytest.raises(BadInput, match="engine 'slurm' needs submitit.*fix: pip install submitit"):
+        _ = registry.find("engine", "slurm").make

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.exchange.formats import FORMATS
 from bench.exchange.setups import write_setups
 from bench.execution.runner import prepare
+from bench.foundation.registry import names
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [argument for item in SETS for argument in ("--set", item)]
@@ -40,7 +40,7 @@ def there_and_back(out: Path, folder: Path, attack: str, name: str, *extra: str)
     return folder / "ours"
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", names("format"))
 def test_a_targeted_attack_succeeds_as_it_did(name, out, tmp_path, capsys):
     before = run(capsys, out, "--attack", "gm", "--trials", "2", *CRAFT)
     after = run(capsys, out, "--poisons", str(there_and_back(out, tmp_path, "gm", name)))

@@ -1,42 +1,41 @@
-"""Engines: where units of work are done. `base` says what one is; each other file is one."""
+"""Engines: where units of work are done. `base` says what an engine is; each of those announced here is one file."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from bench.execution.engines.base import Engine
-from bench.foundation.devices import choose_devices, default_jobs
-from bench.foundation.errors import BadInput, nearest
+from bench.foundation.errors import BadInput
+from bench.foundation.registry import announce, find
 from bench.foundation.settings import build, literal
 
-CLASSES = {"local": "Local", "dask": "Dask", "slurm": "Slurm"}
-CARDS = {
-    "local": "processes of this machine: one a core on a CPU, one a GPU",
-    "dask": "the workers of a dask scheduler (--address); they must see the --out folder",
-    "slurm": "SLURM array jobs through submitit; they must see the --out folder",
-}
+if TYPE_CHECKING:
+    from bench.execution.engines.base import Engine
+
+announce(
+    "engine",
+    {
+        "local": ("bench.execution.engines.local:Local", "processes of this machine: one per core, or one per GPU"),
+        "dask": (
+            "bench.execution.engines.dask:Dask",
+            "workers of a dask scheduler (--address) that see the --out folder",
+        ),
+        "slurm": (
+            "bench.execution.engines.slurm:Slurm",
+            "SLURM array jobs through submitit, with a shared --out folder",
+        ),
+    },
+)
 REMOTE_DEVICES = ("auto", "cpu", "cuda")
-
-
-def find(name: str) -> Any:
-    """The engine class called `name`. BadInput for an unknown one, and when what it stands on is not installed."""
-    if name not in CLASSES:
-        raise BadInput(f"unknown engine '{name}'{nearest(name, CLASSES)}")
-    try:
-        return getattr(importlib.import_module(f"bench.execution.engines.{name}"), CLASSES[name])
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"engine '{name}' needs {error.name}, which is not installed; fix: pip install 'poisoning-bench[{name}]'"
-        ) from None
 
 
 def choose(
     name: str, *, device: str, jobs: int | None, threads: int, address: str | None, sets: Sequence[str]
 ) -> Engine:
     """The engine that the command line asks for. sets: `engine.key=value`. BadInput in one line."""
-    make = find(name)
+    from bench.foundation.devices import choose_devices, default_jobs
+
+    make = find("engine", name).make
     for option, value in (("--jobs", jobs), ("--threads", threads)):
         if value is not None and not 1 <= value <= 1024:
             raise BadInput(f"{option} {value}; allowed: 1 to 1024")
@@ -56,6 +55,3 @@ def choose(
     if name == "dask":
         return make(address, threads, device)
     return make(build(make.Settings, values, "engine"), threads, device)
-
-
-__all__ = ["CARDS", "Engine", "choose", "find"]

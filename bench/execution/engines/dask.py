@@ -19,7 +19,8 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
-from bench.execution.engines.shared import SHARE, Post, Seen, attempt_there, look, stage_folder, tried
+from bench.execution.engines.folders import stage_folder
+from bench.execution.engines.shared import SHARE, Post, Seen, attempt_there, look, tried
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import Progress
 

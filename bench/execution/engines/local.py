@@ -7,22 +7,24 @@ many workers there are.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
 from joblib import Parallel, delayed
+from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from bench.execution.engines.base import KILLED, Done, Engine, Work, attempt
+from bench.execution.engines.folders import stage_folder
 from bench.foundation.devices import visible
-from bench.foundation.progress import Heartbeat, Progress, reporting_folder
+from bench.foundation.files import take_lock
+from bench.foundation.progress import Heartbeat, Progress
 
 
 class Local(Engine):
@@ -32,6 +34,7 @@ class Local(Engine):
         self.width, self.threads, self.quiet = jobs, threads, quiet
         self.devices = tuple(devices)[:jobs]
         self._slots: tuple[str, ...] = ()  # a file for each process, whose name is the GPU that it is to see
+        self._out: Path | None = None
 
     def __str__(self) -> str:
         return "in this process" if self.width == 1 else f"in {self.width} processes"
@@ -41,50 +44,77 @@ class Local(Engine):
 
     @contextlib.contextmanager
     def open(self, out: Path) -> Iterator[None]:
-        with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-            if len(self.devices) > 1:
-                seen = visible(self.devices)
-                self._slots = tuple(f"{folder}/{slot}-{seen[slot % len(seen)]}" for slot in range(self.width))
+        self._out = out
+        if self.width > 1 or len(self.devices) > 1:
+            _start_tracker()
+        if len(self.devices) < 2:
+            yield
+            return
+        with stage_folder(out) as folder:
+            gpus = visible(self.devices)
+            self._slots = tuple(f"{folder}/{slot}-{gpus[slot % len(gpus)]}" for slot in range(self.width))
             try:
                 yield
             finally:
                 self._slots = ()
 
     def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
-        with reporting_folder() as folder, Progress(title, len(units), folder, self.quiet) as progress:
-            left = dict(enumerate(units))
-            for index, done in self._attempts(left, work, folder):
-                del left[index]
+        assert self._out is not None, "open the engine first"
+        with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
+            missing = dict(enumerate(units))
+            for index, done in self._attempts(missing, work, folder):
+                del missing[index]
                 progress.done += 1
                 yield done
 
-    def _attempts(self, left: dict[int, Any], work: Work, folder: Path) -> Iterator[tuple[int, Done]]:
-        jobs = min(self.width, len(left))
+    def _attempts(self, missing: dict[int, Any], work: Work, folder: Path) -> Iterator[tuple[int, Done]]:
+        jobs = min(self.width, len(missing))
         if jobs <= 1 and not self._slots:
-            for index in list(left):
-                yield index, attempt(left[index], work, Heartbeat(folder / f"{index}.json"), self.threads)
+            for index in list(missing):
+                yield index, attempt(missing[index], work, Heartbeat(folder / f"{index}.json"), self.threads)
             return
         try:
-            yield from self._pool(dict(left), work, max(jobs, 2), folder)
+            yield from self._pool(dict(missing), work, max(jobs, 2), folder)
             return
         except TerminatedWorkerError:
             pass
         # A worker was killed (out of memory, or by hand), and the pool with it. Once more, one unit at a time, so that
         # the unit that kills its process takes no other along.
-        for index in list(left):
+        for index in list(missing):
             try:
-                yield from self._pool({index: left[index]}, work, 2, folder)
+                yield from self._pool({index: missing[index]}, work, 2, folder)
             except TerminatedWorkerError:
-                yield index, Done(left[index], None, f"{KILLED}; fix: fewer --jobs")
+                yield index, Done(missing[index], None, f"{KILLED}; fix: fewer --jobs")
 
     def _pool(self, units: dict[int, Any], work: Work, jobs: int, folder: Path) -> Iterator[tuple[int, Done]]:
-        own = (work, self.threads, folder, self._slots)
-        tasks = (delayed(_in_worker)(index, unit, *own) for index, unit in units.items())
+        shared = (work, self.threads, folder, self._slots)
+        tasks = (delayed(_in_worker)(index, unit, *shared) for index, unit in units.items())
         # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
         life = {"initializer": _end_with, "initargs": (os.getpid(),)}
         # No more ahead than loky's own queue holds: when it is ended with more, it complains with a traceback.
         ahead = {"batch_size": 1, "pre_dispatch": 2 * jobs}
-        yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", **ahead, **life)(tasks)
+        # Units are small: joblib shares no arrays through files, and gets no folder in the temporary directory.
+        files = {"max_nbytes": None, "temp_folder": str(folder.parent)}
+        yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", **ahead, **life, **files)(
+            tasks
+        )
+
+
+def _start_tracker() -> None:
+    """Start the process in which loky notes what to clear when this one is killed, unless it runs already.
+
+    It clears in silence, since nobody can mend a killed run, and outlives the hang-up of the terminal.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.environ.pop("PYTHONWARNINGS")
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _in_worker(
@@ -96,9 +126,7 @@ def _in_worker(
 
 
 _watching = False
-_slot: Any = (
-    None  # the open file whose lock says that this process has the slot; it is free again when the process ends
-)
+_slot: Any = None  # the lock of the slot that this process has; it is free again when the process ends
 
 
 def _take_slot(slots: tuple[str, ...]) -> None:
@@ -107,15 +135,10 @@ def _take_slot(slots: tuple[str, ...]) -> None:
     deadline = time.monotonic() + 60.0
     while _slot is None:
         for path in slots:
-            file = open(path, "a")  # noqa: SIM115 (kept open: closing it gives the slot away)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                continue
-            _slot = file
-            os.environ["CUDA_VISIBLE_DEVICES"] = Path(path).name.partition("-")[2]
-            return
+            with contextlib.suppress(Timeout):
+                _slot = take_lock(Path(path), timeout=0)
+                os.environ["CUDA_VISIBLE_DEVICES"] = Path(path).name.partition("-")[2]
+                return
         if time.monotonic() > deadline:
             raise RuntimeError(f"all {len(slots)} slots are taken")
         time.sleep(0.2)

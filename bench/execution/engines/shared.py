@@ -1,25 +1,25 @@
 """Units in processes that this command did not start, perhaps on other machines: what they share is the output folder.
 
-Below it every stage has a folder of its own, `engine/<random>`. Units report there how far they are, and count their
-attempts there, whoever starts them again. It vanishes when the command ends, and what still runs then stops.
+Below it every stage has a folder of its own. Units report there how far they are, and count their attempts there,
+whoever starts them again. It vanishes when the command ends, and what still runs then stops.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Work, attempt
+from bench.execution.engines.folders import LOCK
+from bench.foundation.files import take_lock
 from bench.foundation.progress import Heartbeat
 
 LOOK_EVERY = 1.0  # seconds between looks at whether the command still wants the work
@@ -81,28 +81,6 @@ def tried(post: Post) -> int:
     return post.attempts.stat().st_size if post.attempts.exists() else 0
 
 
-@contextlib.contextmanager
-def stage_folder(out: Path) -> Iterator[Path]:
-    """A new folder below `out/engine`, gone afterwards; and those that killed commands have left are removed."""
-    root = out.resolve() / "engine"
-    root.mkdir(parents=True, exist_ok=True)
-    for left in root.iterdir():
-        with contextlib.suppress(OSError), (left / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=root))
-    try:
-        with (folder / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        # Under another name first: a unit that reports while the folder is emptied would keep it alive.
-        gone = folder.rename(folder.with_name(f"{folder.name}.gone"))
-        shutil.rmtree(gone, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            root.rmdir()
-
-
 @dataclass(frozen=True)
 class Seen:
     """What a worker finds. folder, lock: whether it sees the folder of the command, and that its lock is held."""
@@ -118,9 +96,9 @@ def look(folder: Path) -> Seen:
     import torch
 
     held = False
-    with contextlib.suppress(OSError), (folder / "lock").open("a") as file:
+    if (folder / LOCK).is_file():
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            take_lock(folder / LOCK, timeout=0).release()
+        except Timeout:
             held = True
     return Seen(folder.is_dir(), held, torch.cuda.is_available(), f"{platform.node()} ({os.getpid()})")

@@ -14,7 +14,8 @@ from submitit import AutoExecutor, Job
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
-from bench.execution.engines.shared import Post, attempt_there, stage_folder, tried
+from bench.execution.engines.folders import stage_folder
+from bench.execution.engines.shared import Post, attempt_there, tried
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import Progress
 from bench.foundation.settings import Settings
