@@ -32,7 +32,9 @@ def as_uint8(images: Any, name: str = "images") -> Tensor:
         )
     if pixels.dtype != torch.uint8:
         if not pixels.is_floating_point():
-            raise BadInput(f"{name}: {pixels.dtype}; allowed: uint8, or float in [0, 1]; fix: divide by 255, or give uint8")
+            raise BadInput(
+                f"{name}: {pixels.dtype}; allowed: uint8, or float in [0, 1]; fix: divide by 255, or give uint8"
+            )
         low, high = pixels.min().item(), pixels.max().item()
         if not (low >= 0 and high <= 1):  # false for NaN, too
             raise BadInput(

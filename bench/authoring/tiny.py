@@ -98,7 +98,7 @@ class World:
         self.lent = data = copy.deepcopy(self.clean)
         surrogates = [self.network(k) for k in range(THREAT.surrogates)]
         self.networks += [State(network) for network in surrogates]
-        scene = Scene(
+        scene: Scene = Scene(
             train=data.train,
             bases=data.train.subset(data.train.rows_of(self.trial.base_ids)),
             targets=data.test.images[data.test.rows_of(self.trial.target_ids)],
