@@ -58,6 +58,11 @@ class Plan:
     parts: tuple[Part, ...]
 
     @property
+    def study(self) -> Study:
+        """Of the first part."""
+        return self.parts[0].study
+
+    @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for part in self.parts for cell in part.cells)
 

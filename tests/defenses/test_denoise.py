@@ -26,12 +26,13 @@ from bench.defenses.diffusion.schedule import (
 from bench.defenses.diffusion.sources import loaded, outside
 from bench.defenses.diffusion.unet import fit_unet
 from bench.execution.engines.local import Local
-from bench.execution.runner import execute, prepare
+from bench.execution.runner import execute
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.settings import build
 from bench.science.classifier import build_model
 from bench.science.defense import Services
 from bench.science.training import Recipe, train
+from tests.plans import prepare
 from tests.tiny import SETS
 
 TABLE = {0.1: (475, 225, 58, 27), 0.25: (1158, 597, 145, 73), 0.5: (1984, 1158, 259, 145), 1.0: (2809, 1984, 396, 259)}

@@ -23,6 +23,7 @@ from bench.execution.engines.slurm import Slurm, SlurmSettings
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.storage.records import comparable
+from tests import plans
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [*SETS, *ATTACK_SETS, "threat.surrogates=1", "trials=1"]
@@ -43,7 +44,7 @@ def dask_cluster() -> Iterator[LocalCluster]:
 
 
 def study_records(engine: Engine, out: Path) -> list[dict[str, Any]]:
-    plan = runner.prepare("quick", STUDY, attack="gm", defenses=["friends-b"])
+    plan = plans.prepare("quick", STUDY, attack="gm", defenses=["friends-b"])
     results = runner.execute(plan, out, engine, lambda line: None, lambda record: None)
     assert [record["error"] for record in results] == [None] * 3
     return [comparable(record) for record in results]

@@ -14,26 +14,30 @@ import torch
 from bench.defenses.shared.filtering import Filter
 from bench.execution import runner
 from bench.execution.engines.local import Local
-from bench.execution.stages import Bench
+from bench.execution.plan import Plan
+from bench.execution.recording import failure
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.registry import register
 from bench.science.attack import Attack, Scene
+from bench.science.crafting import poisons_of
 from bench.science.defense import Defense
 from bench.science.evaluation import ModelPredictor
 from bench.science.poisons import Poisons
+from bench.science.workspace import Workspace
 from bench.storage.records import Records, comparable
 from bench.storage.store import Store
+from tests import plans
 from tests.tiny import ATTACK_SETS, SETS
 
 
 def prepare(
     attack: str = "gm", defenses: tuple[str, ...] = ("friends-b",), sets: tuple[str, ...] = (), **options: Any
-) -> runner.Plan:
+) -> Plan:
     own = ATTACK_SETS if attack == "gm" else []
-    return runner.prepare("quick", [*SETS, *own, *sets], attack=attack, defenses=defenses, **options)
+    return plans.prepare("quick", [*SETS, *own, *sets], attack=attack, defenses=defenses, **options)
 
 
-def execute(plan: runner.Plan, out: Path, jobs: int = 1) -> tuple[list[dict[str, Any]], list[str]]:
+def execute(plan: Plan, out: Path, jobs: int = 1) -> tuple[list[dict[str, Any]], list[str]]:
     said: list[str] = []
     results = runner.execute(plan, out, Local(jobs, 1, quiet=True), said.append, lambda record: None)
     return results, said
@@ -75,7 +79,7 @@ def test_a_second_run_does_no_work(done: tuple[Path, list[dict[str, Any]]], monk
     def never(*_: object, **__: object) -> None:
         raise AssertionError("work was done again")
 
-    monkeypatch.setattr("bench.execution.stages.train", never)
+    monkeypatch.setattr("bench.science.victim.train", never)
     again, said = execute(prepare(), out)
     assert bare(again) == bare(results)
     assert all(record["cached"] for record in again) and said == []
@@ -145,10 +149,10 @@ def test_settings_that_shape_numbers_change_the_keys() -> None:
     def keys(*sets: str, seed: int = 0) -> tuple[str, str]:
         plan = prepare(sets=sets, seed=seed)
         cell = plan.cells[-1]
-        wanted = plan.study.wanted(cell.attack, cell.defense, 0)
+        wanted = plan.study.identities.record(cell.attack, cell.defense, 0)
         from bench.storage.store import key_of
 
-        return wanted["key"], key_of(plan.study.poisons_identity(cell.attack, 0))
+        return wanted["key"], key_of(plan.study.identities.poisons(cell.attack, plan.study.case(0)))
 
     record, poisons = keys()
     assert keys("trials=9") == (record, poisons)
@@ -319,8 +323,9 @@ def test_noise_from_another_architecture_is_made_once(tmp_path: Path) -> None:
 
 def test_trial_failed_is_a_clean_message(tmp_path: Path) -> None:
     plan = prepare("random-noise", ("none",), only=True)
-    bench = Bench.at(plan.study, tmp_path, lambda *_: None, print)
-    record = bench.failure(plan.cells[0].attack, plan.cells[0].defense, 0, str(TrialFailed("because")))
+    space, case = Workspace.at(plan.study, tmp_path, lambda *_: None, print), plan.study.case(0)
+    cell, records = plan.cells[0], Records(tmp_path / "records")
+    record = failure(space, records, case, cell.attack, cell.defense, str(TrialFailed("because")))
     assert (record["status"], record["error"], record["success"]) == ("failed", "because", None)
 
 
@@ -329,8 +334,9 @@ def test_a_failure_does_not_replace_what_another_run_has_finished(
 ) -> None:
     out = shutil.copytree(done[0], tmp_path / "out")
     plan = prepare()
-    bench = Bench.at(plan.study, out, lambda *_: None, print)
-    record = bench.failure(plan.cells[2].attack, plan.cells[2].defense, 0, "its process was killed twice")
+    space, case = Workspace.at(plan.study, out, lambda *_: None, print), plan.study.case(0)
+    cell, records = plan.cells[2], Records(out / "records")
+    record = failure(space, records, case, cell.attack, cell.defense, "its process was killed twice")
     assert comparable(record) == comparable(done[1][4])
     assert bare(list(Records(out / "records").all())) == bare(list(Records(done[0] / "records").all()))
 
@@ -389,8 +395,9 @@ def test_what_a_defense_keeps_notes_suspects_and_varies(tmp_path: Path) -> None:
     assert sorted(Keeping.made) == ["costly", "costly", "elsewhere"]  # the second depends on no data
     study = plan.study
     for record in records:
-        images = Bench.at(study, tmp_path, lambda *_: None, print).poisons(plan.cells[0].attack, record["trial"])[0]
-        assert record["notes"]["sum"] == int(images.applied_to(study.victim_data(record["trial"])).images.sum())
+        space = Workspace.at(study, tmp_path, lambda *_: None, print)
+        images = poisons_of(space, study.case(record["trial"]), plan.cells[0].attack)[0]
+        assert record["notes"]["sum"] == int(images.applied_to(study.case(record["trial"]).clean).images.sum())
         assert not set(record["notes"]["holdout"]) & set(record["draw"]["base_ids"])
         assert record["filter"]["dropped"] == 7 and record["external"] == {"file": "abc"}
         other = record["variants"]["upside down"]
@@ -408,7 +415,7 @@ def test_what_is_used_from_outside_is_part_of_the_key(monkeypatch: pytest.Monkey
 
     def key() -> str:
         plan = prepare("none", ("keeping",), only=True)
-        return str(plan.study.wanted(plan.cells[0].attack, plan.cells[0].defense, 0)["key"])
+        return str(plan.study.identities.record(plan.cells[0].attack, plan.cells[0].defense, 0)["key"])
 
     before = key()
     monkeypatch.setattr(Keeping, "external", lambda self: {"file": "abd"})
@@ -431,7 +438,10 @@ def test_images_from_elsewhere_are_of_the_right_size_and_part_of_the_key() -> No
     default = prepare("none", ("learned",), only=True)
     assert default.study.public_dataset.train.images.shape[1:] == default.study.dataset.train.images.shape[1:]
     changed = prepare("none", ("learned",), ("public_dataset.train_per_class=11",), only=True)
-    keys = {plan.study.wanted(plan.cells[0].attack, plan.cells[0].defense, 0)["key"] for plan in (default, changed)}
+    keys = {
+        plan.study.identities.record(plan.cells[0].attack, plan.cells[0].defense, 0)["key"]
+        for plan in (default, changed)
+    }
     assert len(keys) == 2
     with pytest.raises(BadInput, match="public_dataset 'photographs' has images of 24 pixels"):
         prepare("none", ("learned",), ("public_dataset.size=24",), only=True)

@@ -18,11 +18,13 @@ from torch import nn
 
 from bench.cli import main
 from bench.defenses import friends
-from bench.execution.stages import Bench
 from bench.figures import canvas, landscape, poisons, request, training
 from bench.foundation import registry
+from bench.science.crafting import poisons_of
 from bench.science.dataset import Place
 from bench.science.evaluation import ModelPredictor, evaluate
+from bench.science.victim import trainings
+from bench.science.workspace import Workspace
 from bench.storage.records import Records
 from tests.tiny import ATTACK_SETS, SETS
 
@@ -196,12 +198,12 @@ def test_the_landscape_is_that_of_the_recorded_victims(
 
     plan = request.plan_of(request.Request(ran, sets=tuple(CRAFTING[1::2])), "gm", ("friends-b",))
     (cell,) = plan.cells
-    bench = Bench.at(plan.study, ran, lambda *_: None, print)
-    network = bench.trainings(cell.attack, cell.defense, 0)[0].model
-    outcome = evaluate(ModelPredictor(network), plan.study.dataset, plan.study.trial(0), "cpu")
-    recorded = bench.records.find(plan.study.wanted(cell.attack, cell.defense, 0))
+    space = Workspace.at(plan.study, ran, lambda *_: None, print)
+    network = trainings(space, plan.study.case(0), cell.attack, cell.defense)[0].model
+    outcome = evaluate(ModelPredictor(network), plan.study.dataset, plan.study.case(0).trial, "cpu")
+    recorded = Records(ran / "records").find(plan.study.identities.record(cell.attack, cell.defense, 0))
     assert recorded is not None and outcome.as_dict() == recorded["outcome"]
-    crafted = bench.poisons(cell.attack, 0)[0]
+    crafted = poisons_of(space, plan.study.case(0), cell.attack)[0]
     with torch.no_grad():
         own = nn.functional.cross_entropy(network(crafted.images / 255), crafted.labels).item()
     assert loss["victim, friends-b", 1.0, 0.0] == pytest.approx(own, rel=1e-4)

@@ -10,8 +10,8 @@ import pytest
 
 from bench.cli import main
 from bench.exchange.setups import write_setups
-from bench.execution.runner import prepare
 from bench.foundation.registry import names
+from tests.plans import prepare
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [argument for item in SETS for argument in ("--set", item)]
@@ -89,7 +89,7 @@ def test_imported_poisons_go_behind_any_defense_and_beside_the_control(out, tmp_
 
 def test_listed_trials_are_run_as_listed(out, tmp_path, capsys):
     study = prepare("quick", SETS, attack="none", defenses=["none"], only=True).study
-    trials = [study.trial(index) for index in (7, 3, 11)]
+    trials = [study.case(index).trial for index in (7, 3, 11)]
     write_setups(tmp_path / "setups.pickle", trials)
     listed = run(capsys, out, "--attack", "none", "--setups", str(tmp_path / "setups.pickle"), "--setup", "1..2")
     assert [record["trial"] for record in listed] == [1, 2]
@@ -114,7 +114,7 @@ def test_listed_trials_are_run_as_listed(out, tmp_path, capsys):
 )
 def test_what_is_no_list_of_trials_is_one_line(arguments, says, tmp_path, capsys):
     study = prepare("quick", SETS, attack="none", defenses=["none"], only=True).study
-    write_setups(tmp_path / "setups.pickle", [study.trial(0)])
+    write_setups(tmp_path / "setups.pickle", [study.case(0).trial])
     (tmp_path / "empty").mkdir()
     places = {"SETUPS": str(tmp_path / "setups.pickle"), "EMPTY": str(tmp_path / "empty")}
     given = [places.get(argument, argument) for argument in arguments]

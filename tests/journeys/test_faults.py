@@ -24,6 +24,7 @@ from bench.cli import main
 from bench.execution import runner
 from bench.execution.engines.local import Local
 from bench.storage.store import key_of
+from tests import plans
 from tests.aftermath import (
     RUN,
     assert_in_step,
@@ -76,9 +77,9 @@ def workers() -> set[int]:
 @pytest.mark.slow
 def test_workers_that_are_killed_while_crafting_and_while_training(undisturbed: Path, tmp_path: Path) -> None:
     out, said, killed = tmp_path / "out", list[str](), list[str]()
-    plan = runner.prepare("quick", [*SETS, *ATTACK_SETS], attack="gm", defenses=["friends-b"])
-    poisons = key_of(plan.study.poisons_identity(plan.cells[1].attack, 0))
-    victim = plan.study.wanted(plan.cells[1].attack, plan.cells[1].defense, 0)["key"]
+    plan = plans.prepare("quick", [*SETS, *ATTACK_SETS], attack="gm", defenses=["friends-b"])
+    poisons = key_of(plan.study.identities.poisons(plan.cells[1].attack, plan.study.case(0)))
+    victim = plan.study.identities.record(plan.cells[1].attack, plan.cells[1].defense, 0)["key"]
 
     def kill() -> None:
         for key in (poisons, victim):  # whoever makes something holds its lock

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bench.execution.engines.local import Local
-from bench.execution.runner import execute, prepare
+from bench.execution.runner import execute
 from bench.foundation.registry import register
 from bench.science.defense import Defense
 from bench.science.evaluation import ModelPredictor
 from bench.science.lending import Lent, lent
+from tests.plans import prepare
 from tests.tiny import SETS
 
 handed: list[Any] = []
@@ -113,7 +114,7 @@ def run(tmp_path):
 @pytest.mark.parametrize("maker", [Curious, Informed, Holding, Public])
 def test_nothing_that_is_handed_leads_to_the_secrets(run, maker):
     study, found = run(maker)
-    trial = study.trial(0)
+    trial = study.case(0).trial
     tensors = [item for item in found if isinstance(item, torch.Tensor)]
     assert len(tensors) > 50  # the walk went into networks, optimizers and batches
     test = study.dataset.test
@@ -144,7 +145,7 @@ def test_the_walk_would_find_a_secret_behind_a_closure(run):
     study, _ = run(Curious)
     found = reachable([lambda: study.trial])
     assert "Study" in {type(item).__name__ for item in found}
-    secret = study.trial(0)
+    secret = study.case(0).trial
     assert any(item is secret for item in reachable([[{"x": (secret,)}]]))
 
 
@@ -169,8 +170,8 @@ def test_the_holdout_is_clean_and_the_public_images_are_not_those_of_the_test(ru
     (holdout,) = {
         id(item.clean_holdout): item.clean_holdout for item in found if type(item).__name__ == "Services"
     }.values()
-    assert not torch.isin(holdout.ids, study.trial(0).base_ids).any()  # this attack poisons all its bases
-    clean = study.victim_data(0)
+    assert not torch.isin(holdout.ids, study.case(0).trial.base_ids).any()  # this attack poisons all its bases
+    clean = study.case(0).clean
     assert torch.equal(holdout.images, clean.images[clean.rows_of(holdout.ids)])
     study, found = run(Public)
     elsewhere = study.public_dataset.train.images

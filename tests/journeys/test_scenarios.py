@@ -13,14 +13,17 @@ from torch import Tensor
 
 from bench.execution import runner
 from bench.execution.engines.local import Local
-from bench.execution.stages import Bench
+from bench.execution.plan import Plan
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import register
 from bench.science.classifier import Classifier
+from bench.science.crafting import poisons_of
 from bench.science.defense import Defense, Services
 from bench.science.training import Trained
+from bench.science.workspace import Workspace
 from bench.storage.records import comparable
 from bench.storage.store import Store
+from tests import plans
 from tests.tiny import SETS
 
 TRANSFER = [
@@ -51,24 +54,22 @@ def nothing_seen() -> None:
     starts.clear()
 
 
-def prepare(
-    attack: str = "pf", sets: Sequence[str] = (), preset: str = "quick-transfer", **options: Any
-) -> runner.Plan:
+def prepare(attack: str = "pf", sets: Sequence[str] = (), preset: str = "quick-transfer", **options: Any) -> Plan:
     own = FAST if attack not in ("none", "none-trigger") else []
     base = TRANSFER if preset == "quick-transfer" else [*SETS, "trials=1", "threat.surrogates=1"]
     options = {"defenses": ("test-look",), "only": True, **options}
-    return runner.prepare(preset, [*base, *own, *sets], attack=attack, **options)
+    return plans.prepare(preset, [*base, *own, *sets], attack=attack, **options)
 
 
-def execute(plan: runner.Plan, out: Path) -> list[dict[str, Any]]:
+def execute(plan: Plan, out: Path) -> list[dict[str, Any]]:
     said: list[str] = []
     results = runner.execute(plan, out, Local(1, 1, quiet=True), said.append, lambda record: None)
     assert [record["error"] for record in results] == [None] * len(results)
     return results
 
 
-def bench_of(plan: runner.Plan, out: Path) -> Bench:
-    return Bench.at(plan.study, out, lambda *_: None, print)
+def space_of(plan: Plan, out: Path) -> Workspace:
+    return Workspace.at(plan.study, out, lambda *_: None, print)
 
 
 def features_of(model: Classifier | dict[str, Tensor]) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_in_transfer_only_the_head_of_the_victim_is_trained(tmp_path: Path) -> None:
     plan = prepare()
     (record,) = execute(plan, tmp_path)
-    pretrained, _ = bench_of(plan, tmp_path).networks.pretrained("convnet")
+    pretrained, _ = space_of(plan, tmp_path).networks.pretrained("convnet")
     (victim,), (start,) = victims, starts
     assert any(name.endswith("running_var") for name in features_of(victim))
     assert same(features_of(victim), features_of(pretrained))
@@ -101,7 +102,7 @@ def test_in_transfer_only_the_head_of_the_victim_is_trained(tmp_path: Path) -> N
 def test_in_finetune_the_whole_victim_is_trained_from_the_pretrained_features(tmp_path: Path) -> None:
     plan = prepare(sets=("threat.scenario=finetune",))
     execute(plan, tmp_path)
-    pretrained, _ = bench_of(plan, tmp_path).networks.pretrained("convnet")
+    pretrained, _ = space_of(plan, tmp_path).networks.pretrained("convnet")
     (victim,), (start,) = victims, starts
     assert same(features_of(start), features_of(pretrained))
     assert not torch.equal(start["head.weight"], pretrained.head.weight)
@@ -146,7 +147,7 @@ def test_the_pretraining_sees_its_own_data_and_recipe(tmp_path: Path) -> None:
 def test_the_white_box_surrogate_has_the_victims_features(tmp_path: Path) -> None:
     plan = prepare()
     execute(plan, tmp_path)
-    surrogate, _ = bench_of(plan, tmp_path).networks.surrogate(0)
+    surrogate, _ = space_of(plan, tmp_path).networks.surrogate(0)
     assert same(features_of(surrogate), features_of(victims[0]))
     assert not torch.equal(surrogate.head.weight, victims[0].head.weight)
 
@@ -154,7 +155,7 @@ def test_the_white_box_surrogate_has_the_victims_features(tmp_path: Path) -> Non
 def test_a_second_white_box_surrogate_has_another_pretraining(tmp_path: Path) -> None:
     plan = prepare(sets=("threat.surrogates=2",))
     execute(plan, tmp_path)
-    networks = bench_of(plan, tmp_path).networks
+    networks = space_of(plan, tmp_path).networks
     first, second = (features_of(networks.surrogate(k)[0]) for k in range(2))
     assert same(first, features_of(victims[0]))
     assert not same(first, second)
@@ -163,7 +164,7 @@ def test_a_second_white_box_surrogate_has_another_pretraining(tmp_path: Path) ->
 def test_a_black_box_surrogate_is_another_pretrained_network(tmp_path: Path) -> None:
     plan = prepare(sets=("threat.surrogate=lenet",))
     (record,) = execute(plan, tmp_path)
-    networks = bench_of(plan, tmp_path).networks
+    networks = space_of(plan, tmp_path).networks
     surrogate, artefact = networks.surrogate(0)
     assert artefact.reused and artefact.meta["identity"]["start"]["model"] == "lenet"
     pretrained, kept = networks.pretrained("lenet")
@@ -176,7 +177,7 @@ def test_a_black_box_surrogate_is_another_pretrained_network(tmp_path: Path) -> 
 def test_architectures_are_taken_in_turn_and_each_network_is_another(tmp_path: Path) -> None:
     plan = prepare(sets=("threat.surrogate=convnet,lenet", "threat.surrogates=3"))
     execute(plan, tmp_path)
-    networks = bench_of(plan, tmp_path).networks
+    networks = space_of(plan, tmp_path).networks
     assert [plan.study.protocol.surrogate_model(k) for k in range(3)] == [("convnet", 0), ("lenet", 0), ("convnet", 1)]
     found = [networks.surrogate(k) for k in range(3)]
     assert all(artefact.reused for _, artefact in found)
@@ -190,7 +191,7 @@ def test_architectures_in_turn_from_scratch(tmp_path: Path) -> None:
     plan = prepare(preset="quick", sets=("threat.surrogate=lenet, convnet", "threat.surrogates=3"))
     assert [plan.study.protocol.surrogate_model(k)[0] for k in range(3)] == ["lenet", "convnet", "lenet"]
     execute(plan, tmp_path)
-    networks = bench_of(plan, tmp_path).networks
+    networks = space_of(plan, tmp_path).networks
     first, _, third = (features_of(networks.surrogate(k)[0]) for k in range(3))
     assert list(first) == list(third) and not torch.equal(first["body.0.weight"], third["body.0.weight"])
 
@@ -201,7 +202,7 @@ def test_architectures_in_turn_from_scratch(tmp_path: Path) -> None:
 def test_a_subset_is_what_victims_are_trained_on(tmp_path: Path) -> None:
     plan = prepare(sets=("threat.per_class=4", "threat.budget=0.1"))
     (record,) = execute(plan, tmp_path)
-    data = plan.study.victim_data(0)
+    data = plan.study.case(0).clean
     assert torch.bincount(data.labels).tolist() == [4] * 10
     assert set(record["draw"]["base_ids"]) <= set(data.ids.tolist())
     assert record["poisons"]["n"] == 4
@@ -259,26 +260,26 @@ def slept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return out, execute(sleeping(), out)
 
 
-def sleeping() -> runner.Plan:
+def sleeping() -> Plan:
     return prepare("sleeper", (*SLEEPER, "trials=2"), preset="quick", only=False, defenses=("none",))
 
 
 def test_control_and_attack_show_the_same_images(slept: tuple[Path, list[dict[str, Any]]]) -> None:
-    plan, bench = sleeping(), bench_of(sleeping(), slept[0])
+    plan, space = sleeping(), space_of(sleeping(), slept[0])
     control, attack = (cell.attack for cell in plan.cells)
     for index in (0, 1):
-        one, other = bench.poisons(control, index)[0], bench.poisons(attack, index)[0]
+        one, other = (poisons_of(space, space.study.case(index), of)[0] for of in (control, attack))
         assert len(one.ids) == 0 and len(other.ids) == 5
         assert one.shown is not None and other.shown is not None
         for name in ("images", "ids", "patch", "places"):
             assert torch.equal(getattr(one.shown, name), getattr(other.shown, name)), name
         study, shown = plan.study, other.shown
-        test, trial = study.dataset.test, study.trial(index)
+        test, trial = study.dataset.test, study.case(index).trial
         assert shown.ids.tolist() == test.ids[test.labels == trial.source_class].tolist()
         trigger = study.protocol.threat.trigger(16)
         assert shown.places is not None
         assert torch.equal(shown.images, trigger.paste(test.images[test.rows_of(shown.ids)], shown.places))
-    first, second = (bench.poisons(attack, index)[0].shown for index in (0, 1))
+    first, second = (poisons_of(space, space.study.case(index), attack)[0].shown for index in (0, 1))
     assert first is not None and second is not None and not torch.equal(first.places, second.places)
 
 
@@ -359,7 +360,7 @@ def test_metapoison_takes_the_snapshots_of_the_surrogates(tmp_path: Path) -> Non
     assert record["poisons"]["n"] == 5 and len(record["poisons"]["losses"][0]) == 2
     kinds = [one["kind"] for one in identities(tmp_path)]
     assert kinds == ["snapshots"] * 2
-    networks = bench_of(plan, tmp_path).networks
+    networks = space_of(plan, tmp_path).networks
     early, late = networks.snapshots(0, (1, 2))[0]
     assert not torch.equal(early.head.weight, late.head.weight)
     assert same(late.state_dict(), networks.surrogate(0)[0].state_dict())

@@ -16,6 +16,7 @@ from bench.cli import main
 from bench.execution import runner
 from bench.execution.engines.local import Local
 from bench.views.tracking import Tracker
+from tests import plans
 from tests.aftermath import ROOT, RUN, assert_in_step, records, sent
 from tests.servers import Between, free_port, postgres, tracking_server
 from tests.tiny import ATTACK_SETS, SETS
@@ -109,7 +110,7 @@ def test_a_slow_server_does_not_hold_up_the_run(
     undisturbed: Path, untrained: Path, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two seconds a call, several calls a trial: the run hands its records over in no time, and is done before."""
-    plan = runner.prepare("quick", [*SETS, *ATTACK_SETS], attack="gm", defenses=["friends-b"])
+    plan = plans.prepare("quick", [*SETS, *ATTACK_SETS], attack="gm", defenses=["friends-b"])
     said: list[str] = []
     adds: list[float] = []
     with Between(server, delay=2.0) as between:

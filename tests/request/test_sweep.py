@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,16 @@ from typing import Any
 import pytest
 
 from bench.cli import main
+from bench.execution.past import Past
+from bench.execution.plan import plan
+from bench.execution.recording import description
+from bench.execution.tasks import Pretraining, SurrogateTraining, VictimTraining
 from bench.foundation.errors import BadInput
-from bench.request import sweep
-from bench.science.protocol import choose, resolve
+from bench.request import sweep_file
+from bench.request.protocol_file import resolve
+from bench.science.selection import select_attacks, select_defenses
 from bench.storage.records import Records, comparable
+from tests.plans import prepare
 from tests.tiny import SETS
 
 ROOT = Path(__file__).parents[2]
@@ -127,38 +134,35 @@ def test_the_plan_says_what_is_there_and_what_is_to_be_made(
     assert len(log.read_text().split()) == 2
 
 
-def test_estimates_take_only_records_of_the_same_work() -> None:
-    protocol = {"dataset": {"name": "d"}, "model": "m", "train": {"epochs": 3}, "threat": {"eps": 8}}
+def test_estimates_take_only_records_of_the_same_work(tmp_path: Path) -> None:
+    cells = prepare("quick", SETS, attack="gm", defenses=["noise-b", "noise-b[mu=2]"], only=True).cells
+    cell, study = cells[0], cells[0].study
     record = {
-        "status": "done", "attack": "gm", "defense": "d", "environment": {"device": "cpu"}, "poisons": {"key": "k"},
-        "settings": {"protocol": protocol, "attack": {"steps": 5}, "defense": {"mu": 1}},
+        "status": "done", "attack": "gm", "defense": "noise-b", "poisons": {"key": "k"},
+        **description(study, cell.attack, cell.defense),
         "seconds": {"surrogates": 8.0, "craft": 4.0, "train": 2.0, "evaluate": 1.0}, "seeds": {"surrogates": [1, 2]},
     }  # fmt: skip
-    other = {**record, "seconds": {**record["seconds"], "train": 4.0}}
-    past = sweep.Past([record, other, {**record, "status": "failed"}])
+    slower = {**record, "seconds": {**record["seconds"], "train": 4.0}}
+    past = Past([record, slower, {**record, "status": "failed"}])
     assert past.count == 2
 
-    class Study:
-        device = "cpu"
-        protocol = type("P", (), {"as_dict": staticmethod(lambda: record["settings"]["protocol"])})
+    def victim(attack: str, defense: str, *sets: str) -> VictimTraining:
+        other = prepare("quick", [*SETS, *sets], attack=attack, defenses=[defense], only=True).cells[0]
+        return VictimTraining.of(other.study, tmp_path, other.attack, other.defense, 0)
 
-    class Chosen:
-        def __init__(self, label: str, **values: Any) -> None:
-            self.label, self.values = label, lambda: values
+    def seconds(task: VictimTraining) -> tuple[float | None, float | None]:
+        crafting = task.crafting()
+        return past.seconds(task), past.seconds(crafting) if crafting else None
 
-    def unit(stage: str, attack: Any = None, defense: Any = None, device: str = "cpu") -> Any:
-        study = type("S", (Study,), {"device": device})
-        return type("U", (), {"study": study, "stage": stage, "attack": attack, "defense": defense})
-
-    gm = Chosen("gm", steps=5)
-    assert past.seconds(unit("victim", gm, Chosen("d", mu=1))) == 4.0  # (2 + 1 + 4 + 1) / 2
-    assert past.seconds(unit("victim", Chosen("bp"), Chosen("d", mu=1))) == 4.0
-    assert past.seconds(unit("poisons", gm)) == 4.0 and past.seconds(unit("surrogate")) == 4.0
-    for unknown in (
-        unit("victim", gm, Chosen("d", mu=2)), unit("victim", gm, Chosen("e", mu=1)), unit("pretrained"),
-        unit("poisons", Chosen("gm", steps=6)), unit("victim", gm, Chosen("d", mu=1), device="cuda:1"),
-    ):  # fmt: skip
-        assert past.seconds(unknown) is None
+    assert seconds(victim("gm", "noise-b")) == (4.0, 4.0)  # (2 + 1 + 4 + 1) / 2, and the crafting of one key once
+    assert seconds(victim("random-noise", "noise-b")) == (4.0, None)
+    assert seconds(victim("gm", "noise-b[mu=2]")) == (None, 4.0)
+    assert seconds(victim("gm[steps=3]", "noise-u")) == (None, None)
+    assert seconds(victim("gm", "noise-b", "train.epochs=3")) == (None, None)
+    assert past.seconds(SurrogateTraining.of(study, tmp_path, 0)) == 4.0
+    assert past.seconds(Pretraining.of(study, tmp_path, "convnet", 0)) is None
+    elsewhere = replace(study, device="cuda:1")
+    assert past.seconds(replace(victim("gm", "noise-b"), study=elsewhere)) is None
 
 
 # Sweep files
@@ -172,16 +176,16 @@ def test_blocks_take_what_stands_above_them(tmp_path: Path) -> None:
         '[[block]]\nprotocols = ["quick", "quick-transfer"]\nattacks = ["bp"]\n'
         'trials = 1\nset = ["threat.surrogates=2"]\n'
     )
-    first, second = sweep.read(str(file))[0]
+    first, second = sweep_file.read(str(file))[0]
     assert (first.protocols, first.attacks, first.defenses, first.trials) == (("quick",), ("gm",), ("friends-b",), 3)
     assert first.set == ("threat.eps=8",) and second.set == ("threat.eps=8", "threat.surrogates=2")
     assert (second.attacks, second.trials, second.defenses) == (("bp",), 1, ("none",))
     file.write_text(
         'attacks = ["random-noise"]\n[[block]]\nset = ["threat.eps=8"]\n[[block]]\nprotocols = ["quick", "quick"]\n'
     )
-    parts = sweep.parts(sweep.read(str(file))[0])
-    assert [part.plan.study.protocol.threat.eps for part in parts] == [8, 10, 10]
-    assert all(len(part.plan.cells) == 2 for part in parts)
+    parts = plan(sweep_file.read(str(file))[0]).parts
+    assert [part.study.protocol.threat.eps for part in parts] == [8, 10, 10]
+    assert all(len(part.cells) == 2 for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -242,16 +246,16 @@ def test_the_command_line_changes_every_block(tmp_path: Path, capsys: pytest.Cap
     assert "1 poisons, 9 victims" in out
 
 
-@pytest.mark.parametrize("name", sweep.names())
+@pytest.mark.parametrize("name", sweep_file.names())
 def test_shipped_files_resolve(name: str) -> None:
     """All but the data: CIFAR-10 is not here."""
-    blocks, description, text = sweep.read(name)
+    blocks, description, text = sweep_file.read(name)
     assert description and "CIFAR" not in description and max(map(len, text.splitlines())) <= 125
     for block in blocks:
         for preset in block.protocols:
             protocol, rest = resolve(preset, block.sets())
-            choose("attack", block.attacks, protocol, rest)
-            choose("defense", block.defenses, protocol, rest)
+            select_attacks(block.attacks, protocol, rest)
+            select_defenses(block.defenses, protocol, rest)
 
 
 PAPERS = {
@@ -285,7 +289,7 @@ def test_shipped_files_have_every_row_of_their_table(name: str) -> None:
             (row["attack"], ours.get(defense, defense), int(row["eps"]), row["scenario"], epochs, row["trials"], box)
         )
     found = set()
-    for block in sweep.read(name)[0]:
+    for block in sweep_file.read(name)[0]:
         for preset in block.protocols:
             protocol, _ = resolve(preset, block.sets())
             threat = protocol.threat
@@ -370,4 +374,4 @@ def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(counted: tup
 
 def test_bad_input_names_the_file() -> None:
     with pytest.raises(BadInput, match="no readable sweep file 'x.toml'"):
-        sweep.read("x.toml")
+        sweep_file.read("x.toml")

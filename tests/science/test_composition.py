@@ -10,9 +10,10 @@ import torch
 
 from bench.cli import main
 from bench.foundation.errors import BadInput
+from bench.request.protocol_file import resolve
 from bench.science.composition import Composition
 from bench.science.defense import Defense, Job
-from bench.science.protocol import choose, resolve
+from bench.science.selection import select_defenses
 from bench.science.training import Batch, Recipe, train
 from tests.plugins import make_defense
 from tests.tiny import ATTACK_SETS, SETS
@@ -23,7 +24,7 @@ RECIPE = Recipe(epochs=3, batch=8, lr=0.05, drops=(), augment="none", flip=False
 
 def pick(reference, *rest):
     protocol, _ = resolve("quick", [])
-    return choose("defense", [reference], protocol, list(rest))[0]
+    return select_defenses([reference], protocol, list(rest))[0]
 
 
 class Shift(Defense):

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from bench.execution.runner import prepare
 from bench.science.defense import Services
 from bench.science.study import Study
+from tests.plans import prepare
 from tests.tiny import SETS
 
 
@@ -22,7 +22,7 @@ NONE = torch.zeros(0, dtype=torch.long)
 
 
 def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study):
-    found, data = study.holdout(0, NONE), study.victim_data(0)
+    found, data = study.holdout(0, NONE), study.case(0).clean
     assert torch.bincount(found.labels).tolist() == [3] * len(study.dataset.classes)
     assert len(set(found.ids.tolist())) == len(found)
     rows = data.rows_of(found.ids)
@@ -38,8 +38,8 @@ def test_every_class_has_an_image_however_small_the_share(study):
 
 def test_no_poison_is_in_it_and_nothing_else_changes(study):
     """Another attack, other poisons: what both left alone stays, and each gap is filled from the same class."""
-    data, clean = study.victim_data(0), study.holdout(0, NONE)
-    label = int(study.trial(0).target_class)
+    data, clean = study.case(0).clean, study.holdout(0, NONE)
+    label = int(study.case(0).trial.target_class)
     of_class = clean.ids[clean.labels == label]
     others = data.ids[(data.labels == label) & ~torch.isin(data.ids, of_class)]
     for poisons in (of_class[:1], of_class, others):
