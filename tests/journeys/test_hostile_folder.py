@@ -1,5 +1,5 @@
-"""Research repositories have folders called attacks/, defenses/, models/ and files called utils.py: in such a folder every
-command of the README works, and none of those files is executed."""
+"""Research repositories have folders called attacks/, defenses/ or models/ and files called utils.py: in such a folder
+every command of the README works, and none of those files is executed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,13 @@ def test_every_command_works_in_a_folder_with_files_of_our_names_and_none_of_the
 
 
 @pytest.mark.parametrize(
-    "command", ["list attacks", "leaderboard --records one.jsonl", "run --defense my_defense.py --plan"]
+    "command",
+    [
+        "list attacks",
+        "leaderboard --records one.jsonl",
+        "run --attack random-noise --defense my_defense.py --trials 1 --tracking none --jobs 2 --set train.epochs=1 "
+        "--set dataset.train_per_class=10 --set dataset.test_per_class=2 --set threat.budget=0.05",
+    ],
 )
 def test_so_do_the_module_and_its_worker_processes(hostile: Path, command: str) -> None:
     published = ROOT / "results" / "quick" / "records.jsonl"
