@@ -1,1 +1,1 @@
-"""Attacks, one file each, on the shared engines beside them."""
+"""Attacks, one file each; `crafting` holds the engines that they share."""

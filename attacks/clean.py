@@ -8,14 +8,14 @@ from bench.plugin import Attack, Field, Poisons, Scene, Settings, register
 
 
 class CleanControlSettings(Settings):
-    trigger: bool = Field(False, description="judge on images with the threat model's trigger, as backdoor attacks do")
+    trigger: bool = Field(False, description="evaluate on images with the trigger, as backdoor attacks do")
 
 
 @register("attack", "none")
 @register("attack", "none-trigger", trigger=True)
 class CleanControl(Attack):
-    """Clean control: nothing is poisoned. Its success rate is how often a target (`none-trigger`: a image with the
-    trigger) is already taken for the target class, which every attack must beat. Needs: nothing. Cost: nothing."""
+    """Clean control: nothing is poisoned. Its success rate is how often a target (`none-trigger`: an image with the
+    trigger) is already classified as the target class, which every attack must beat. Assumes: nothing. Cost: none."""
 
     Settings = CleanControlSettings
     uses_surrogates = False

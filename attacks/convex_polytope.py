@@ -1,4 +1,4 @@
-"""Convex Polytope: the target's feature is brought into the convex hull of the poisons' features."""
+"""Convex Polytope: the convex hull of the poisons' features comes to contain the target's feature."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.plugin import Attack, Field, Poisons, Scene, register
 class ConvexPolytopeSettings(FeatureSettings):
     """Defaults: the poisoning benchmark."""
 
-    solver_steps: int = Field(200, ge=1, le=100_000, description="most steps of the inner solver at each crafting step")
+    solver_steps: int = Field(200, ge=1, le=100_000, description="maximum steps of the inner solver per crafting step")
     solver_tolerance: float = Field(1e-6, ge=0, le=1, description="the inner solver stops below this relative change")
 
 
@@ -22,11 +22,11 @@ class ConvexPolytope(Attack):
 
     Threat model: clean-label, targeted, transfer (a new head on frozen features) or finetune. Minimises, as a mean
     over K surrogates, 1/2 |phi(x_t) - sum_i c_i phi(x_i + d_i)|^2 / |phi(x_t)|^2 over the perturbation and over
-    coefficients c on the simplex, each surrogate its own. They alternate: the coefficients are solved for
-    (accelerated projected gradient on the n x n Gram matrix, from the last solution on), then the perturbation takes
-    a step with them held fixed, which is the exact gradient of the minimum (envelope theorem). Surrogates start from
-    equal coefficients. Needs: K feature extractors, the target image, the bases.
-    Cost: K x (3 forward-equivalents x n + the solver, n^2 a step) x steps.
+    coefficients c on the simplex, separate for each surrogate. They alternate: the coefficients are solved for
+    (accelerated projected gradient on the n x n Gram matrix, warm-started from the last solution), then the
+    perturbation takes a step with them held fixed, which is the exact gradient of the minimum (envelope theorem).
+    The coefficients start equal. Assumes: K feature extractors, the target image, the bases.
+    Cost: K x (3 forward-equivalents x n + the solver, n^2 per step) x steps.
     """
 
     Settings = ConvexPolytopeSettings
@@ -34,22 +34,22 @@ class ConvexPolytope(Attack):
 
     def craft(self, scene: Scene) -> Poisons:
         settings = self.settings
-        last: dict[tuple[int, int], Tensor] = {}
+        coefficients: dict[tuple[int, int], Tensor] = {}  # by surrogate and layer
 
-        def loss(k: int, own: list[Tensor], aims: list[Tensor]) -> Tensor:
-            parts = []
-            for layer, (mine, aim) in enumerate(zip(own, aims, strict=True)):
-                goal = aim.mean(0)
-                coefficients = hull_coefficients(
-                    mine.detach(), goal, last.get((k, layer)), settings.solver_steps, settings.solver_tolerance
+        def loss(k: int, poisons: list[Tensor], targets: list[Tensor]) -> Tensor:
+            losses = []
+            for layer, (features, target) in enumerate(zip(poisons, targets, strict=True)):
+                goal, start = target.mean(0), coefficients.get((k, layer))
+                weights = hull_coefficients(
+                    features.detach(), goal, start, settings.solver_steps, settings.solver_tolerance
                 )
-                last[k, layer] = coefficients
-                apart = goal - coefficients.to(mine.dtype) @ mine
-                parts.append(0.5 * apart.square().sum() / goal.square().sum().clamp(min=1e-12))
-            return mean_over(parts)
+                coefficients[k, layer] = weights
+                difference = goal - weights.to(features.dtype) @ features
+                losses.append(0.5 * difference.square().sum() / goal.square().sum().clamp(min=1e-12))
+            return mean_over(losses)
 
         poisons = match_features(scene, settings, loss)
-        poisons.provenance["coefficients_used"] = [int((c > 1e-3).sum()) for c in last.values()]
+        poisons.provenance["coefficients_used"] = [int((c > 1e-3).sum()) for c in coefficients.values()]
         return poisons
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from pydantic import model_validator
 from torch import Tensor
@@ -10,7 +12,7 @@ from bench.attacks.crafting.descent import DescentSettings, craft
 from bench.attacks.crafting.matching import augmented
 from bench.plugin import Attack, Field, ParameterGradients, Poisons, Scene, Weights, register, to_pixels
 
-LEAST = -100.0  # of the CW loss, as in the released code
+CW_FLOOR = -100.0  # of the CW loss, as in the released code
 
 
 class MetaPoisonSettings(DescentSettings):
@@ -34,19 +36,19 @@ class MetaPoisonSettings(DescentSettings):
 class MetaPoison(Attack):
     """MetaPoison (Huang et al., NeurIPS 2020), without its colour perturbation; FRIENDS section 4.2 runs it at eps 8.
 
-    Threat model: clean-label, targeted, from scratch, gray box. Every crafting step takes each of K surrogates at an
-    age of its own (staggered by one age from surrogate to surrogate, moving on by one at each step), trains it for
-    `unroll` steps of SGD, the first on all poisons with clean images, the others on clean images alone, and
-    descends the mean over these steps of the CW loss of the target, max(max_{c != adv} z_c - z_adv, -100),
-    differentiated through the steps: gradients flow to the poisons through the first step only, as in the released
-    code. Needs: K surrogates' training histories, the target image, the bases, clean training images.
+    Threat model: clean-label, targeted, from scratch, gray box. Every crafting step takes each of K surrogates at its
+    own age (staggered by one age between surrogates, advancing by one per step), trains it for `unroll` steps of SGD,
+    the first on all poisons with clean images, the others on clean images alone, and descends the mean over these
+    steps of the CW loss of the target, max(max_{c != target class} z_c - z_target class, -100), differentiated through
+    the steps: gradients flow to the poisons through the first step only, as in the released code.
+    Assumes: K surrogates' training histories, the target image, the bases, clean training images.
     Cost: K x (9 forward-equivalents x n + 12 x clean images) x steps.
-    Departs from the released code: the ages are snapshots of one clean training, shared by all trials, instead of
-    networks that train along (their trajectories are clean there too); BatchNorm uses running statistics; all poisons
-    share one unrolled batch; the unrolled steps are a tenth of the released 0.1, which diverges from young networks
-    when BatchNorm does not renormalise; the class mask of the CW loss is exact (the released code sets its logit to
-    0); signed Adam unless `rule` says otherwise. Colours are not perturbed: the threat model here is the L-infinity
-    ball alone.
+    Departures from the released code: the ages are snapshots of one clean training, shared by all trials, instead of
+    networks that keep training (on clean data there too); BatchNorm uses running statistics; all poisons share one
+    unrolled batch; the unrolled learning rate is a tenth of the released 0.1, which diverges from young networks when
+    BatchNorm does not renormalise; the class mask of the CW loss is exact (the released code sets its logit to 0);
+    signed Adam unless `rule` says otherwise. Colours are not perturbed: the threat model here is the L-infinity ball
+    alone.
     """
 
     Settings = MetaPoisonSettings
@@ -57,58 +59,70 @@ class MetaPoison(Attack):
         return self.settings.ages
 
     def craft(self, scene: Scene) -> Poisons:
-        settings, labels = self.settings, scene.bases.labels
-        histories = scene.workshop.snapshots()
-        sources = [[ParameterGradients(model) for model in history] for history in histories]
-        target = to_pixels(scene.targets)
-        wanted = torch.full((len(target),), scene.trial.target_class, device=scene.device)
-        others = torch.nonzero(~torch.isin(scene.train.ids, scene.bases.ids)).flatten()
-
-        def clean_batches(*who: str | int) -> list[tuple[Tensor, Tensor]]:
-            """A batch of clean images with labels for every unrolled step."""
-            stream, batches = scene.stream("clean", *who), []
-            for _ in range(settings.unroll):
-                pick = torch.randint(len(others), (settings.clean,), generator=stream, device=scene.device)
-                rows = others[pick]
-                batches.append((to_pixels(scene.train.images[rows]), scene.train.labels[rows]))
-            return batches
-
-        def unrolled(source: ParameterGradients, poisons: Tensor, *who: str | int) -> Unrolled:
-            batches = clean_batches(*who)
-            first = torch.cat([poisons, batches[0][0]]), torch.cat([labels, batches[0][1]])
-            return Unrolled(source, [first, *batches[1:]], settings.inner_lr, settings.chunk)
-
-        def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:
-            def slope(view: Tensor) -> tuple[float, Tensor]:
-                total, losses = torch.zeros_like(view), []
-                for k, history in enumerate(sources):
-                    source = history[(step + k) % len(history)]
-                    steps = unrolled(source, view, step, k)
-                    losses.append(steps.loss(target, wanted))
-                    direction = steps.direction(target, wanted)
-                    # The mean over the first batch counts poisons and clean images alike.
-                    share = len(view) / (len(view) + settings.clean)
-                    total -= settings.inner_lr * share * source.pixel_gradient(view, labels, direction, settings.chunk)
-                return sum(losses) / len(losses), total / len(sources)
-
-            return augmented(scene, settings.augment, pixels, step, slope)
-
-        def score(pixels: Tensor) -> float:
-            losses = [
-                unrolled(source, pixels, "score", k, age).loss(target, wanted)
-                for k, history in enumerate(sources)
-                for age, source in enumerate(history)
-            ]
-            return sum(losses) / len(losses)
-
-        std = histories[0][0].normalise.std.flatten()
-        started_at = score(scene.base_pixels())
-        delta, losses, scores = craft(scene, settings, std, gradient, score)
+        objective = _Objective(scene, self.settings)
+        started_at = objective.score(scene.base_pixels())
+        delta, losses, scores = craft(scene, self.settings, objective.std, objective.gradient, objective.score)
         return scene.poisons(delta, losses=losses, final_losses=scores, loss_of_bases=started_at)
 
 
+class _Objective:
+    """The CW loss of the targets after unrolled training steps, as a function of the poisons' pixels."""
+
+    def __init__(self, scene: Scene, settings: MetaPoisonSettings) -> None:
+        self.scene, self.settings = scene, settings
+        histories = scene.workshop.snapshots()
+        self.std = histories[0][0].normalise.std.flatten()
+        self.sources = [[ParameterGradients(model) for model in history] for history in histories]
+        self.targets = to_pixels(scene.targets)
+        self.target_labels = torch.full((len(self.targets),), scene.trial.target_class, device=scene.device)
+        self.clean_rows = torch.nonzero(~torch.isin(scene.train.ids, scene.bases.ids)).flatten()
+
+    def gradient(self, pixels: Tensor, step: int) -> tuple[float, Tensor]:
+        return augmented(self.scene, self.settings.augment, partial(self._slope, step), pixels, step)
+
+    def score(self, pixels: Tensor) -> float:
+        """The mean over surrogates and ages, un-augmented."""
+        losses = [
+            self._unrolled(source, pixels, "score", k, age).loss(self.targets, self.target_labels)
+            for k, history in enumerate(self.sources)
+            for age, source in enumerate(history)
+        ]
+        return sum(losses) / len(losses)
+
+    def _slope(self, step: int, pixels: Tensor) -> tuple[float, Tensor]:
+        """The mean over surrogates at a step, each at an age of its own, and its gradient in the pixels."""
+        settings, labels = self.settings, self.scene.bases.labels
+        total, losses = torch.zeros_like(pixels), []
+        for k, history in enumerate(self.sources):
+            source = history[(step + k) % len(history)]
+            unrolled = self._unrolled(source, pixels, step, k)
+            losses.append(unrolled.loss(self.targets, self.target_labels))
+            direction = unrolled.direction(self.targets, self.target_labels)
+            # The mean over the first batch counts poisons and clean images alike.
+            share = len(pixels) / (len(pixels) + settings.clean)
+            total -= settings.inner_lr * share * source.pixel_gradient(pixels, labels, direction, settings.chunk)
+        return sum(losses) / len(losses), total / len(self.sources)
+
+    def _unrolled(self, source: ParameterGradients, poisons: Tensor, *names: str | int) -> Unrolled:
+        """Training steps from `source`, the first on all poisons with clean images, the others on clean images."""
+        batches = self._clean_batches(*names)
+        labels = torch.cat([self.scene.bases.labels, batches[0][1]])
+        first = torch.cat([poisons, batches[0][0]]), labels
+        return Unrolled(source, [first, *batches[1:]], self.settings.inner_lr, self.settings.chunk)
+
+    def _clean_batches(self, *names: str | int) -> list[tuple[Tensor, Tensor]]:
+        """A batch of clean images with labels for every unrolled step."""
+        train, stream, batches = self.scene.train, self.scene.stream("clean", *names), []
+        for _ in range(self.settings.unroll):
+            size = (self.settings.clean,)
+            picked = torch.randint(len(self.clean_rows), size, generator=stream, device=self.scene.device)
+            rows = self.clean_rows[picked]
+            batches.append((to_pixels(train.images[rows]), train.labels[rows]))
+        return batches
+
+
 class Unrolled:
-    """Plain SGD from the weights of `source` over `batches` of (pixels, labels), kept for differentiation."""
+    """Plain SGD from the weights of `source` over `batches` of (pixels, labels), retained for differentiation."""
 
     def __init__(
         self, source: ParameterGradients, batches: list[tuple[Tensor, Tensor]], lr: float, chunk: int = 256
@@ -120,30 +134,30 @@ class Unrolled:
             source = source.at({name: value - lr * gradient[name] for name, value in source.weights.items()})
             self.after.append(source)
 
-    def loss(self, target: Tensor, wanted: Tensor) -> float:
+    def loss(self, targets: Tensor, target_labels: Tensor) -> float:
         """Mean over the steps of the CW loss of the target images."""
-        each = [carlini_wagner(source.logits(target), wanted) / len(target) for source in self.after]
-        return torch.stack(each).mean().item()
+        losses = [carlini_wagner(source.logits(targets), target_labels) / len(targets) for source in self.after]
+        return torch.stack(losses).mean().item()
 
-    def direction(self, target: Tensor, wanted: Tensor) -> Weights:
+    def direction(self, targets: Tensor, target_labels: Tensor) -> Weights:
         """d loss / d (weights after the first step), the batches held fixed: the adjoint of the later steps."""
         count = len(self.after)
         adjoint: Weights | None = None
         for i in reversed(range(count)):
             source = self.after[i]
-            own = source.mean(target, wanted, criterion=carlini_wagner)
+            gradient = source.mean(targets, target_labels, criterion=carlini_wagner)
             if adjoint is None:
-                adjoint = {name: value / count for name, value in own.items()}
+                adjoint = {name: value / count for name, value in gradient.items()}
                 continue
             pixels, labels = self.batches[i + 1]
-            bend = source.curvature(pixels, labels, adjoint)
-            adjoint = {name: own[name] / count + value - self.lr * bend[name] for name, value in adjoint.items()}
+            curved = source.curvature(pixels, labels, adjoint)
+            adjoint = {name: gradient[name] / count + value - self.lr * curved[name] for name, value in adjoint.items()}
         assert adjoint is not None
         return adjoint
 
 
-def carlini_wagner(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Sum over images of max(max_{c != wanted} z_c - z_wanted, -100) (Carlini and Wagner 2017)."""
-    mine = logits.gather(1, wanted[:, None])[:, 0]
-    others = logits.scatter(1, wanted[:, None], -torch.inf).max(1).values
-    return (others - mine).clamp(min=LEAST).sum()
+def carlini_wagner(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over images of max(max_{c != label} z_c - z_label, -100) (Carlini and Wagner 2017)."""
+    of_label = logits.gather(1, labels[:, None])[:, 0]
+    largest_rival = logits.scatter(1, labels[:, None], -torch.inf).max(1).values
+    return (largest_rival - of_label).clamp(min=CW_FLOOR).sum()

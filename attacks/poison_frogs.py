@@ -1,4 +1,4 @@
-"""Poison Frogs, feature collision: every poison's feature is brought to the target's."""
+"""Poison Frogs, feature collision: every poison's feature is moved onto the target's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.plugin import Attack, Classifier, Field, Poisons, Scene, Settings, fr
 
 class PoisonFrogsSettings(FeatureSettings):
     mean: bool = Field(
-        False, description="collide the mean feature only, as Witches' Brew's code does (then it is Bullseye Polytope)"
+        False, description="collide the mean feature only, as in the code of Witches' Brew (which is Bullseye Polytope)"
     )
 
 
@@ -26,18 +26,19 @@ class PoisonFrogs(Attack):
     Threat model: clean-label, targeted, transfer (a new head on frozen features) or finetune. `pf` minimises the mean
     over poisons of |phi(x_i + d_i) - phi(x_t)|^2 (mean over dimensions, and over K surrogates); the original's pull
     to the base is replaced by the eps ball, as in Witches' Brew's comparison. `pf-mean` collides only the mean
-    feature: that is what that code, and so presumably FRIENDS' tables, call Poison Frogs.
-    Needs: K feature extractors, the target image, the bases. Cost: K x 3 forward-equivalents x n x steps x restarts.
+    feature, which is what that code, and so presumably FRIENDS' tables, call Poison Frogs.
+    Assumes: K feature extractors, the target image, the bases. Cost: K x 3 forward-equivalents x n x steps x restarts.
     """
 
     Settings = PoisonFrogsSettings
     settings: PoisonFrogsSettings
 
     def craft(self, scene: Scene) -> Poisons:
-        def loss(k: int, own: list[Tensor], aims: list[Tensor]) -> Tensor:
+        def loss(k: int, poisons: list[Tensor], targets: list[Tensor]) -> Tensor:
             if self.settings.mean:
-                own = [mine.mean(0, keepdim=True) for mine in own]
-            return mean_over([(mine - aim.mean(0)).square().mean() for mine, aim in zip(own, aims, strict=True)])
+                poisons = [features.mean(0, keepdim=True) for features in poisons]
+            pairs = zip(poisons, targets, strict=True)
+            return mean_over([(features - target.mean(0)).square().mean() for features, target in pairs])
 
         return match_features(scene, self.settings, loss)
 
@@ -45,13 +46,13 @@ class PoisonFrogs(Attack):
 class ForwardBackwardSettings(Settings):
     """Defaults: the poisoning benchmark's feature collision."""
 
-    steps: int = Field(120, ge=1, le=100_000, description="largest number of steps")
+    steps: int = Field(120, ge=1, le=100_000, description="maximum number of steps")
     lr: float = Field(1e-3, gt=0, le=1e3, description="first step length, in the normalised image; x0.2 on a rejection")
     watermark: float = Field(0.3, ge=0, le=1, description="share of the target image that the start is blended with")
     beta: float = Field(
         0.0, ge=0, le=1e3, description="pull towards the base (the backward step); 0: the eps ball alone"
     )
-    tolerance: float = Field(1e-5, ge=0, le=1, description="a poison stops when its loss changes by less, relatively")
+    tolerance: float = Field(1e-5, ge=0, le=1, description="relative change of its loss at which a poison stops")
 
 
 @register("attack", "pf-original")
@@ -60,9 +61,9 @@ class ForwardBackward(Attack):
 
     Threat model: as `pf`. Every poison on its own descends sum_k |phi_k(p) - phi_k(x_t)|^2 (forward), is pulled towards
     its base (backward, if beta > 0) and projected on the eps ball; a step that does not lower its objective is undone
-    and its step length cut to a fifth. It starts from a blend with the target, projected before it is first judged
-    (in the benchmark's code the start lies outside the ball). All poisons are worked on together, each with its own
-    step. Needs: K feature extractors, the target image, the bases. Cost: K x 4 forward-equivalents x n x steps.
+    and its step length cut to a fifth. It starts from a blend with the target, projected before its first evaluation
+    (in the benchmark's code the start lies outside the ball). All poisons are optimised together, each with its own
+    step. Assumes: K feature extractors, the target image, the bases. Cost: K x 4 forward-equivalents x n x steps.
     """
 
     Settings = ForwardBackwardSettings
@@ -81,7 +82,7 @@ class ForwardBackward(Attack):
             value, slope = collisions(surrogates, pixels, aims)
             running = torch.ones(len(base), dtype=torch.bool, device=scene.device)
             losses = [value.mean().item()]
-            for done in range(settings.steps):
+            for step_index in range(settings.steps):
                 moved = pixels - step * unit**2 * slope  # a step in the normalised image
                 if settings.beta:
                     moved = (moved + step * settings.beta * base) / (1 + step * settings.beta)
@@ -97,7 +98,7 @@ class ForwardBackward(Attack):
                 pixels, slope = torch.where(taken, moved, pixels), torch.where(taken, new_slope, slope)
                 value = torch.where(better, new_value, value)
                 losses.append(value.mean().item())
-                scene.report(done + 1, settings.steps, {"loss": losses[-1]})
+                scene.report(step_index + 1, settings.steps, {"loss": losses[-1]})
                 if not running.any():
                     break
         return scene.poisons(pixels - base, losses=[losses], final_losses=[losses[-1]])

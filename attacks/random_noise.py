@@ -13,14 +13,14 @@ class RandomNoiseSettings(Settings):
     distribution: Literal["bernoulli", "uniform"] = Field(
         "bernoulli", description="+-eps with equal chance at every pixel and channel, or uniform in [-eps, eps]"
     )
-    trigger: bool = Field(False, description="judge on images with the threat model's trigger, as backdoor attacks do")
+    trigger: bool = Field(False, description="evaluate on images with the trigger, as backdoor attacks do")
 
 
 @register("attack", "random-noise")
 @register("attack", "random-noise-trigger", trigger=True)
 class RandomNoise(Attack):
-    """Baseline: same budget, bases and eps as an attack, perturbed at random. What it reaches is no merit of
-    optimisation. Needs: nothing beyond the bases. Cost: nothing."""
+    """Baseline: same budget, bases and eps as an attack, perturbed at random. What it achieves owes nothing to
+    optimisation. Assumes: the bases alone. Cost: none."""
 
     Settings = RandomNoiseSettings
     uses_surrogates = False

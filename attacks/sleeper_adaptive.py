@@ -1,4 +1,4 @@
-"""Sleeper Agent that knows FRIENDS: it crafts through the defense's own noise."""
+"""Sleeper Agent, adapted to FRIENDS: it crafts through the defense's own noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bench.plugin import Field, Poisons, Scene, Transform, register
 
 
 class AdaptiveSettings(SleeperSettings):
-    defense: Literal["noise-b", "friends-b"] = Field("noise-b", description="the defense whose noise is known")
+    defense: Literal["noise-b", "friends-b"] = Field("noise-b", description="defense whose noise the attacker knows")
     mu: int = Field(16, ge=1, le=255, description="size of its random noise, levels of 255")
     in_crafting: bool = Field(True, description="the poisons are crafted through the noise")
-    in_sources: bool = Field(False, description="the aim is taken on noisy images with the trigger, too")
+    in_sources: bool = Field(False, description="the target gradient is taken on noisy images with the trigger, too")
     in_surrogates: bool = Field(False, description="the surrogates are retrained behind the defense")
 
 
@@ -26,8 +26,8 @@ class AdaptiveSleeper(SleeperAgent):
     Threat model: as `sleeper`, and the attacker knows the defense. `-noise` crafts through fresh Bernoulli noise of
     +-mu at every step; `-friends` also through fixed friendly noise, which the attacker makes for the poisons of
     plain `sleeper` in the same trial. The order is the victim's: friendly noise, clipping, random noise,
-    augmentation. Whether the paper's retraining and source gradients saw the noise is not said; both are switches
-    here, off by default. Needs: as `sleeper`, and the defense's settings. Cost: as `sleeper`; `-friends` also crafts
+    augmentation. The paper does not say whether its retraining and source gradients saw the noise; both are switches
+    here, off by default. Assumes: as `sleeper`, and the defense's settings. Cost: as `sleeper`; `-friends` also crafts
     plain `sleeper` (shared with that attack's own runs) and trains one network for a few epochs.
     """
 
@@ -44,8 +44,8 @@ class AdaptiveSleeper(SleeperAgent):
         data, ids = scene.train, scene.bases.ids
         if self.settings.defense == "friends-b":
             with scene.workshop.timed("earlier poisons"):
-                same = {name: getattr(self.settings, name) for name in SleeperSettings.model_fields}
-                data = scene.workshop.poisons_of("sleeper", **same).applied_to(data)
+                settings = {name: getattr(self.settings, name) for name in SleeperSettings.model_fields}
+                data = scene.workshop.poisons_of("sleeper", **settings).applied_to(data)
         with scene.workshop.timed("friendly noise"):
             return scene.workshop.transform(self.settings.defense, data, ids, mu=self.settings.mu)
 
@@ -53,11 +53,11 @@ class AdaptiveSleeper(SleeperAgent):
         return {"behind": self.settings.defense, "mu": self.settings.mu} if self.settings.in_surrogates else {}
 
     def sources(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        patched, wanted = super().sources(scene)
+        patched, target_labels = super().sources(scene)
         if self.settings.in_sources:
             noise = scene.workshop.transform("noise-b", scene.train, scene.bases.ids, mu=self.settings.mu)
             patched = noise(patched, scene.stream("source noise"))
-        return patched, wanted
+        return patched, target_labels
 
     def craft(self, scene: Scene) -> Poisons:
         poisons = super().craft(scene)

@@ -1,12 +1,12 @@
 """Everything that a plug-in author imports: `from bench.plugin import Defense, register, ...`.
 
-    every plug-in     register, find, Settings, Field, BadInput, TrialFailed, derive, torch_stream, numpy_stream
-    an attack         Attack, Scene, Workshop, Transform, Trial, Threat, Poisons
-    training gradients  ParameterGradients, Matcher, Weights, cosine_distance
-    a defense         Defense, Services, Job, Run, Batch, Recipe, Trained, Predictor, ModelPredictor, known_clean
-    networks          Classifier, build_model, frozen, precision, train, make_optimizer
-    data              Dataset, Place, Images, to_pixels
-    what a cached result was made by    code_fingerprint
+    every plug-in   register, find, Settings, Field, BadInput, TrialFailed, derive, torch_stream, numpy_stream
+    an attack       Attack, Scene, Workshop, Transform, Trial, Threat, Poisons
+    its gradients   ParameterGradients, Matcher, Weights, cosine_distance
+    a defense       Defense, Services, Job, Report, Run, Batch, Trained, Predictor, ModelPredictor, known_clean
+    networks        Classifier, Recipe, build_model, train, make_optimizer, frozen, precision
+    data            Dataset, Place, Images, to_pixels
+    caching         code_fingerprint, for what `Services.keep` stores
 
 What an attack or a defense is given, and what it must return, is described at `Attack`, `Scene`, `Defense` and `Run`.
 Engines that plug-ins share are in `bench.attacks.crafting` and `bench.defenses.shared`.
@@ -23,7 +23,7 @@ from bench.foundation.settings import Settings
 from bench.science.attack import Attack, Scene
 from bench.science.classifier import Classifier, build_model, frozen
 from bench.science.dataset import Dataset, Images, Place
-from bench.science.defense import Defense, Job, Services, known_clean
+from bench.science.defense import Defense, Job, Report, Services, known_clean
 from bench.science.evaluation import ModelPredictor, Predictor
 from bench.science.gradients import Matcher, ParameterGradients, Weights, cosine_distance
 from bench.science.poisons import Poisons
@@ -34,8 +34,8 @@ from bench.science.workshop import Transform, Workshop
 
 __all__ = [
     "Attack", "BadInput", "Batch", "Classifier", "Dataset", "Defense", "Field", "Images", "Job", "Matcher",
-    "ModelPredictor", "ParameterGradients", "Place", "Poisons", "Predictor", "Recipe", "Run", "Scene", "Services",
-    "Settings", "Threat", "Trained", "Transform", "Trial", "TrialFailed", "Weights", "Workshop", "build_model",
-    "code_fingerprint", "cosine_distance", "derive", "find", "frozen", "known_clean", "make_optimizer", "numpy_stream",
-    "precision", "register", "to_pixels", "torch_stream", "train",
+    "ModelPredictor", "ParameterGradients", "Place", "Poisons", "Predictor", "Recipe", "Report", "Run", "Scene",
+    "Services", "Settings", "Threat", "Trained", "Transform", "Trial", "TrialFailed", "Weights", "Workshop",
+    "build_model", "code_fingerprint", "cosine_distance", "derive", "find", "frozen", "known_clean", "make_optimizer",
+    "numpy_stream", "precision", "register", "to_pixels", "torch_stream", "train",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,19 +25,21 @@ from typing import Any
 from bench.execution.engines.local import Local
 from bench.foundation.progress import Heartbeat, say
 from bench.science.protocol import resolve
-from bench.views import tracking
+from bench.storage.records import Record, parse
+from bench.views.mlflow import sync as syncing
+from bench.views.mlflow.server import resolve_uri
 
 DEFENSES = ("none", "friends-u", "friends-b", "friends-g", "noise-b", "epic-0.1", "spectral", "deepknn", "mixup", "abl")
 
 
-def record(number: int, trials: int, seconds: float) -> dict[str, Any]:
+def record(number: int, trials: int, seconds: float) -> Record:
     """Trial `number` of `trials`, cell after cell of ten as a run does them, just finished."""
     each = -(-trials // len(DEFENSES))
     defense, trial = DEFENSES[number // each], number % each
     now = datetime.now(UTC)
     protocol, _ = resolve("quick", [])
     curve = [1.0 / (step + 1) for step in range(250)]
-    return {
+    made = {
         "schema": 1, "key": hashlib.sha256(f"{number}".encode()).hexdigest(),
         "cell": hashlib.sha256(defense.encode()).hexdigest(), "attack": "gm", "defense": defense, "protocol": "quick",
         "trial": trial, "seed": 0, "status": "done", "error": None, "success": float(trial % 3 == 0),
@@ -50,6 +53,7 @@ def record(number: int, trials: int, seconds: float) -> dict[str, Any]:
         "started": (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
         "finished": now.isoformat(timespec="seconds"),
     }  # fmt: skip
+    return parse(json.dumps(made).encode())
 
 
 def nap(unit: tuple[int, float], heartbeat: Heartbeat) -> None:
@@ -79,22 +83,22 @@ class Load:
 def measure(trials: int, jobs: int, seconds: float, uri: str, out: Path) -> Load:
     """Finish the trials in `jobs` processes while a tracker logs them to `uri`."""
     spent: list[tuple[float, float]] = []
-    real = tracking.sync
+    real = syncing.sync
 
-    def timed(*args: Any) -> tracking.SyncReport:
+    def timed(*args: Any) -> syncing.SyncReport:
         began, computed = time.perf_counter(), time.thread_time()
         try:
             return real(*args)
         finally:
             spent.append((time.perf_counter() - began, time.thread_time() - computed))
 
-    tracking.sync = timed
+    syncing.sync = timed
     try:
         # Processes are started before the clock: that is no trial's time.
         list(Local(jobs, quiet=True).run("start", [(i, 1.0) for i in range(jobs)], nap))
         began = time.perf_counter()
         said: list[str] = []
-        tracker = tracking.Tracker(uri, out, said.append)
+        tracker = syncing.Tracker(uri, out, said.append)
         adds: list[float] = []
         units = [(number, seconds) for number in range(trials)]
         for done in Local(jobs).run("trials", units, nap):
@@ -106,7 +110,7 @@ def measure(trials: int, jobs: int, seconds: float, uri: str, out: Path) -> Load
         left = tracker.close(600)
         end = time.perf_counter()
     finally:
-        tracking.sync = real
+        syncing.sync = real
     return Load(end - began, adds, end - clock, *map(sum, zip(*spent, strict=True)), len(spent), left, said)
 
 
@@ -118,7 +122,7 @@ def main() -> None:
     parser.add_argument("--tracking", metavar="URI")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        uri = str(tracking.resolve_uri(options.tracking, Path(folder)))
+        uri = str(resolve_uri(options.tracking, Path(folder)))
         load = measure(options.trials, options.jobs, options.seconds, uri, Path(folder))
     for line in load.said:
         say(line)

@@ -1,1 +1,1 @@
-"""Defenses, one file each, on the hook contract beside them."""
+"""Defenses, one file each; `shared` and `diffusion` hold what several of them use."""

@@ -1,4 +1,4 @@
-"""Anti-backdoor learning: isolate what is learned too easily, then unlearn it."""
+"""Anti-backdoor learning: isolate the samples that are learned too easily, then unlearn them."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ class AblSettings(Settings):
     rule: Literal["lga", "flooding"] = Field(
         "lga", description="before the isolation: sign(L - gamma) L, local gradient ascent; or |L - gamma| + gamma"
     )
-    gamma: float = Field(0.5, gt=0, le=100, description="loss below which the batch is not learned further")
+    gamma: float = Field(0.5, gt=0, le=100, description="loss below which a batch is not learned further")
     unlearn_lr: float = Field(0.005, gt=0, le=1, description="learning rate of the unlearning, as a share of train.lr")
-    cap: float = Field(10.0, gt=0, le=1e6, description="unlearning stops at this loss of the batch: it has no bound")
+    cap: float = Field(10.0, gt=0, le=1e6, description="unlearning is unbounded: it stops at this loss of the batch")
 
     @model_validator(mode="after")
     def _room(self) -> AblSettings:
         if self.first + self.last >= 1:
-            raise ValueError("first + last leave no epochs between; fix: smaller shares")
+            raise ValueError("first + last leave no epochs in between; fix: smaller shares")
         return self
 
 
 @register("defense", "abl")
 class Abl(Defense):
-    """Anti-backdoor learning (Li et al., NeurIPS 2021), in the epochs of the recipe.
+    """Anti-backdoor learning (Li et al., NeurIPS 2021), within the epochs of the recipe.
 
-    First the network is kept at a loss of gamma without augmentation, so that only what is learned fast goes below; the
-    samples with the lowest loss are isolated; the network then trains on the others; at the end it climbs the loss of
-    the isolated ones. The rate falls to a tenth at two and three quarters of the middle part. Threat model: backdoors
-    that are learned faster than classes. Needs: nothing beyond the training set but how much to isolate. Cost: none.
+    First the network is held at a loss of gamma without augmentation, so that only what is learned fast falls below it;
+    the samples with the lowest loss are isolated; the network then trains on the rest; at the end it ascends the loss
+    of the isolated samples. The learning rate falls to a tenth after one half and three quarters of the middle phase.
+    Threat model: backdoors that are learned faster than classes. Assumes: the training set, and how much to isolate.
+    Cost: none.
     """
 
     Settings = AblSettings
@@ -53,7 +54,7 @@ class Abl(Defense):
         run.recipe = run.recipe.model_copy(update={"schedule": "step", "drops": tuple(drops)})
 
     def turns(self, epochs: int) -> tuple[int, int]:
-        """The epochs at which the isolation and the unlearning come, each part at least one epoch long."""
+        """The epochs at which isolation and unlearning start; every phase is at least one epoch long."""
         first = min(max(round(self.settings.first * epochs), 1), max(epochs - 2, 1))
         return first, max(epochs - max(round(self.settings.last * epochs), 1), first)
 
@@ -73,13 +74,12 @@ class Abl(Defense):
         run.side["phase"] = (epoch >= first) + (epoch >= last)
 
     def isolated(self, run: Run) -> Tensor:
-        """The samples with the lowest loss, bool [n], ties to the lower row: eval mode, un-augmented."""
+        """Which samples have the lowest loss, bool [n], ties to the lower row: eval mode, un-augmented."""
         losses = F.cross_entropy(outputs_of(run.model, run.data.images), run.data.labels, reduction="none")
         count = max(round(self.settings.isolation * len(run.data)), 1)
-        chosen = torch.argsort(losses, stable=True)[:count]
-        found = torch.zeros(len(run.data), dtype=torch.bool, device=run.device)
-        found[chosen] = True
-        return found
+        isolated = torch.zeros(len(run.data), dtype=torch.bool, device=run.device)
+        isolated[torch.argsort(losses, stable=True)[:count]] = True
+        return isolated
 
     def loss(self, losses: Tensor, batch: Batch, run: Run) -> Tensor:
         mean, gamma = losses.mean(), self.settings.gamma

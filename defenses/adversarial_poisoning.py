@@ -1,4 +1,4 @@
-"""Adversarial poisoning: the victim poisons a part of each of its own batches and learns to resist."""
+"""Adversarial poisoning: the victim poisons part of each of its own batches and learns to resist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.plugin import Batch, Defense, Field, Matcher, Run, Settings, register
 class AdversarialPoisoningSettings(Settings):
     share: float = Field(0.75, gt=0, lt=1, description="share of every batch that is poisoned")
     eps: float = Field(16.0, gt=0, le=255, description="largest change of a pixel, levels of 255")
-    steps: int = Field(5, ge=1, le=1000, description="steps of the poisoning of a batch")
+    steps: int = Field(5, ge=1, le=1000, description="crafting steps per batch")
     step: float = Field(0.1, gt=0, le=100, description="step in standard deviations of a channel")
 
 
@@ -23,11 +23,11 @@ class AdversarialPoisoning(Defense):
     """Adversarial poisoning (Geiping et al. 2021, "What Doesn't Kill You Makes You Robust(er)"), gradient-matching
     form.
 
-    The first part of every augmented batch is changed within eps, by 5 steps of signed Adam, so that its training
-    gradient points where that of the other part would if it all belonged to the first part's commonest class; then
-    the batch is learned with true labels. The network of the moment crafts in eval mode.
-    Threat model: gradient matching. Needs: the attack family and its eps. Cost: per step of crafting about three passes
-    over the changed part for its gradient and six for its derivative; the other part's gradient is taken once a batch.
+    The first part of every augmented batch is perturbed within eps, by 5 steps of signed Adam, so that its training
+    gradient aligns with that of the rest labelled as the first part's commonest class; then the batch is learned with
+    its own labels. The current network crafts, in eval mode.
+    Threat model: gradient matching. Assumes: the attack family and its eps. Cost: per crafting step about three passes
+    over the first part for its gradient and six for the derivative; the gradient of the rest once per batch.
     """
 
     Settings = AdversarialPoisoningSettings
@@ -44,16 +44,16 @@ class AdversarialPoisoning(Defense):
             raise ValueError("adversarial poisoning needs hard labels; fix: leave out the defense that mixes them")
         count = round(self.settings.share * len(batch.pixels))
         if 0 < count < len(batch.pixels):
-            changed = self.poisoned(run, batch.pixels[:count], batch.labels[:count], batch.pixels[count:])
-            batch.pixels = torch.cat([changed, batch.pixels[count:]])
+            poisons = self.poisoned(run, batch.pixels[:count], batch.labels[:count], batch.pixels[count:])
+            batch.pixels = torch.cat([poisons, batch.pixels[count:]])
         return batch
 
     def poisoned(self, run: Run, pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         """`pixels` within eps and [0, 1], matched to the gradient of `targets` with the commonest of `labels`."""
         settings, model = self.settings, run.model
-        wanted = torch.bincount(labels).argmax().expand(len(targets))
+        target_labels = torch.bincount(labels).argmax().expand(len(targets))
         # The matcher works on a copy in eval mode.
-        matcher = Matcher([model], targets, wanted, labels, chunk=len(pixels) + len(targets))
+        matcher = Matcher([model], targets, target_labels, labels, chunk=len(pixels) + len(targets))
         step = settings.step * model.normalise.std
         stream = run.side["poisoning"]
         return climb(pixels, settings.eps / 255, settings.steps, step, lambda at: -matcher.slope(at)[1], stream)

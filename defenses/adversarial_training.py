@@ -14,9 +14,9 @@ from bench.plugin import Batch, Classifier, Defense, Field, Run, Settings, froze
 
 class AdversarialTrainingSettings(Settings):
     eps: float = Field(4.0, gt=0, le=255, description="largest change of a pixel, levels of 255")
-    steps: int = Field(7, ge=1, le=1000, description="steps of the attack on a batch")
+    steps: int = Field(7, ge=1, le=1000, description="attack steps per batch")
     rule: Literal["pgd", "sign-adam"] = Field(
-        "pgd", description="pgd: signed steps of fixed length; sign-adam: Adam on the sign, as the FRIENDS baselines"
+        "pgd", description="pgd: signed steps of fixed length; sign-adam: Adam on the sign, as the FRIENDS baseline"
     )
     step: float = Field(
         0.25, gt=0, le=100, description="pgd: step as a share of eps; sign-adam: in standard deviations of a channel"
@@ -29,10 +29,10 @@ class AdversarialTraining(Defense):
     """Adversarial training (Madry et al., ICLR 2018): train on examples that maximise the loss in the eps ball.
 
     `adv-training`: PGD-7 at eps 4 with a random start, as the diffusion-denoising paper (its step is not printed; a
-    quarter of eps is Madry's). `adv-training-friends`: what FRIENDS' Table 1 compares with: 5 steps of signed Adam
-    from Gaussian noise at the attack's own eps of 16. Both work on the augmented batch, with the network of the
-    moment in eval mode. Threat model: any small perturbation. Needs: nothing beyond the training set (`-friends`: the
-    attack's eps). Cost: `steps` forward and backward passes to the pixels more.
+    quarter of eps is Madry's). `adv-training-friends`: the baseline of FRIENDS' Table 1, 5 steps of signed Adam from
+    Gaussian noise at the attack's own eps of 16. Both work on the augmented batch, with the current network in eval
+    mode. Threat model: any small perturbation. Assumes: the training set alone (`-friends`: the attack's eps).
+    Cost: `steps` more forward and backward passes to the pixels.
     """
 
     Settings = AdversarialTrainingSettings
@@ -47,12 +47,12 @@ class AdversarialTraining(Defense):
         return batch
 
     def worst(self, model: Classifier, pixels: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Pixels within eps and [0, 1] of `pixels` that the model gets wrong, as far as the steps reach."""
+        """Pixels within eps of `pixels` and in [0, 1], moved up the model's loss."""
         settings, eps = self.settings, self.settings.eps / 255
 
         def slope(at: Tensor) -> Tensor:
             leaf = at.detach().requires_grad_(True)
-            with precision(pixels.device):
+            with precision(at.device):
                 loss = F.cross_entropy(model(leaf).float(), labels, reduction="sum")
             return torch.autograd.grad(loss, leaf)[0]
 

@@ -14,9 +14,9 @@ class CutoutSettings(Settings):
 
 @register("defense", "cutout")
 class Cutout(OnView):
-    """Cutout (DeVries and Taylor 2017): a box of every image, at a place of its own, gets the mean colour.
+    """Cutout (DeVries and Taylor 2017): a box of every image, at a random place, gets the mean colour.
 
-    Threat model: any. Needs: nothing beyond the training set. Cost: none. 16 of 32 pixels, as the paper on CIFAR-10.
+    Threat model: any. Assumes: the training set alone. Cost: none. 16 of 32 pixels, as in the paper on CIFAR-10.
     """
 
     Settings = CutoutSettings

@@ -1,4 +1,4 @@
-"""Diffusion denoising: noise is added to the training images and taken out again by a diffusion model, once."""
+"""Diffusion denoising: noise is added to the training images and removed by one call of a diffusion model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from bench.defenses.diffusion.schedule import (
 )
 from bench.defenses.diffusion.sources import FIT, fitted, loaded, outside
 from bench.plugin import (
+    Classifier,
     Defense,
     Field,
     Images,
@@ -46,7 +47,7 @@ class DenoiseSettings(Settings):
     sigma: float = Field(0.25, ge=0.025, le=1, description="noise, in units of pixels in [0, 1]")
     scale: Literal[1, 2] = Field(
         2,
-        description="noise on pixels in [-1, 1] over sigma; 2: the same noise; 1: the paper's released form",
+        description="noise on pixels in [-1, 1], as a multiple of sigma; 2: the same noise; 1: the released code",
     )
     source: str = Field(
         FIT,
@@ -55,21 +56,19 @@ class DenoiseSettings(Settings):
     )
     warm_start: float = Field(0.0, ge=0, lt=1, description="share of the epochs on the raw set first (paper: 0.25)")
     init: Literal["fresh", "pretrained"] = Field(
-        "fresh", description="first weights: the victim's own, or features learned on public images"
+        "fresh", description="initial weights: the victim's own, or features learned on public images"
     )
-    denoise_test: bool = Field(False, description="the test images too; the other way is recorded as a variant")
+    denoise_test: bool = Field(False, description="denoise test images too; the alternative is recorded as a variant")
     width: int = Field(32, ge=8, le=512, multiple_of=8, description="channels of the fitted U-Net")
     steps: int = Field(3000, ge=1, le=10_000_000, description="training steps of the fitted U-Net")
-    batch: int = Field(64, ge=1, le=65536, description="images a training step of the fitted U-Net")
-    chunk: int = Field(
-        256, ge=1, le=65536, description="images denoised at once; no number depends on it but for rounding"
-    )
+    batch: int = Field(64, ge=1, le=65536, description="images per training step of the fitted U-Net")
+    chunk: int = Field(256, ge=1, le=65536, description="images denoised at once; affects results by rounding only")
 
 
 class DenoisedImages:
-    """A classifier that is shown denoised images.
+    """A classifier that sees denoised images.
 
-    A image's noise is drawn from its content: the same image always gets the same noise, whatever else is in the
+    An image's noise is drawn from its content: the same image always gets the same noise, whatever else is in the
     batch, and different images get independent noise, so that no single draw decides for all of them.
     """
 
@@ -85,7 +84,7 @@ class DenoisedImages:
 
 
 class WithVariants:
-    """A predictor, and other ways to use what was trained, judged beside it."""
+    """A predictor, and other ways to use what was trained, evaluated alongside it."""
 
     def __init__(self, headline: Predictor, variants: dict[str, Predictor]) -> None:
         self.headline, self.variants = headline, variants
@@ -103,15 +102,16 @@ class Denoise(Defense):
     """Diffusion denoising (Hong, Carlini, Kurakin: "... as a Certified Defense against Clean-Label Poisoning"), without
     the certificate.
 
-    The training set is noised with deviation sigma and denoised by one call of a diffusion model, then trained on as
-    usual; the test images are left alone (both ways are recorded). `warm_start`: the first epochs on the raw set.
-    `init = pretrained`: the features start from a training on public images; the paper starts from torchvision's
-    ImageNet ResNet-18, whose stem is not that of the ResNet-18 for small images, so that it cannot be loaded here.
+    Gaussian noise of standard deviation sigma is added to the training set, which is denoised by one call of a
+    diffusion model, then trained on as usual; the test images are left alone (both variants are recorded).
+    `warm_start`: the first epochs train on the raw set. `init = pretrained`: the features start from a training on
+    public images; the paper starts from torchvision's ImageNet ResNet-18, whose stem differs from that of the ResNet-18
+    for small images, so that it cannot be loaded here.
 
-    Threat model: any small change of the training images. Needs: a diffusion model, which is knowledge from outside;
-    one that was trained on CIFAR-10 has seen the clean twins of the poisons, which is more than other defenses know.
-    Nothing is certified: that takes many trainings and votes. Cost: one call of the network a image; `source = fit`
-    first trains a small U-Net on public images, once a study (minutes on a CPU).
+    Threat model: any small change of the training images. Assumes: a diffusion model, which is outside knowledge; one
+    that was trained on CIFAR-10 has seen the clean twins of the poisons, which is more than other defenses know.
+    Nothing is certified: that takes many trainings and votes. Cost: one call of the network per image; `source = fit`
+    first trains a small U-Net on public images, once per study (minutes on a CPU).
     """
 
     Settings = DenoiseSettings
@@ -126,7 +126,7 @@ class Denoise(Defense):
         return outside(self.settings.source)
 
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
-        # With a warm start the training begins on the raw set; `epoch` puts the denoised one in its place.
+        # With a warm start the training begins on the raw set; `epoch` replaces it with the denoised one.
         yield Job(data if self.settings.warm_start else self._denoised(data, services))
 
     def epoch(self, run: Run, epoch: int) -> None:
@@ -147,16 +147,16 @@ class Denoise(Defense):
         return WithVariants(raw, {"denoised test images": denoised})
 
     def _denoiser(self, services: Services, device: torch.device) -> Denoiser:
-        chosen = self.settings
-        if chosen.source != FIT:
-            return loaded(chosen.source, device)
-        return fitted(_public(services), chosen.width, chosen.steps, chosen.batch, services)
+        settings = self.settings
+        if settings.source != FIT:
+            return loaded(settings.source, device)
+        return fitted(_public(services), settings.width, settings.steps, settings.batch, services)
 
     def _step(self, denoiser: Denoiser) -> int:
         return step_for(denoiser.alphas, self.settings.scale * self.settings.sigma)
 
     def _denoised(self, data: Images, services: Services) -> Images:
-        """The training set, denoised: one for all trials and defenses that have the same one before them."""
+        """The training set, denoised: cached for all trials and defenses that start from the same one."""
         denoiser = self._denoiser(services, data.images.device)
         denoiser.must_take(data.images.shape[2])
         step = self._step(denoiser)
@@ -170,41 +170,34 @@ class Denoise(Defense):
             "scale": self.settings.scale,
         }
         seed = derive(0, "denoise", json.dumps(inputs, sort_keys=True))
-
-        def make() -> dict[str, Tensor]:
-            chunk, report = self.settings.chunk, services.report
-            return {"images": denoise_images(denoiser, data.images, data.ids, step, seed, chunk, report)}
-
-        return data.with_images(services.keep("denoised images", inputs, make)["images"])
+        arguments = (denoiser, data.images, data.ids, step, seed, self.settings.chunk, services.report)
+        denoised = services.keep("denoised images", inputs, lambda: {"images": denoise_images(*arguments)})
+        return data.with_images(denoised["images"])
 
     def _initialise(self, run: Run) -> None:
-        """Put features that were learned on the public images, with their own classes, into the victim's network."""
+        """Give the victim's network features that were learned on the public images, with their own classes."""
         public, services, normalise = _public(run.services), run.services, run.model.normalise
-        mean, deviation = (tuple(part.flatten().tolist()) for part in (normalise.mean, normalise.std))
+        mean, std = (tuple(values.flatten().tolist()) for values in (normalise.mean, normalise.std))
         inputs = {
             "model": services.model,
             "code": code_fingerprint(find("model", services.model).make),
             "public": public.digest,
             "recipe": services.recipe.as_dict(),
-            "normalisation": [mean, deviation],
+            "normalisation": [mean, std],
         }
         seed = derive(0, "pretrained", services.model)
         network = build_model(
             services.model,
             classes=int(public.labels.max()) + 1,
             size=public.images.shape[2],
-            normalisation=(mean, deviation),
+            normalisation=(mean, std),
             seed=seed,
             device=run.device,
         )
 
-        def make() -> dict[str, Tensor]:
-            def report(epoch: int, epochs: int, _: dict[str, float]) -> None:
-                services.report("pretraining", epoch, epochs)
-
-            return dict(train(network, public, services.recipe, seed=seed, report=report).model.state_dict())
-
-        network.load_state_dict(services.keep("pretrained features", inputs, make, external=True))
+        arguments = (network, public, seed, services)
+        weights = services.keep("pretrained features", inputs, lambda: _pretrained(*arguments), external=True)
+        network.load_state_dict(weights)
         try:
             run.model.take_features(network)
         except RuntimeError:
@@ -213,7 +206,16 @@ class Denoise(Defense):
             ) from None
 
 
+def _pretrained(network: Classifier, public: Images, seed: int, services: Services) -> dict[str, Tensor]:
+    """The weights of the network, trained on the public images with the victim's recipe."""
+
+    def report(epoch: int, epochs: int, _: dict[str, float]) -> None:
+        services.report("pretraining", epoch, epochs)
+
+    return dict(train(network, public, services.recipe, seed=seed, report=report).model.state_dict())
+
+
 def _public(services: Services) -> Images:
     if services.public is None:
-        raise TrialFailed("no public images here to train an external model on")
+        raise TrialFailed("there are no public images to train an external model on")
     return services.public()

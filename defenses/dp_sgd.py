@@ -1,4 +1,4 @@
-"""DP-SGD: every sample's gradient is clipped, their sum gets Gaussian noise, and the loss of privacy is counted."""
+"""DP-SGD: per-sample gradients are clipped, Gaussian noise is added to their sum, and the privacy loss is accounted."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ORDERS = (
     *range(11, 64),
     *(64, 80, 96, 128, 192, 256, 384, 512, 768, 1024),
 )
-"""Renyi orders that epsilon is the least over: opacus' own and larger ones, which little noise spent needs."""
+"""Renyi orders over which epsilon is minimised: opacus' own, and larger ones for a small privacy loss."""
 
 
 class DpSgdSettings(Settings):
     noise_multiplier: float = Field(
-        1.0, ge=0, le=1e3, description="deviation of the noise on the sum of the gradients, as a share of C (sigma)"
+        1.0, ge=0, le=1e3, description="std of the noise on the sum of the gradients, as a multiple of C (sigma)"
     )
     clip: float = Field(1.0, gt=0, le=1e6, description="largest norm of a sample's gradient (C)")
     delta: float = Field(1e-5, gt=0, lt=1, description="delta for which epsilon is reported")
     norm: Literal["group", "keep"] = Field(
-        "group", description="BatchNorm in the trained part: GroupNorm in its place, or refuse"
+        "group", description="BatchNorm in the trained part: replace it with GroupNorm, or refuse"
     )
     sampling: Literal["poisson"] = Field(
-        "poisson", description="every sample is in every batch by chance, as the count of epsilon supposes"
+        "poisson", description="every sample is drawn for every batch independently, as the accountant assumes"
     )
 
 
@@ -42,23 +42,23 @@ class DpSgdSettings(Settings):
 class DpSgd(Defense):
     """Differentially private SGD (Abadi et al., CCS 2016), on the per-sample gradients of opacus.
 
-    A step draws every sample with chance B / N (train.batch of the samples that are trained on), clips each one's
-    gradient over all weights to norm C, adds N(0, (sigma C)^2) to the sum and divides by B; then momentum and weight
-    decay. An epoch has round(N / B) steps. BatchNorm, which mixes samples, becomes GroupNorm: the undefended victim of
-    the same seed has another network. Features that are frozen stay as they are; a pretrained BatchNorm network that
-    is trained whole is refused.
+    A step draws every sample with probability B / N (train.batch of the N active samples), clips each sample's gradient
+    over all weights to norm C, adds N(0, (sigma C)^2) to the sum and divides by B; then momentum and weight decay. An
+    epoch has round(N / B) steps. BatchNorm, which mixes samples, becomes GroupNorm: the undefended victim of the same
+    seed has a different network. Frozen features stay as they are; a pretrained BatchNorm network that is trained as a
+    whole is refused.
 
-    The record has epsilon under `notes`: RDP accountant, neighbours that differ by one sample, null where it is
-    infinite. It is of this training alone, given the size of the training set, normalisation, pretrained weights and
-    settings; behind `+` it is null, because what another defense takes from the data is not counted. A seeded random
-    stream measures the defense and releases nothing. Over r poisons it grows with r: epsilon says something about
-    1 % of a data set only when it is far below 1.
+    The record holds epsilon under `notes`: RDP accountant, neighbours that differ by one sample, null where it is
+    infinite. It covers this training alone, given the size of the training set, normalisation, pretrained weights and
+    settings; in a composition it is null, because another defense's use of the data is not accounted for. A seeded
+    random stream measures the defense; it does not make a release private. For r poisons epsilon grows with r: it says
+    something about 1 % of a data set only when it is far below 1.
 
-    `dp-sgd` has sigma 1 (CIFAR-10, B 128, 40 epochs: epsilon about 2). `dp-sgd-0.05` has what is usual where papers
-    compare poisoning defenses, sigma 0.05: clipping with some noise, and an epsilon in the millions.
-    Threat model: any poison that needs single samples to have much weight. Needs: nothing beyond the training set, and
-    opacus (`pip install 'poisoning-bench[dp]'`). Cost: about twice the training (CPU), and the memory of
-    a gradient for every sample of a batch.
+    `dp-sgd` has sigma 1 (CIFAR-10, B 128, 40 epochs: epsilon about 2). `dp-sgd-0.05` has the sigma of 0.05 that is
+    common where papers compare poisoning defenses: clipping with some noise, and an epsilon in the millions.
+    Threat model: any poison that needs single samples to have a large influence. Assumes: the training set alone; needs
+    opacus (`pip install 'poisoning-bench[dp]'`). Cost: about twice the training time (CPU), and the memory of a
+    gradient for every sample of a batch.
     """
 
     Settings = DpSgdSettings
@@ -93,12 +93,12 @@ class DpSgd(Defense):
 
     def loss(self, losses: Tensor, batch: Batch, run: Run) -> Tensor:
         # The sum, so that each sample's gradient is its own: a mean divides by the number that happened to be drawn,
-        # and has no value when it is none. The optimizer divides by the expected number.
+        # and is undefined when that is zero. The optimizer divides by the expected number.
         return losses.sum()
 
 
 class PrivateTraining:
-    """One training with per-sample gradients, from its first batch to the network without opacus' traces."""
+    """One training with per-sample gradients, from its first batch until opacus' hooks are removed again."""
 
     def __init__(self, run: Run, settings: DpSgdSettings, beside: tuple[str, ...]) -> None:
         from opacus.accountants import RDPAccountant
@@ -108,34 +108,34 @@ class PrivateTraining:
         self.hooks = attach(run.model)
         self.accountant = RDPAccountant()
         self.rate = 0.0
-        self.left = 0
+        self.steps_left = 0
         sgd = make_optimizer(run.model, run.recipe)
         for group in sgd.param_groups:
-            group["fused"] = None  # it may ask for the weights' memory format, which opacus' gradients do not have
+            group["fused"] = None  # it may require the weights' memory format, which opacus' gradients do not have
         sgd.register_step_post_hook(lambda *_: self._stepped())
         self.optimizer = make_private(sgd, settings.noise_multiplier, settings.clip, run.recipe.batch)
 
     def draw(self, rows: Tensor, chance: torch.Generator) -> list[Tensor]:
         """An epoch's batches: each of the `rows` is in each batch with the same chance, independently."""
         expected = min(self.run.recipe.batch, len(rows))
-        self.rate, self.left = expected / len(rows), max(round(len(rows) / expected), 1)
+        self.rate, self.steps_left = expected / len(rows), max(round(len(rows) / expected), 1)
         self.optimizer.expected_batch_size = expected
-        chances = (torch.rand(len(rows), generator=chance, device=rows.device) for _ in range(self.left))
-        return [rows[drawn < self.rate] for drawn in chances]
+        draws = (torch.rand(len(rows), generator=chance, device=rows.device) for _ in range(self.steps_left))
+        return [rows[drawn < self.rate] for drawn in draws]
 
     def _stepped(self) -> None:
         self.accountant.step(noise_multiplier=self.settings.noise_multiplier, sample_rate=self.rate)
         for parameter in self.optimizer.params:  # now, not at the next backward pass: they are many times the weights
             parameter.grad_sample = parameter.summed_grad = None
-        self.left -= 1
-        if self.left == 0 and self.run.current_epoch == self.run.recipe.epochs - 1:
-            clean(self.run.model, self.hooks)
+        self.steps_left -= 1
+        if self.steps_left == 0 and self.run.current_epoch == self.run.recipe.epochs - 1:
+            detach(self.run.model, self.hooks)
             if self.run.services is not None:
                 name = f"privacy of training {self.run.job}" if self.run.job else "privacy"
                 self.run.services.note(name, self.spent())
 
     def spent(self) -> dict[str, Any]:
-        """What the steps so far have cost, as JSON."""
+        """The privacy loss of the steps so far, as JSON."""
         history = self.accountant.history
         return {
             "epsilon": None if self.beside else epsilon(self.accountant, self.settings.delta),
@@ -154,11 +154,11 @@ def attach(model: nn.Module) -> Any:
     from opacus.grad_sample.grad_sample_module import GradSampleHooks
 
     class Hooks(GradSampleHooks):
-        def rearrange_grad_samples(self, **what: Any) -> tuple[list[Tensor], Tensor]:
-            # opacus 1.6 reads what a convolution was given as if it were contiguous: with channels last the gradients
-            # are wrong without an error. A clone, for `contiguous()` leaves the strides of 1x1 maps as they are.
-            activations, slopes = super().rearrange_grad_samples(**what)
-            return [each.clone(memory_format=torch.contiguous_format) for each in activations], slopes
+        def rearrange_grad_samples(self, **arguments: Any) -> tuple[list[Tensor], Tensor]:
+            # opacus 1.6 reads a convolution's input as if it were contiguous: with channels last the gradients are
+            # wrong, without an error. A clone, because `contiguous()` leaves the strides of 1x1 maps as they are.
+            activations, slopes = super().rearrange_grad_samples(**arguments)
+            return [inputs.clone(memory_format=torch.contiguous_format) for inputs in activations], slopes
 
     return Hooks(model, loss_reduction="sum")
 
@@ -169,7 +169,7 @@ def make_private(sgd: torch.optim.Optimizer, sigma: float, clip: float, batch: i
 
     class Optimizer(DPOptimizer):
         def clip_and_accumulate(self) -> None:
-            # Norms of bfloat16 gradients are rounded, so that a clipped gradient could be longer than C.
+            # Norms of bfloat16 gradients are rounded: a clipped gradient could be longer than C.
             for parameter in self.params:
                 parameter.grad_sample = parameter.grad_sample.to(parameter.dtype)
             super().clip_and_accumulate()
@@ -178,16 +178,16 @@ def make_private(sgd: torch.optim.Optimizer, sigma: float, clip: float, batch: i
 
 
 def epsilon(accountant: Any, delta: float) -> float | None:
-    """Epsilon of the steps that were counted; None where it is infinite."""
+    """Epsilon of the accounted steps; None where it is infinite."""
     with warnings.catch_warnings(), contextlib.suppress(OverflowError):
         warnings.simplefilter("ignore")  # that the best order is the last one: then epsilon is an upper bound
-        found = accountant.get_epsilon(delta=delta, alphas=list(ORDERS))
-        return found if math.isfinite(found) else None
+        value = accountant.get_epsilon(delta=delta, alphas=list(ORDERS))
+        return value if math.isfinite(value) else None
     return None
 
 
-def clean(model: nn.Module, hooks: Any) -> None:
-    """Take from a network all that opacus has hung on it."""
+def detach(model: nn.Module, hooks: Any) -> None:
+    """Remove everything that opacus attached to a network."""
     hooks.cleanup()
     for parameter in model.parameters():
         vars(parameter).pop("summed_grad", None)

@@ -1,4 +1,4 @@
-"""EPIC: samples that stand alone in gradient space are dropped during training, for good."""
+"""EPIC: samples that are isolated in gradient space are dropped during training, permanently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class EpicSettings(Settings):
     every: int = Field(1, ge=1, le=10000, description="epochs between selections (T)")
     start: int = Field(5, ge=0, le=10000, description="first epoch that may drop (K)")
     stop: int = Field(
-        0, ge=0, le=10000, description="epoch from which on nothing is dropped (0: after the last drop of the rate)"
+        0,
+        ge=0,
+        le=10000,
+        description="first epoch without drops (0: after the last drop of the learning rate)",
     )
 
 
@@ -33,9 +36,9 @@ class Epic(Defense):
 
     Every T epochs from epoch K on, each sample is described by the gradient of its loss in the logits, softmax(z) -
     onehot(y); in every class medoids are chosen by greedy facility location, each sample joins its most similar
-    medoid, and samples that are alone with themselves are dropped. Drops are permanent. More medoids mean more
-    samples alone, so that a larger fraction drops more. Threat model: targeted clean-label poisons. Needs: nothing
-    beyond the training set. Cost: one forward pass over the training set and the selection, each time.
+    medoid, and samples that form a cluster of one are dropped, permanently. More medoids mean more clusters of one, so
+    a larger fraction drops more. Threat model: targeted clean-label poisons. Assumes: the training set alone.
+    Cost: one forward pass over the training set and the selection, each time.
     """
 
     Settings = EpicSettings
@@ -48,9 +51,9 @@ class Epic(Defense):
             alone = self.isolated(run)
             run.suspected = run.suspected | (run.active & alone)
             run.active = run.active & ~alone
-            left = torch.bincount(run.data.labels[run.active], minlength=run.model.head.out_features)
+            remaining = torch.bincount(run.data.labels[run.active], minlength=run.model.head.out_features)
             present = torch.bincount(run.data.labels, minlength=run.model.head.out_features)
-            for label in torch.nonzero((left == 0) & (present > 0)).flatten().tolist():
+            for label in torch.nonzero((remaining == 0) & (present > 0)).flatten().tolist():
                 raise TrialFailed(f"epoch {epoch}: defense '{self.name}' left no training sample of class {label}")
 
     def isolated(self, run: Run) -> Tensor:
@@ -64,7 +67,7 @@ class Epic(Defense):
 
 
 def alone_in_cluster(gradients: Tensor, labels: Tensor, counts: list[int]) -> Tensor:
-    """Which samples share their medoid with nobody, bool [n]; counts: medoids of each class."""
+    """Which samples share their medoid with no other, bool [n]; counts: medoids of each class."""
     alone = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     for label, count in enumerate(counts):
         rows = torch.nonzero(labels == label).flatten()
@@ -82,8 +85,8 @@ def logit_gradients(model: Classifier, data: Images, chunk: int = 1024) -> Tenso
 
 
 def medoids_per_class(labels: Tensor, fraction: float, classes: int, stream: torch.Generator) -> list[int]:
-    """How many medoids each class gets: its share of fraction x n, rounded up; what that is too many is taken back from
-    classes at random."""
+    """How many medoids each class gets: its share of fraction x n, rounded up; the surplus is taken back from classes
+    at random."""
     total = int(fraction * len(labels) + 1e-9)
     sizes = torch.bincount(labels, minlength=classes).tolist()
     counts = [math.ceil(size / len(labels) * total - 1e-9) for size in sizes]
@@ -103,31 +106,32 @@ def similarity(gradients: Tensor) -> Tensor:
 def facility_location(similar: np.ndarray, count: int) -> np.ndarray:
     """Greedy choice of `count` columns j that maximise sum_i max_j similar[i, j]; ties to the lower index.
 
-    Lazy (Minoux 1978): gains only shrink, so that an old gain which still leads after being taken anew is the best.
-    That holds to the last bit, because every gain is summed in the same order.
+    Lazy (Minoux 1978): gains only shrink, so a gain that still leads after it is recomputed is the best. That holds to
+    the last bit, because every gain is summed in the same order.
     """
-    columns = np.array(similar.T, dtype=np.float64, order="C")  # a column of `similar` is a walk through all memory
-    covered, room = np.zeros(len(similar)), np.empty(len(similar))
-
-    def gain(j: int) -> float:
-        np.maximum(columns[j], covered, out=room)
-        return float(np.subtract(room, covered, out=room).sum())
-
-    bounds = [(-gain(j), j) for j in range(len(columns))]
+    columns = np.array(similar.T, dtype=np.float64, order="C")  # a column of `similar` is scattered over all memory
+    covered, buffer = np.zeros(len(similar)), np.empty(len(similar))
+    bounds = [(-_gain(column, covered, buffer), j) for j, column in enumerate(columns)]
     heapq.heapify(bounds)
     chosen: list[int] = []
     while len(chosen) < count and bounds:
         _, j = heapq.heappop(bounds)
-        now = (-gain(j), j)
-        if bounds and now > bounds[0]:
-            heapq.heappush(bounds, now)
+        bound = (-_gain(columns[j], covered, buffer), j)
+        if bounds and bound > bounds[0]:
+            heapq.heappush(bounds, bound)
             continue
         chosen.append(j)
         np.maximum(covered, columns[j], out=covered)
     return np.array(chosen, dtype=np.int64)
 
 
+def _gain(column: np.ndarray, covered: np.ndarray, buffer: np.ndarray) -> float:
+    """By how much a medoid with these similarities raises the sum of what is covered."""
+    np.maximum(column, covered, out=buffer)
+    return float(np.subtract(buffer, covered, out=buffer).sum())
+
+
 def cluster_sizes(similar: np.ndarray, medoids: np.ndarray) -> np.ndarray:
-    """For every sample the size of the cluster that it is in, [n]; each joins its most similar medoid."""
+    """For every sample the size of its cluster, [n]; each joins its most similar medoid."""
     member = similar[:, medoids].argmax(1)
     return np.bincount(member, minlength=len(medoids))[member]

@@ -1,8 +1,7 @@
-"""FRIENDS: friendly noise, optimised once for each image, and fresh random noise at every step."""
+"""FRIENDS: friendly noise, optimised once per image, and fresh random noise at every step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,9 +16,11 @@ from bench.plugin import (
     Defense,
     Field,
     Images,
+    Report,
     Run,
     Services,
     Settings,
+    Transform,
     TrialFailed,
     find,
     frozen,
@@ -28,7 +29,7 @@ from bench.plugin import (
     to_pixels,
 )
 
-REFERENCE_BATCH = 128  # the batch for which the paper's learning rates are meant
+REFERENCE_BATCH = 128  # the batch size that the paper's learning rates assume
 
 
 class FriendsSettings(Settings):
@@ -39,16 +40,14 @@ class FriendsSettings(Settings):
     zeta: int = Field(16, ge=1, le=127, description="bound of the friendly noise, levels of 255")
     start: int = Field(5, ge=0, le=10000, description="epoch at which the friendly noise is made (def_epoch)")
     steps: int = Field(20, ge=1, le=1000, description="SGD steps on the friendly noise")
-    lr: float = Field(100.0, gt=0, le=1e5, description="learning rate at a batch of 128; scaled exactly for any other")
+    lr: float = Field(100.0, gt=0, le=1e5, description="learning rate at a batch of 128, scaled to any other")
     lambda_: float = Field(1.0, ge=0, le=1e4, description="weight of the reward for large noise")
     objective: Literal["released", "paper"] = Field(
         "released",
         description="released: KL(f(x)||f(x+e)) - lambda mean(e^2); paper, eq. 3: KL(f(x+e)||f(x)) - lambda |e|_2",
     )
-    batch: int = Field(1024, ge=1, le=65536, description="images at once; the result does not depend on it")
-    source_model: str = Field(
-        "", description="make the noise on this architecture instead (Table 6); empty: the victim"
-    )
+    batch: int = Field(1024, ge=1, le=65536, description="images optimised at once; does not affect the result")
+    source_model: str = Field("", description="architecture to optimise the noise on instead of the victim's (Table 6)")
 
     @model_validator(mode="after")
     def _known_source(self) -> FriendsSettings:
@@ -62,9 +61,9 @@ def friendly_noise(
     data: Images,
     settings: FriendsSettings,
     stream: torch.Generator,
-    report: Callable[[str, int, int], None] | None = None,
+    report: Report | None = None,
 ) -> Tensor:
-    """FRIENDS, Algorithm 1: for each image the largest perturbation that leaves the model's output alone.
+    """FRIENDS, Algorithm 1: for each image the largest perturbation that leaves the model's output unchanged.
 
     data: uint8 images on the model's device, un-augmented. Returns int8 [n, 3, h, w], levels of 255 in [-zeta, zeta].
     The model is used in eval mode and left as it was; TrialFailed if its outputs are not finite. The loss is a sum over
@@ -75,8 +74,8 @@ def friendly_noise(
     noise = torch.empty(data.images.shape, dtype=torch.int8, device=data.images.device)
     with frozen(model):
         for start in range(0, len(data), settings.batch):
-            part = data.images[start : start + settings.batch]
-            noise[start : start + len(part)] = _optimise(model, to_pixels(part), bound, settings, stream)
+            images = data.images[start : start + settings.batch]
+            noise[start : start + len(images)] = _optimise(model, to_pixels(images), bound, settings, stream)
             if report is not None:
                 report("friendly noise", min(start + settings.batch, len(data)), len(data))
     return noise
@@ -118,10 +117,10 @@ def _optimise(
 class Friends(Defense):
     """FRIENDS (Liu, Yang, Mirzasoleiman, NeurIPS 2022), Algorithms 1 and 2; `friendly` is the friendly noise alone.
 
-    From the start x + random noise; from epoch `start` on clip(x + friendly noise) + random noise, the friendly noise
-    made once with the network of that moment. All of it before augmentation; the random noise is redrawn at every step
-    and not clipped (released code). Needs: nothing beyond the training set. Cost: 20 steps x 2 forward-equivalents over
-    the training set (13 epochs' worth); about 1 with a small `source_model`. The noise is kept as int8.
+    At first x + random noise; from epoch `start` on clip(x + friendly noise) + random noise, the friendly noise being
+    optimised once, on the network of that epoch. All of it before augmentation; the random noise is redrawn at every
+    step and not clipped (released code). Assumes: the training set alone. Cost: 20 steps x 2 forward-equivalents over
+    the training set (13 epochs' worth); about 1 with a small `source_model`. The noise is stored as int8.
     """
 
     Settings = FriendsSettings
@@ -138,13 +137,11 @@ class Friends(Defense):
                 model, run.data, self.settings, run.stream("friendly"), run.services.report
             )
 
-    def published(
-        self, data: Images, ids: Tensor, services: Services, stream: torch.Generator
-    ) -> Callable[[Tensor, torch.Generator], Tensor]:
-        """Friendly noise made once for `ids`, with a network of the attacker trained for `start` epochs on `data`."""
+    def published(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
+        """Friendly noise optimised once for `ids`, on a network that is trained for `start` epochs on `data`."""
         model = services.fit(data, self.settings.source_model or services.model, max(self.settings.start, 1), "source")
-        mine = data.subset(data.rows_of(ids))
-        fixed = friendly_noise(model, mine, self.settings, stream, services.report).float() / 255
+        images = data.subset(data.rows_of(ids))
+        fixed = friendly_noise(model, images, self.settings, stream, services.report).float() / 255
 
         def transform(pixels: Tensor, stream: torch.Generator) -> Tensor:
             return self._noisy((pixels + fixed).clamp(0, 1), stream)

@@ -17,10 +17,10 @@ class InstaHideSettings(Settings):
 
 @register("defense", "instahide")
 class InstaHide(OnView):
-    """DP-InstaHide (Borgnia et al. 2021): mixup of k images and Laplace noise, clipped to the image's range.
+    """DP-InstaHide (Borgnia et al. 2021): mixup of k images and Laplace noise, clipped to the range of pixels.
 
-    Threat model: any. Needs: nothing beyond the training set. Cost: none. The paper's privacy claim ties the noise to
-    1/k; nothing is claimed here.
+    Threat model: any. Assumes: the training set alone. Cost: none. The paper's privacy claim ties the noise to 1/k;
+    no such claim is made here.
     """
 
     Settings = InstaHideSettings
@@ -29,7 +29,7 @@ class InstaHide(OnView):
     def mixed(self, batch: Batch, run: Run, stream: Generator) -> Batch:
         batch = Mixup(MixupSettings(ways=self.settings.ways), self.name).mixed(batch, run, stream)
         uniform = torch.rand(batch.pixels.shape, generator=stream, device=stream.device) - 0.5
-        # The inverse of Laplace's distribution function; 1 - 2|u| is never 0, since u is never -1/2 exactly twice.
+        # The inverse of Laplace's distribution function; the clamp keeps 1 - 2|u| above 0.
         noise = -self.settings.scale * uniform.sign() * torch.log1p(-2 * uniform.abs().clamp(max=0.5 - 1e-7))
         batch.pixels = (batch.pixels + noise).clamp(0, 1)
         return batch

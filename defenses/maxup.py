@@ -1,4 +1,4 @@
-"""MaxUp: of several augmented copies only the worst is learned."""
+"""MaxUp: of several augmented copies of each image only the worst is learned."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from bench.plugin import Batch, Defense, Field, Run, Settings, register
 
 class MaxupSettings(Settings):
     trials: int = Field(4, ge=2, le=64, description="augmented copies of every image")
-    start: int = Field(5, ge=0, le=10000, description="epoch from which on it works")
-    cutout: float = Field(0.5, ge=0, le=1, description="side of a box cut out of every copy, as a share (0: none)")
+    start: int = Field(5, ge=0, le=10000, description="first epoch with copies")
+    cutout: float = Field(0.5, ge=0, le=1, description="side of a copy's cut-out box, as a share (0: none)")
 
 
 @register("defense", "maxup")
 class Maxup(Defense):
-    """MaxUp (Gong et al., CVPR 2021): of several augmented copies of a image only the worst is learned.
+    """MaxUp (Gong et al., CVPR 2021): of several augmented copies of each image only the worst is learned.
 
-    Every copy has its own shift, flip and cut-out box; the loss of a image is the largest of its copies'. Threat
-    model: any. Needs: nothing beyond the training set. Cost: as many forward and backward passes as copies.
+    Every copy has its own shift, flip and cut-out box; an image's loss is the largest of its copies'. Threat model:
+    any. Assumes: the training set alone. Cost: as many forward and backward passes as copies.
     """
 
     Settings = MaxupSettings

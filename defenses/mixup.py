@@ -16,8 +16,8 @@ class MixupSettings(Settings):
 class Mixup(OnView):
     """mixup (Zhang et al., ICLR 2018), n-way as in Borgnia et al. (ICASSP 2021): the "strong augmentation" of FRIENDS.
 
-    Trains on convex combinations of images and of their labels; weights uniform on the simplex, one draw a batch.
-    Threat model: any. Needs: nothing beyond the training set. Cost: none.
+    Trains on convex combinations of images and of their labels; weights uniform on the simplex, one draw per batch.
+    Threat model: any. Assumes: the training set alone. Cost: none.
     """
 
     Settings = MixupSettings

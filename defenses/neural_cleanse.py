@@ -31,24 +31,24 @@ from bench.plugin import (
     train,
 )
 
-IMAGES = 1024
+STAMPED_AT_ONCE = 1024
 """Stamped images in one pass of the network."""
 
 
 class NeuralCleanseSettings(Settings):
-    epochs: int = Field(80, ge=1, le=10000, description="most epochs of the search")
+    epochs: int = Field(80, ge=1, le=10000, description="maximum epochs of the search")
     steps: int = Field(
-        20, ge=1, le=10000, description="fewest steps of an epoch: a small hold-out is passed through several times"
+        20, ge=1, le=10000, description="minimum steps per epoch: a small hold-out is passed over several times"
     )
-    batch: int = Field(32, ge=1, le=65536, description="clean images in a step, each stamped for every class")
+    batch: int = Field(32, ge=1, le=65536, description="clean images per step, each stamped for every class")
     lr: float = Field(0.1, gt=0, le=100, description="learning rate of Adam, for mask and pattern before tanh")
-    cost: float = Field(1e-3, gt=0, le=100, description="first weight c of the mask's norm")
-    threshold: float = Field(0.99, gt=0, le=1, description="share of the hold-out that a trigger must turn")
+    cost: float = Field(1e-3, gt=0, le=100, description="initial weight c of the mask's norm")
+    threshold: float = Field(0.99, gt=0, le=1, description="share of the hold-out that a trigger must flip")
     patience: int = Field(
-        5, ge=1, le=1000, description="good epochs in a row before c is doubled; bad ones before /2.8"
+        5, ge=1, le=1000, description="good epochs in a row after which c doubles; bad ones after which it falls"
     )
-    stop: int = Field(25, ge=1, le=10000, description="epochs without a smaller mask after which a class is done")
-    index: float = Field(2.0, gt=0, le=100, description="anomaly index from which on a small mask is flagged")
+    stop: int = Field(25, ge=1, le=10000, description="epochs without a smaller mask after which a class stops")
+    index: float = Field(2.0, gt=0, le=100, description="anomaly index above which a small mask is flagged")
     repair_epochs: int = Field(100, ge=1, le=10000, description="epochs on the hold-out that repair a flagged network")
     repair_lr: float = Field(0.01, gt=0, le=100, description="learning rate of the repair")
     stamped: float = Field(0.2, gt=0, le=1, description="share of the images that the repair stamps")
@@ -56,16 +56,16 @@ class NeuralCleanseSettings(Settings):
 
 @register("defense", "neural-cleanse")
 class NeuralCleanse(Defense):
-    """Neural Cleanse (Wang et al., IEEE S&P 2019): looks for a trigger in the trained network and unlearns it.
+    """Neural Cleanse (Wang et al., IEEE S&P 2019): searches the trained network for a trigger and unlearns it.
 
-    For each class the smallest trigger (mask, pattern) is sought that turns the whole clean hold-out into it; a class
-    whose mask is an outlier to the small side (median absolute deviations) is flagged, and the network is fine-tuned on
-    the hold-out, a fifth of it with the recovered trigger and the true labels. Nothing flagged: the network stays as
-    it is. With normally distributed norms the outlier test flags a class of a clean network of ten classes in 33 % of
-    4000 draws (6 classes 27 %, 100 classes 87 %); norms, indices and what was flagged are in the record's notes.
-    Threat model: one static trigger for one class; targeted poisons have none. Needs: a clean hold-out. Cost: up to 80
-    epochs on the hold-out for each class (of at least 20 steps of 32 images), about a third of that again to measure
-    success, and 100 epochs on the hold-out if something was flagged.
+    For each class it searches for the smallest trigger (mask, pattern) that flips the whole clean hold-out to it. A
+    class whose mask is an outlier on the small side (median absolute deviations) is flagged, and the network is
+    fine-tuned on the hold-out, a fifth of it with the recovered trigger and the true labels. If nothing is flagged, the
+    network stays as it is. With normally distributed norms the outlier test flags a class of a clean network of ten
+    classes in 33 % of 4000 draws (6 classes 27 %, 100 classes 87 %); norms, indices and flagged classes are in the
+    record's notes. Threat model: one static trigger for one class; targeted poisons have none.
+    Assumes: a clean hold-out. Cost: up to 80 epochs on the hold-out per class (of at least 20 steps of 32 images),
+    about a third of that again to measure success, and 100 epochs on the hold-out if a class was flagged.
     """
 
     Settings = NeuralCleanseSettings
@@ -76,38 +76,39 @@ class NeuralCleanse(Defense):
         model, clean = trained[0].model, known_clean(services)
         chance = torch_stream(clean.images.device, services.seed, "neural cleanse")
 
-        def report(done: int) -> None:
-            services.report("searching triggers", done, self.settings.epochs)
+        def report(epochs: int) -> None:
+            services.report("searching triggers", epochs, self.settings.epochs)
 
         pixels = to_pixels(clean.images)
-        found = search(model, pixels, services.classes, self.settings, chance, report)
-        indices = anomalies(found.norms)
-        flagged = flag(found, indices, self.settings.index)
+        triggers = search(model, pixels, services.classes, self.settings, chance, report)
+        indices = anomalies(triggers.norms)
+        flagged = flag(triggers, indices, self.settings.index)
         notes = {
-            "norms": found.norms.tolist(),
+            "norms": triggers.norms.tolist(),
             "indices": indices.tolist(),
-            "meets the threshold": found.met.tolist(),
-            "epochs": found.epochs,
+            "meets the threshold": triggers.met.tolist(),
+            "epochs": triggers.epochs,
             "flagged": flagged.tolist(),
         }
         if len(flagged):
-            notes["success before repair"] = successes(model, pixels, found.masks, found.patterns)[flagged].tolist()
-            repair = Stamping(found.masks[flagged], found.patterns[flagged], self.settings.stamped)
+            masks, patterns = triggers.masks, triggers.patterns
+            notes["success before repair"] = successes(model, pixels, masks, patterns)[flagged].tolist()
+            repair = Stamping(masks[flagged], patterns[flagged], self.settings.stamped)
             train(model, clean, self.recipe(services.recipe), seed=derive(services.seed, "repair"), hooks=repair)
-            notes["success after repair"] = successes(model, pixels, found.masks, found.patterns)[flagged].tolist()
+            notes["success after repair"] = successes(model, pixels, masks, patterns)[flagged].tolist()
         services.note("neural_cleanse", notes)
         return ModelPredictor(model)
 
     def recipe(self, victim: Recipe) -> Recipe:
-        """How the repair trains: as the victim was trained, but short and at a small constant rate."""
+        """The recipe of the repair: the victim's, but short and at a small constant learning rate."""
         short = {"epochs": self.settings.repair_epochs, "lr": self.settings.repair_lr, "schedule": "step", "drops": ()}
         return victim.model_copy(update=short)
 
 
 @dataclass(frozen=True)
 class Triggers:
-    """One trigger a class: masks [c, 1, h, w] and patterns [c, 3, h, w] in [0, 1], norms float [c] = |mask|_1, met bool
-    [c]: whether it turns enough images; epochs that the search took."""
+    """One trigger per class: masks [c, 1, h, w] and patterns [c, 3, h, w] in [0, 1], norms float [c] = |mask|_1, met
+    bool [c]: whether it flips enough images; epochs that the search took."""
 
     masks: Tensor
     patterns: Tensor
@@ -117,13 +118,13 @@ class Triggers:
 
 
 def stamp(pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
-    """(1 - m) x + m p, in [0, 1] as its parts are."""
+    """(1 - m) x + m p, in [0, 1] as its operands are."""
     return torch.lerp(pixels, patterns, masks)
 
 
 class Costs:
     """The weight c of the norm, for each class: doubled after `patience` good epochs in a row, divided by 2^1.5 after
-    as many bad ones; the count begins anew then. turned: bool [classes], whether c has gone up and down."""
+    as many bad ones; then the count restarts. turned: bool [classes], whether c has gone both up and down."""
 
     def __init__(self, classes: int, start: float, patience: int, device: torch.device | str = "cpu") -> None:
         self.values = torch.full((classes,), start, device=device)
@@ -138,7 +139,7 @@ class Costs:
         return self.risen & self.fallen
 
     def epoch(self, met: Tensor) -> None:
-        """An epoch ended; met: bool [classes], whether the trigger turned enough images."""
+        """An epoch ended; met: bool [classes], whether the trigger flipped enough images."""
         self.good = torch.where(met, self.good + 1, 0)
         self.bad = torch.where(met, 0, self.bad + 1)
         up, down = self.good >= self.patience, self.bad >= self.patience
@@ -153,13 +154,13 @@ def search(
     classes: int,
     settings: NeuralCleanseSettings,
     chance: Generator,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda epochs: None,
 ) -> Triggers:
     """The smallest trigger for each class on clean pixels [n, 3, h, w], all classes at once (Wang et al., equation 3).
 
     m and p are (tanh + 1) / 2 of what Adam changes. After each epoch success and norm are measured on all images; the
-    smallest mask that meets the threshold is kept, the last one if none did. A class is done when its mask has not
-    become smaller by 1 % for `stop` epochs while its cost has gone both up and down.
+    result is the smallest mask that meets the threshold, the last one if none did. A class stops when its mask has not
+    shrunk by 1 % for `stop` epochs while its cost has gone both up and down.
     """
     device, (_, _, h, w) = pixels.device, pixels.shape
     start = torch.rand((classes, 4, h, w), generator=chance, device=device)
@@ -177,32 +178,33 @@ def search(
             for _ in range(passes):
                 for rows in torch.randperm(len(pixels), generator=chance, device=device).split(settings.batch):
                     _step(model, pixels[rows], free, active, costs.values, optimizer)
-            now = torch.tanh(free.detach()) / 2 + 0.5
-            size = now[:, 0].flatten(1).sum(1)
+            current = torch.tanh(free.detach()) / 2 + 0.5
+            size = current[:, 0].flatten(1).sum(1)
             met = torch.zeros_like(costs.risen)
-            met[active] = successes(model, pixels, now[active, :1], now[active, 1:], active) >= settings.threshold
+            rates = successes(model, pixels, current[active, :1], current[active, 1:], active)
+            met[active] = rates >= settings.threshold
             smaller = met & (size < norms)
-            best[smaller], norms[smaller] = now[smaller], size[smaller]
+            best[smaller], norms[smaller] = current[smaller], size[smaller]
             shrunk = norms < 0.99 * landmark
             idle = torch.where(shrunk, 0, idle + 1)
             landmark = torch.where(shrunk, norms, landmark)
             costs.epoch(met)
-            done = norms.isfinite() & costs.turned & (idle >= settings.stop)
-            active = active[~done[active]]
+            settled = norms.isfinite() & costs.turned & (idle >= settings.stop)
+            active = active[~settled[active]]
             epochs += 1
             report(epochs)
-    found = norms.isfinite()
-    best[~found] = (torch.tanh(free.detach()) / 2 + 0.5)[~found]
+    met_once = norms.isfinite()
+    best[~met_once] = (torch.tanh(free.detach()) / 2 + 0.5)[~met_once]
     masks = best[:, :1]
-    return Triggers(masks, best[:, 1:], masks.flatten(1).sum(1), found, epochs)
+    return Triggers(masks, best[:, 1:], masks.flatten(1).sum(1), met_once, epochs)
 
 
 def _step(
     model: Classifier, pixels: Tensor, free: Tensor, active: Tensor, costs: Tensor, optimizer: torch.optim.Optimizer
 ) -> None:
-    """One step of Adam on the classes that are not done; the classes do not meet, so that they may be summed."""
+    """One step of Adam on the active classes; the classes share no variable, so that their losses may be summed."""
     optimizer.zero_grad(set_to_none=True)
-    for classes in active.split(max(IMAGES // len(pixels), 1)):
+    for classes in active.split(max(STAMPED_AT_ONCE // len(pixels), 1)):
         trigger = torch.tanh(free[classes]) / 2 + 0.5
         losses = F.cross_entropy(
             stamped_logits(model, pixels, trigger[:, :1], trigger[:, 1:]),
@@ -225,32 +227,32 @@ def stamped_logits(model: Classifier, pixels: Tensor, masks: Tensor, patterns: T
 def successes(
     model: Classifier, pixels: Tensor, masks: Tensor, patterns: Tensor, classes: Tensor | None = None
 ) -> Tensor:
-    """Share of the images that each trigger turns into its class, [k]. classes: int64 [k], 0 to k - 1 if None."""
+    """Share of the images that each trigger flips to its class, [k]. classes: int64 [k], 0 to k - 1 if None."""
     classes = torch.arange(len(masks), device=pixels.device) if classes is None else classes
     hits = torch.zeros(len(masks), device=pixels.device)
     with frozen(model):
-        for part in pixels.split(max(IMAGES // max(len(masks), 1), 1)):
-            made = stamped_logits(model, part, masks, patterns).argmax(1).view(len(masks), -1)
-            hits += (made == classes[:, None]).sum(1)
+        for some in pixels.split(max(STAMPED_AT_ONCE // max(len(masks), 1), 1)):
+            predicted = stamped_logits(model, some, masks, patterns).argmax(1).view(len(masks), -1)
+            hits += (predicted == classes[:, None]).sum(1)
     return hits / len(pixels)
 
 
 def anomalies(norms: Tensor) -> Tensor:
-    """|norm - median| / (1.4826 MAD) [c]: deviations, of a normal distribution as wide as the norms'."""
+    """|norm - median| / (1.4826 MAD) [c]: in standard deviations, if the norms are normally distributed."""
     values = norms.double()
-    away = (values - values.quantile(0.5)).abs()
-    # Half of the norms alike leaves no spread to measure with; the floor, in pixels, keeps the index finite.
-    return away / (1.4826 * away.quantile(0.5)).clamp(min=1e-6)
+    deviations = (values - values.quantile(0.5)).abs()
+    # If half of the norms are equal the MAD is 0; the floor, in pixels, keeps the index finite.
+    return deviations / (1.4826 * deviations.quantile(0.5)).clamp(min=1e-6)
 
 
-def flag(found: Triggers, indices: Tensor, limit: float) -> Tensor:
-    """The classes, int64, whose trigger works and is far too small."""
-    small = found.norms < found.norms.double().quantile(0.5)
-    return torch.nonzero(found.met & small & (indices > limit)).flatten()
+def flag(triggers: Triggers, indices: Tensor, limit: float) -> Tensor:
+    """The classes, int64, whose trigger works and is an outlier on the small side."""
+    small = triggers.norms < triggers.norms.double().quantile(0.5)
+    return torch.nonzero(triggers.met & small & (indices > limit)).flatten()
 
 
 class Stamping(Defense):
-    """In a training: puts a trigger, any of those given, on a share of every batch; labels stay as they are."""
+    """Puts one of the triggers on a share of every training batch; labels stay as they are."""
 
     def __init__(self, masks: Tensor, patterns: Tensor, share: float) -> None:
         super().__init__(Settings(), "stamping")
@@ -260,11 +262,11 @@ class Stamping(Defense):
         run.side["stamping"] = run.stream("stamping")
 
     def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
-        if stage != "view":  # after augmentation, because the trigger was found on images without
+        if stage != "view":  # after augmentation: the trigger was found on un-augmented images
             return batch
         stream, n = run.side["stamping"], len(batch.pixels)
-        chosen = torch.rand(n, generator=stream, device=run.device) < self.share
-        which = torch.randint(len(self.masks), (n,), generator=stream, device=run.device)
-        masks = self.masks[which] * chosen.view(-1, 1, 1, 1)
-        batch.pixels = stamp(batch.pixels, masks, self.patterns[which])
+        stamped = torch.rand(n, generator=stream, device=run.device) < self.share
+        trigger = torch.randint(len(self.masks), (n,), generator=stream, device=run.device)
+        masks = self.masks[trigger] * stamped.view(-1, 1, 1, 1)
+        batch.pixels = stamp(batch.pixels, masks, self.patterns[trigger])
         return batch

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bench.plugin import Batch, Defense, Field, Images, Run, Services, Settings, register
+from bench.plugin import Batch, Defense, Field, Images, Run, Services, Settings, Transform, register
 
 Distribution = Literal["uniform", "bernoulli", "gaussian"]
 
@@ -27,7 +26,7 @@ def draw_noise(like: Tensor, distribution: Distribution, mu: float, stream: torc
 
 class RandomNoiseSettings(Settings):
     noise: Distribution = Field("bernoulli", description="distribution of the noise")
-    mu: int = Field(32, ge=1, le=255, description="size of the noise, levels of 255 (Gaussian: its deviation)")
+    mu: int = Field(32, ge=1, le=255, description="size of the noise, levels of 255 (Gaussian: its standard deviation)")
 
 
 @register("defense", "noise-u", noise="uniform")
@@ -35,7 +34,7 @@ class RandomNoiseSettings(Settings):
 @register("defense", "noise-g", noise="gaussian")
 class RandomNoise(Defense):
     """Random noise only (FRIENDS, Table 4, "Noise Only": mu = 32). Added before augmentation and not clipped, as in the
-    paper's released code. Needs: nothing beyond the training set. Cost: about none."""
+    paper's released code. Assumes: the training set alone. Cost: close to none."""
 
     Settings = RandomNoiseSettings
     settings: RandomNoiseSettings
@@ -46,10 +45,8 @@ class RandomNoise(Defense):
             batch.pixels = batch.pixels + draw_noise(batch.pixels, self.settings.noise, self.settings.mu / 255, stream)
         return batch
 
-    def published(
-        self, data: Images, ids: Tensor, services: Services, stream: torch.Generator
-    ) -> Callable[[Tensor, torch.Generator], Tensor]:
-        return lambda pixels, fresh: pixels + draw_noise(pixels, self.settings.noise, self.settings.mu / 255, fresh)
+    def published(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
+        return lambda pixels, chance: pixels + draw_noise(pixels, self.settings.noise, self.settings.mu / 255, chance)
 
     def epoch(self, run: Run, epoch: int) -> None:
         run.side["noise"] = run.stream("noise")

@@ -1,4 +1,4 @@
-"""Spectral signatures: samples that stick out along the first principal direction of their class are dropped."""
+"""Spectral signatures: samples that stand out along the first principal direction of their class are dropped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SpectralSettings(Settings):
         0.0, ge=0, lt=1, description="poison rate of the training set (0: as the threat model declares)"
     )
     percentile: float = Field(85.0, gt=0, lt=100, description="percentile: scores above it are dropped")
-    centred: bool = Field(True, description="score centred features (the first release scored raw ones)")
+    centred: bool = Field(True, description="score centred features (the first release scored raw features)")
 
 
 @register("defense", "spectral")
@@ -32,8 +32,9 @@ class Spectral(Filter):
     A network is trained on all samples; in every class the features are centred and scored by their squared
     projection on the first right singular vector. `spectral` drops 1.5 x poison rate x training set of them from
     every class, at most all but one (data-poisoning and Sleeper Agent: 15 % of all data at 1 %);
-    `spectral-percentile` those above the 85th percentile. Threat model: poisons of one class that share a direction.
-    Needs: the poison rate (`spectral`). Cost: one more training (shared by all filters), then milliseconds.
+    `spectral-percentile` drops those above the 85th percentile. Threat model: poisons of one class that share a
+    direction. Assumes: the poison rate (`spectral`). Cost: one more training (shared by all filters), then
+    milliseconds.
     """
 
     Settings = SpectralSettings
@@ -51,19 +52,19 @@ class Spectral(Filter):
             keep[rows[torch.argsort(scores, descending=True, stable=True)[:drop]]] = False
         return keep
 
-    def drops(self, of_class: int, of_all: int, services: Services) -> int:
+    def drops(self, class_size: int, total: int, services: Services) -> int:
         """How many samples of a class are dropped."""
         if self.settings.rule == "percentile":
-            return math.floor(of_class * (1 - self.settings.percentile / 100) + 1e-9)
-        wanted = int(self.settings.factor * declared_rate(services, self.settings.rate) * of_all + 1e-9)
-        return min(wanted, of_class - 1)
+            return math.floor(class_size * (1 - self.settings.percentile / 100) + 1e-9)
+        count = int(self.settings.factor * declared_rate(services, self.settings.rate) * total + 1e-9)
+        return min(count, class_size - 1)
 
 
 def spectral_scores(features: Tensor, centred: bool = True) -> Tensor:
     """Squared projections [n] of features [n, d] on the first right singular vector of the centred features,
     float64."""
     values = features.double()
-    middle = values - values.mean(0)
+    deviations = values - values.mean(0)
     # The covariance is d x d however many samples there are; its last eigenvector is that singular vector.
-    direction = torch.linalg.eigh(middle.T @ middle).eigenvectors[:, -1]
-    return ((middle if centred else values) @ direction).square()
+    direction = torch.linalg.eigh(deviations.T @ deviations).eigenvectors[:, -1]
+    return ((deviations if centred else values) @ direction).square()

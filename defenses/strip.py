@@ -1,4 +1,4 @@
-"""STRIP: what carries a trigger is classified alike whatever it is blended with, so that the entropy stays low."""
+"""STRIP: a triggered image is classified the same whatever it is blended with, so that its entropy stays low."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bench.plugin import (
     torch_stream,
 )
 
-BLENDS = 1024
+BLENDS_AT_ONCE = 1024
 """Blended images in one forward pass."""
 
 
@@ -36,14 +36,14 @@ class StripSettings(Settings):
         100, ge=2, le=10000, description="N, clean images that each image is blended with (at most the hold-out)"
     )
     blend: float = Field(0.5, gt=0, lt=1, description="weight of the image itself in a blend")
-    fpr: float = Field(0.05, gt=0, lt=1, description="share of clean images that may be taken for suspicious")
+    fpr: float = Field(0.05, gt=0, lt=1, description="share of clean images that may be flagged")
 
 
 @dataclass(frozen=True)
 class Blends:
-    """A network and the clean images to blend with: the same for every image that is looked at.
+    """A network and the clean images to blend with: the same for every image that is tested.
 
-    model: in eval mode inside; partners: float [N, 3, h, w] in [0, 1]; ids: int64 [N]; weight: of the image itself.
+    model: used in eval mode; partners: float [N, 3, h, w] in [0, 1]; ids: int64 [N]; weight: of the image itself.
     """
 
     model: Classifier
@@ -54,15 +54,19 @@ class Blends:
     @torch.no_grad()
     def entropy(self, pixels: Tensor, ids: Tensor | None = None) -> Tensor:
         """H, float64 [n], for pixels [n, 3, h, w]: the mean over the partners of the entropy (nats) over classes of
-        softmax f(weight x + (1 - weight) partner). ids: int64 [n]; a image is not blended with itself."""
-        parts = []
-        many = max(BLENDS // len(self.partners), 1)
+        softmax f(weight x + (1 - weight) partner). ids: int64 [n]; an image is not blended with itself."""
+        means = []
         with frozen(self.model):
-            for rows in torch.arange(len(pixels), device=pixels.device).split(many):
-                each = self._entropies(pixels[rows])
-                other = torch.ones_like(each) if ids is None else (ids[rows, None] != self.ids).double()
-                parts.append((each * other).sum(1) / other.sum(1))
-        return torch.cat(parts)
+            for rows in torch.arange(len(pixels), device=pixels.device).split(self.chunk):
+                entropies = self._entropies(pixels[rows])
+                counted = torch.ones_like(entropies) if ids is None else (ids[rows, None] != self.ids).double()
+                means.append((entropies * counted).sum(1) / counted.sum(1))
+        return torch.cat(means)
+
+    @property
+    def chunk(self) -> int:
+        """Images whose blends fit into one forward pass."""
+        return max(BLENDS_AT_ONCE // len(self.partners), 1)
 
     def _entropies(self, pixels: Tensor) -> Tensor:
         """Of each image with each partner, float64 [n, N]."""
@@ -75,24 +79,24 @@ class Blends:
 
 
 def prepare(model: Classifier, settings: StripSettings, services: Services) -> tuple[Blends, float]:
-    """The partners, drawn once, and the threshold below which H is suspicious; both are noted.
+    """The partners, drawn once, and the threshold below which H is suspicious; both go into the record's notes.
 
-    The threshold is the value that a fresh clean image falls below with probability fpr (the quantile at
-    fpr (n + 1), between order statistics), from the hold-out, each image against the partners but itself.
+    The threshold is the value that a new clean image falls below with probability fpr (the quantile at fpr (n + 1),
+    between order statistics), estimated on the hold-out, each image blended with all partners but itself.
     """
     clean = known_clean(services)
     chance = torch_stream("cpu", services.seed, "strip")
-    chosen = torch.randperm(len(clean), generator=chance)[: settings.pictures].to(clean.ids.device)
+    partners = torch.randperm(len(clean), generator=chance)[: settings.pictures].to(clean.ids.device)
     pixels = to_pixels(clean.images)
-    blends = Blends(model, pixels[chosen], clean.ids[chosen], settings.blend)
+    blends = Blends(model, pixels[partners], clean.ids[partners], settings.blend)
     entropies = blends.entropy(pixels, clean.ids).cpu().numpy()
     threshold = float(np.quantile(entropies, settings.fpr, method="weibull"))
     services.note(
         "strip",
         {
             "holdout": len(clean),
-            "blended with": len(chosen),
-            "capped by the hold-out": settings.pictures > len(chosen),
+            "blended with": len(partners),
+            "capped by the hold-out": settings.pictures > len(partners),
             "threshold": threshold,
             "median entropy of the hold-out": float(np.median(entropies)),
         },
@@ -101,7 +105,7 @@ def prepare(model: Classifier, settings: StripSettings, services: Services) -> t
 
 
 class StripPredictor(ModelPredictor):
-    """A network that refuses images whose entropy is below the threshold."""
+    """A network that rejects images whose entropy is below the threshold."""
 
     def __init__(self, model: Classifier, blends: Blends, threshold: float) -> None:
         super().__init__(model)
@@ -113,14 +117,14 @@ class StripPredictor(ModelPredictor):
 
 @register("defense", "strip")
 class Strip(Defense):
-    """STRIP (Gao et al., ACSAC 2019): the trained network refuses images that look triggered.
+    """STRIP (Gao et al., ACSAC 2019): the trained network rejects images that look triggered.
 
-    A image is blended half and half with N clean ones; when the predictions stay the same (mean entropy below that
-    of 95 % of the clean hold-out), something in it outvotes what it is blended with. A rejected image counts as
-    neither success nor correct. Threat model: a trigger that works on any image; clean-label poisons without one,
-    and triggers that work on one class only, need not lower the entropy. The hold-out is part of the training set, as
-    the defender has no other, so that on test images, of which the network is less sure, fewer may be rejected than
-    fpr says. Needs: a clean hold-out. Cost: nothing in training, N forward passes for every image that is classified.
+    An image is blended half and half with N clean ones; if the predictions stay the same (mean entropy below that of
+    95 % of the clean hold-out), something in it dominates whatever it is blended with. A rejected image counts neither
+    as attack success nor as correct. Threat model: a trigger that works on any image; clean-label poisons without one,
+    and triggers that work on one class only, need not lower the entropy. The hold-out is part of the training set,
+    since the defender has no other data, so that of test images, on which the network is less confident, fewer may be
+    rejected than fpr says. Assumes: a clean hold-out. Cost: none in training, N forward passes per classified image.
     """
 
     Settings = StripSettings
@@ -134,13 +138,14 @@ class Strip(Defense):
 
 @register("defense", "strip-filter", fpr=0.1)
 class StripFilter(Filter):
-    """STRIP (Gao et al., ACSAC 2019) on the training set, as toolboxes for backdoors use it.
+    """STRIP (Gao et al., ACSAC 2019) on the training set, as backdoor toolboxes use it.
 
-    The test of `strip` with a network trained on all samples; those that look triggered are dropped, and the victim
-    is trained on the rest. Drops a tenth of the clean samples by design (fpr). Those toolboxes add the clean image to
-    the sample in normalised space; here blends are STRIP's own, half and half of pixels. Threat model: as `strip`, and
-    the trigger is in the poisons. Needs: a clean hold-out; its images are training samples too and are not blended
-    with themselves. Cost: one more training (shared by all filters), and N forward passes over the training set.
+    Applies the test of `strip` with a network trained on all samples; those that look triggered are dropped, and the
+    victim is trained on the rest. Drops a tenth of the clean samples by design (fpr). Those toolboxes add the clean
+    image to the sample in normalised space; here blends are as in STRIP, half and half of pixels. Threat model: as
+    `strip`, and the poisons carry the trigger. Assumes: a clean hold-out; its images are training samples too and are
+    not blended with themselves. Cost: one more training (shared by all filters), and N forward passes over the
+    training set.
     """
 
     Settings = StripSettings
@@ -149,8 +154,8 @@ class StripFilter(Filter):
 
     def kept_by(self, model: Classifier, data: Images, services: Services) -> Tensor:
         blends, threshold = prepare(model, self.settings, services)
-        step, parts = max(BLENDS // len(blends.partners), 1), []
-        for rows in torch.arange(len(data), device=data.ids.device).split(step):
-            parts.append(blends.entropy(to_pixels(data.images[rows]), data.ids[rows]) >= threshold)
+        kept = []
+        for rows in torch.arange(len(data), device=data.ids.device).split(blends.chunk):
+            kept.append(blends.entropy(to_pixels(data.images[rows]), data.ids[rows]) >= threshold)
             services.report("blending", int(rows[-1]) + 1, len(data))
-        return torch.cat(parts)
+        return torch.cat(kept)

@@ -1,4 +1,4 @@
-"""No defense: the victim trains on what it is given."""
+"""No defense: the victim trains on the data as they are."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from bench.plugin import Defense, register
 
 @register("defense", "none")
 class Undefended(Defense):
-    """Undefended victim, against which every defense is compared. Needs: nothing. Cost: nothing."""
+    """Undefended victim, against which every defense is compared. Assumes: nothing. Cost: none."""

@@ -21,7 +21,7 @@ from bench.science.dataset import Dataset, Images
 from bench.science.defense import Services
 from bench.science.threat import Threat, Trial
 from bench.science.training import Recipe, Run, make_optimizer
-from bench.views import tracking
+from bench.views.mlflow.server import connect
 from tests.aftermath import RUN
 
 torch.set_num_threads(1)
@@ -56,7 +56,7 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with MLflow's schema and nothing of ours: making one takes seconds, copying it does not."""
     pytest.importorskip("mlflow")
     file = tmp_path_factory.mktemp("blank") / "mlflow.db"
-    tracking._client(f"sqlite:///{file}").search_experiments()
+    connect(f"sqlite:///{file}").search_experiments()
     return file
 
 

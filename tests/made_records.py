@@ -1,13 +1,15 @@
-"""Trial records as they lie on disk, made up for tests of views."""
+"""Trial records made up for tests of views, whole as the reader gives them."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from bench.storage.records import Record, parse
 
 HOSTILE = "<script>alert(1)</script>\"'|`*[x](http://e.vil)\x1b[31m\n& =cmd"
 
@@ -28,7 +30,7 @@ def digest(*parts: Any) -> str:
 
 def record(
     attack: str, defense: str, trial: int, success: float | None, accuracy: float | None = 0.9, **changes: Any
-) -> dict[str, Any]:
+) -> Record:
     """A record with all that views read. changes: top-level fields, or "settings.defense.mu" written with "__"."""
     status = "done" if success is not None else "failed"
     made: dict[str, Any] = {
@@ -54,10 +56,10 @@ def record(
     place = [attack, defense, made["settings"], made["seed"], made["code"], made["data"], made["protocol"]]
     cell = made.setdefault("cell", digest(json.dumps(place)))
     made.setdefault("key", digest(cell, trial))
-    return made
+    return parse(json.dumps(made).encode())
 
 
-def cell(attack: str, defense: str, successes: Sequence[float | None], **changes: Any) -> list[dict[str, Any]]:
+def cell(attack: str, defense: str, successes: Sequence[float | None], **changes: Any) -> list[Record]:
     """One trial for each success; None: it failed. changes: a function of the trial, or a value."""
     return [
         record(attack, defense, i, s, **{k: v(i) if callable(v) else v for k, v in changes.items()})
@@ -65,7 +67,7 @@ def cell(attack: str, defense: str, successes: Sequence[float | None], **changes
     ]
 
 
-def write(out: Path, records: Sequence[dict[str, Any]]) -> None:
+def write(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """As `run` leaves them under `out`."""
     for one in records:
         folder = out / "records" / one["protocol"] / one["attack"] / one["defense"]
@@ -73,6 +75,6 @@ def write(out: Path, records: Sequence[dict[str, Any]]) -> None:
         (folder / f"{one['trial']:04d}-{one['key'][:16]}.json").write_text(json.dumps(one, indent=1))
 
 
-def lines(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+def lines(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(one) + "\n" for one in records))
     return path

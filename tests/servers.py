@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.views.tracking import SERVER
+from bench.views.mlflow.server import SERVER
 
 
 def free_port() -> int:

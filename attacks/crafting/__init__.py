@@ -1,1 +1,1 @@
-"""What crafting attacks share."""
+"""Engines that attacks share: descent in the eps ball, matching of features, matching of training gradients."""

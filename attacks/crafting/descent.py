@@ -3,8 +3,8 @@
 Steps are given in units of the normalised image, as the papers do: 0.1 moves a pixel by 0.1 standard deviations of
 its channel. Three rules:
 
-    sign-adam    Adam fed with the sign of the gradient (Witches' Brew). Its second moment is 1, so that the step is
-                 the bias-corrected running mean of signs (the tests hold it against Adam)
+    sign-adam    Adam on the sign of the gradient (Witches' Brew). Its second moment is 1, so that the step is the
+                 bias-corrected running mean of signs (the tests compare it with Adam)
     adam         Adam (Kingma and Ba 2015)
     signed-adam  the sign of Adam's step (the poisoning benchmark's other optimiser)
 """
@@ -21,17 +21,18 @@ from torch import Tensor
 from bench.plugin import Field, Scene, Settings
 
 Gradient = Callable[[Tensor, int], tuple[float, Tensor]]
+"""(perturbed pixels [n, 3, h, w], step counted over all restarts) -> loss, d loss / d pixels."""
 
 
 class DescentSettings(Settings):
     """Defaults: Witches' Brew, tau = 0.1, M = 250, R = 8."""
 
-    steps: int = Field(250, ge=1, le=100_000, description="crafting steps of a restart (M)")
-    restarts: int = Field(8, ge=1, le=1000, description="restarts (R) with fresh noise; the lowest final loss is kept")
+    steps: int = Field(250, ge=1, le=100_000, description="crafting steps per restart (M)")
+    restarts: int = Field(8, ge=1, le=1000, description="restarts (R) with fresh noise; the lowest final loss wins")
     rule: Literal["sign-adam", "adam", "signed-adam"] = Field("sign-adam", description="how a step is made")
     lr: float = Field(0.1, gt=0, le=10, description="step in standard deviations of a channel (tau)")
     decay: bool = Field(True, description="lr x0.1 after 3/8, 5/8 and 7/8 of the steps")
-    init: Literal["noise", "base"] = Field("noise", description="start from Gaussian noise of deviation eps, or from 0")
+    init: Literal["noise", "base"] = Field("noise", description="start from Gaussian noise with std eps, or from 0")
 
 
 def craft(
@@ -39,8 +40,7 @@ def craft(
 ) -> tuple[Tensor, list[list[float]], list[float]]:
     """Minimise over the perturbation, with restarts.
 
-    std: [3], of the channels in [0, 1]; gradient: (perturbed pixels, step) -> (loss, d loss / d pixels), the step
-    counted over all restarts; score: perturbed, rounded pixels -> final loss, by which restarts are compared.
+    std: [3], of the channels in [0, 1]; score: perturbed, rounded pixels -> final loss, by which restarts are compared.
     Returns the perturbation [n, 3, h, w] in [0, 1] units with the lowest score, the losses [restart][step], the scores.
     """
     base = scene.base_pixels()
@@ -54,14 +54,14 @@ def craft(
         if settings.init == "noise":
             noise = torch.randn(base.shape, generator=scene.stream("init", restart), device=scene.device)
             pixels = torch.maximum(torch.minimum(base + scene.eps * noise, high), low)
-        step_of = _Rule(settings, base)
+        optimiser = _Optimiser(settings, base)
         losses.append([])
         for step in range(settings.steps):
             loss, slope = gradient(pixels, restart * settings.steps + step)
             if not math.isfinite(loss) or not torch.isfinite(slope).all():
                 raise FloatingPointError(f"the crafting loss or its gradient is not finite at step {step}")
             losses[-1].append(loss)
-            rate, direction = step_of(slope, unit)
+            rate, direction = optimiser.step(slope, unit)
             pixels = torch.maximum(torch.minimum(pixels - rate * unit * direction, high), low)
             scene.report(restart * settings.steps + step + 1, settings.restarts * settings.steps, {"loss": loss})
         scores.append(score(torch.floor(pixels * 255 + 0.5) / 255))
@@ -72,26 +72,26 @@ def craft(
     return best, losses, scores
 
 
-class _Rule:
-    """The state of one restart's optimiser; called with d loss / d pixels it gives a step in normalised units, as its
-    length and its direction [n, 3, h, w]."""
+class _Optimiser:
+    """One restart's optimiser and its state."""
 
     def __init__(self, settings: DescentSettings, like: Tensor) -> None:
         self.settings = settings
         self.first = torch.zeros_like(like)
         self.second = torch.zeros_like(like) if settings.rule != "sign-adam" else None
-        self.done = 0
+        self.steps = 0
         self.drops = [int(settings.steps // divisor) for divisor in (2.667, 1.6, 1.142)] if settings.decay else []
 
-    def __call__(self, slope: Tensor, unit: Tensor) -> tuple[float, Tensor]:
-        rate = self.settings.lr * 0.1 ** sum(self.done >= drop for drop in self.drops)
-        self.done += 1
+    def step(self, slope: Tensor, unit: Tensor) -> tuple[float, Tensor]:
+        """From d loss / d pixels: the step in normalised units, as its length and its direction [n, 3, h, w]."""
+        rate = self.settings.lr * 0.1 ** sum(self.steps >= drop for drop in self.drops)
+        self.steps += 1
         if self.second is None:
             self.first.mul_(0.9).add_(slope.sign(), alpha=0.1)
-            return rate / (1 - 0.9**self.done), self.first
+            return rate / (1 - 0.9**self.steps), self.first
         slope = slope * unit
         self.first.mul_(0.9).add_(slope, alpha=0.1)
         self.second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-        mean, size = self.first / (1 - 0.9**self.done), (self.second / (1 - 0.999**self.done)).sqrt()
+        mean, size = self.first / (1 - 0.9**self.steps), (self.second / (1 - 0.999**self.steps)).sqrt()
         step = mean / (size + 1e-8)
         return rate, step.sign() if self.settings.rule == "signed-adam" else step

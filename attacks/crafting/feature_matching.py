@@ -27,34 +27,45 @@ FeatureLoss = Callable[[int, list[Tensor], list[Tensor]], Tensor]
 
 def match_features(scene: Scene, settings: FeatureSettings, loss: FeatureLoss, **provenance: object) -> Poisons:
     """Poisons that minimise the mean over surrogates of `loss`."""
-    surrogates = scene.surrogates()
-    with frozen(*surrogates), torch.no_grad():
-        aims = [stages(model, to_pixels(scene.targets), settings.layers) for model in surrogates]
-
-    def total(pixels: Tensor) -> Tensor:
-        each = [loss(k, stages(model, pixels, settings.layers), aims[k]) for k, model in enumerate(surrogates)]
-        return torch.stack(each).mean()
-
-    def gradient(pixels: Tensor, step: int) -> tuple[float, Tensor]:
-        leaf = pixels.detach().requires_grad_(True)
-        view = leaf
-        if settings.augment:
-            view = scene.augmentation(leaf, scene.augmentation.draw(len(leaf), scene.stream("augment", step)))
-        with frozen(*surrogates):
-            value = total(view)
-            return value.item(), torch.autograd.grad(value, leaf)[0]
-
-    def score(pixels: Tensor) -> float:
-        with frozen(*surrogates), torch.no_grad():
-            return total(pixels).item()
-
-    std = surrogates[0].normalise.std.flatten()
-    delta, losses, scores = craft(scene, settings, std, gradient, score)
+    objective = _Objective(scene, settings, loss)
+    std = objective.surrogates[0].normalise.std.flatten()
+    delta, losses, scores = craft(scene, settings, std, objective.gradient, objective.score)
     return scene.poisons(delta, losses=losses, final_losses=scores, **provenance)
 
 
+class _Objective:
+    """The mean of a feature loss over the surrogates, as a function of the poisons' pixels."""
+
+    def __init__(self, scene: Scene, settings: FeatureSettings, loss: FeatureLoss) -> None:
+        self.scene, self.settings, self.loss = scene, settings, loss
+        self.surrogates = scene.surrogates()
+        with frozen(*self.surrogates), torch.no_grad():
+            targets = to_pixels(scene.targets)
+            self.target_features = [stages(model, targets, settings.layers) for model in self.surrogates]
+
+    def mean(self, pixels: Tensor) -> Tensor:
+        losses = [
+            self.loss(k, stages(model, pixels, self.settings.layers), self.target_features[k])
+            for k, model in enumerate(self.surrogates)
+        ]
+        return torch.stack(losses).mean()
+
+    def gradient(self, pixels: Tensor, step: int) -> tuple[float, Tensor]:
+        leaf = pixels.detach().requires_grad_(True)
+        view, scene = leaf, self.scene
+        if self.settings.augment:
+            view = scene.augmentation(leaf, scene.augmentation.draw(len(leaf), scene.stream("augment", step)))
+        with frozen(*self.surrogates):
+            loss = self.mean(view)
+            return loss.item(), torch.autograd.grad(loss, leaf)[0]
+
+    def score(self, pixels: Tensor) -> float:
+        with frozen(*self.surrogates), torch.no_grad():
+            return self.mean(pixels).item()
+
+
 def stages(model: Classifier, pixels: Tensor, layers: int) -> list[Tensor]:
-    """The last `layers` stages, flat, the penultimate features last; all there are when there are fewer."""
+    """The last `layers` stages, flat, the penultimate features last; all of them if there are fewer."""
     return [model.features(pixels)] if layers == 1 else model.stages(pixels)[-layers:]
 
 

@@ -1,5 +1,4 @@
-"""Matching of training gradients: the objective that Gradient Matching and Sleeper Agent share, with its pixel
-gradient."""
+"""Matching of training gradients: what Gradient Matching, Sleeper Agent and MetaPoison share."""
 
 from __future__ import annotations
 
@@ -17,20 +16,20 @@ class MatchingSettings(DescentSettings):
     chunk: int = Field(256, ge=1, le=65536, description="images that are differentiated at once; bounds the memory")
 
 
-def augmented(
-    scene: Scene, on: bool, pixels: Tensor, step: int, slope: Callable[[Tensor], tuple[float, Tensor]]
-) -> tuple[float, Tensor]:
-    """Loss and gradient in `pixels` of `slope`, through the victim's augmentation of this step if `on`."""
-    if not on:
+Slope = Callable[[Tensor], tuple[float, Tensor]]
+"""(pixels [n, 3, h, w]) -> loss, d loss / d pixels."""
+
+
+def augmented(scene: Scene, augment: bool, slope: Slope, pixels: Tensor, step: int) -> tuple[float, Tensor]:
+    """Loss and gradient in `pixels` of `slope`, through the victim's augmentation of this step if `augment`."""
+    if not augment:
         return slope(pixels)
     draw = scene.augmentation.draw(len(pixels), scene.stream("augment", step))
     return through(pixels, lambda leaf: scene.augmentation(leaf, draw), slope)
 
 
-def through(
-    pixels: Tensor, transform: Callable[[Tensor], Tensor], slope: Callable[[Tensor], tuple[float, Tensor]]
-) -> tuple[float, Tensor]:
-    """Loss and gradient in `pixels` of slope(transform(pixels)), where `slope` gives its own gradient."""
+def through(pixels: Tensor, transform: Callable[[Tensor], Tensor], slope: Slope) -> tuple[float, Tensor]:
+    """Loss and gradient in `pixels` of slope(transform(pixels)), where `slope` returns its own gradient."""
     leaf = pixels.detach().requires_grad_(True)
     view = transform(leaf)
     loss, outer = slope(view.detach())

@@ -180,8 +180,6 @@ def _recipe(recipe: Recipe | Mapping[str, Any] | None, epochs: int | None, size:
 
 def _selected(defense: str, settings: Mapping[str, Any]) -> SelectedDefense:
     (chosen,) = select_defenses([defense], None, [(f"defense.{name}", value) for name, value in settings.items()])
-    if not chosen.make.on_its_own and not chosen.parts:
-        raise BadInput(f"defense '{chosen.label}': write its parts with a plus, as in spectral+friends-b")
     chosen.external  # noqa: B018  (BadInput where a package is missing)
     return chosen
 

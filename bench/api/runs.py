@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.api.work import OUT, Record, prepare, requests
+from bench.api.work import OUT, prepare, requests
 from bench.foundation.errors import BadInput
 from bench.science.poisons import Poisons
 from bench.science.references import split
+from bench.storage.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd

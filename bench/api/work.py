@@ -20,13 +20,14 @@ from bench.request import sweep_file
 from bench.request.request import Request
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
-from bench.views import text
-from bench.views import tracking as mlflow
+from bench.storage.records import Record, read
 from bench.views.leaderboard import leaderboard
+from bench.views.mlflow import sync as mlflow
+from bench.views.mlflow.server import resolve_uri
+from bench.views.text import run_table
 
 OUT = Path("results/runs")
 OF_ENGINE = "engine."
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Work:
         by_key = {record["key"]: record for record in records}
         tables = []
         for part in self.plan.parts:
-            entries = leaderboard([by_key[key] for key in part.victims(self.out)])
-            tables.append(f"{part.title}\n{text.table(entries, 'none').rstrip()}")
+            board = run_table(leaderboard([by_key[key] for key in part.victims(self.out)]))
+            tables.append(f"{part.title}\n{board}" if len(self.plan.parts) > 1 else board)
         failed = [record for record in records if record["status"] != "done"]
         if failed:
             causes = [
@@ -99,7 +100,7 @@ def prepare(
         engine, device=device, jobs=jobs, threads=threads, address=address,
         sets=[item for item in sets if item.startswith(OF_ENGINE)],
     )  # fmt: skip
-    return Work(plan(requests, chosen.device()), chosen, out, mlflow.resolve_uri(tracking, out))
+    return Work(plan(requests, chosen.device()), chosen, out, resolve_uri(tracking, out))
 
 
 def requests(file: str | None = None, sets: Sequence[str] = (), **asked: Any) -> list[Request]:
@@ -122,9 +123,7 @@ def requests(file: str | None = None, sets: Sequence[str] = (), **asked: Any) ->
 
 def sync(out: Path, tracking: str | None) -> tuple[str, mlflow.SyncReport]:
     """Log the records under `out` that MLflow lacks; its URI, and what was logged. BadInput where there is nothing."""
-    from bench.storage.records import Records
-
-    uri = mlflow.resolve_uri(tracking, out)
+    uri = resolve_uri(tracking, out)
     if uri is None:
         raise BadInput("sync: tracking is switched off (none); give --tracking URI")
     if not (out / "records").is_dir():
@@ -134,7 +133,7 @@ def sync(out: Path, tracking: str | None) -> tuple[str, mlflow.SyncReport]:
         path = _image(out, record)
         return path.read_bytes() if path.is_file() else None
 
-    return uri, mlflow.sync(list(Records(out / "records", say).all()), uri, out, image)
+    return uri, mlflow.sync(read(out / "records", [], say), uri, out, image)
 
 
 def _image(out: Path, record: Record) -> Path:

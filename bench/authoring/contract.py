@@ -58,7 +58,7 @@ def check(reference: str) -> list[Result]:
     plugin = _find(reference)
     rules = COMMON_RULES
     # Attacks whose poisons come from elsewhere and defenses that are made of others cannot be run by themselves.
-    if getattr(plugin.make, "crafts", True) and getattr(plugin.make, "on_its_own", True):
+    if getattr(plugin.make, "crafts", True):
         rules += {"attack": ATTACK_RULES, "defense": DEFENSE_RULES}[plugin.kind]
     return [_result(plugin, sentence, rule) for sentence, rule in rules]
 

@@ -82,7 +82,7 @@ def _entries(kind: str) -> Iterator[tuple[list[str], str]]:
         for plugin in (registry.find(singular, name) for name in registry.names(singular)):
             if kind == "engines":
                 yield [plugin.name], plugin.card  # without its class, which may need a package that is not installed
-            elif getattr(plugin.make, "crafts", True) and getattr(plugin.make, "on_its_own", True):
+            elif getattr(plugin.make, "crafts", True):
                 methods.setdefault(plugin.make, []).append(plugin)
         for variants in methods.values():
             yield [_variant(plugin) for plugin in variants], _card(variants[0])

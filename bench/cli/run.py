@@ -56,7 +56,7 @@ def run(file: str | None, plan_only: bool, as_json: bool, out: Path, sets: tuple
 
 
 def _where_next(out: Path, uri: str | None) -> None:
-    from bench.views.tracking import FILTER
+    from bench.views.mlflow.book import FILTER
 
     place = [] if out == options.OUT else ["--out", str(out)]
     print(f"records: {out / 'records'}; logs of failures: {out / 'logs'}")

@@ -17,7 +17,7 @@ from bench.foundation.errors import BadInput
 def sync(out: Path, tracking: str | None) -> int:
     """Bring MLflow in step with the records."""
     from bench.api.work import sync
-    from bench.views.tracking import FILTER
+    from bench.views.mlflow.book import FILTER
 
     uri, report = sync(out, tracking)
     print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
@@ -31,9 +31,10 @@ def sync(out: Path, tracking: str | None) -> int:
 @options.group(options.out, options.tracking)
 def ui(port: int, host: str, out: Path, tracking: str | None) -> int:
     """Open the MLflow UI on the right store."""
-    from bench.views import tracking as views
+    from bench.views.mlflow.book import FILTER
+    from bench.views.mlflow.server import SERVER, resolve_uri
 
-    uri = views.resolve_uri(tracking, out)
+    uri = resolve_uri(tracking, out)
     if uri is None:
         raise BadInput("ui: tracking is switched off (none); give --tracking URI")
     if uri.startswith(("http://", "https://")):
@@ -42,8 +43,8 @@ def ui(port: int, host: str, out: Path, tracking: str | None) -> int:
     if not (out / "mlflow.db").is_file() and tracking is None:
         raise BadInput(f"ui: no MLflow store under '{out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host]
-    print(f"http://{host}:{port} (filter the runs by: {views.FILTER})", flush=True)
-    for name, value in views.SERVER.items():
+    print(f"http://{host}:{port} (filter the runs by: {FILTER})", flush=True)
+    for name, value in SERVER.items():
         os.environ.setdefault(name, value)
     os.execv(sys.executable, [*command, "--port", str(port)])
 

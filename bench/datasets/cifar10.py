@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) through torchvision: downloaded on first use, checked against its MD5 sums."""
+"""CIFAR-10 (Krizhevsky 2009) through torchvision: downloaded on first use, MD5 sums checked."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from bench.plugin import BadInput, Dataset, Field, Images, Place, Settings, regi
 
 
 class SubsetSettings(Settings):
-    train_per_class: int = Field(0, ge=0, description="training images a class, the first of each; 0: all")
-    test_per_class: int = Field(0, ge=0, description="test images a class, the first of each; 0: all")
+    train_per_class: int = Field(0, ge=0, description="training images per class, the first of each; 0: all")
+    test_per_class: int = Field(0, ge=0, description="test images per class, the first of each; 0: all")
 
 
 def first_of_each_class(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` samples of every class in the order of the set; 0 keeps all."""
+    """The first `count` samples of every class, in the order of the data set; all for 0."""
     if count == 0:
         return images, labels
     rank = torch.zeros_like(labels)
     for label in labels.unique():
-        mine = labels == label
-        rank[mine] = torch.arange(int(mine.sum()))
+        of_class = labels == label
+        rank[of_class] = torch.arange(int(of_class.sum()))
     keep = rank < count
     return images[keep], labels[keep]
 
 
 def through_torchvision(name: str, archive: str, folder: str, settings: SubsetSettings, place: Place) -> Dataset:
     """CIFAR-10 or CIFAR-100, by the name of torchvision's class in lower case. Looks where --data says, else in the
-    cache, to which it downloads. BadInput with the repair when it is not to be had."""
+    cache, to which it downloads. BadInput, with a fix, when it is unavailable."""
     import torchvision.datasets
 
     load = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]

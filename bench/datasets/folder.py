@@ -13,16 +13,16 @@ from bench.datasets.cifar10 import SubsetSettings
 from bench.plugin import BadInput, Dataset, Images, Place, register
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm"}
-MOST_PIXELS = 512 * 512
+MAX_PIXELS = 512 * 512
 
 
 def _image(path: Path) -> np.ndarray:
-    """One image as uint8 [h, w, 3]; BadInput when it cannot be read or is too large for this tool."""
+    """One image as uint8 [h, w, 3]; BadInput when it cannot be read or is too large."""
     try:
-        with Image.open(path) as array:
-            if array.width * array.height > MOST_PIXELS:
-                raise BadInput(f"image '{path}' has {array.width}x{array.height} pixels; allowed: up to 512x512")
-            return np.asarray(array.convert("RGB"))
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadInput(f"image '{path}' has {image.width}x{image.height} pixels; allowed: up to 512x512")
+            return np.asarray(image.convert("RGB"))
     except BadInput:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files
@@ -33,14 +33,14 @@ def _split(folder: Path, classes: tuple[str, ...], count: int) -> Images:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
+        files = sorted(
             p for p in (folder / name).iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
         )
-        if not found:
+        if not files:
             raise BadInput(f"class folder '{folder / name}' holds no image ({', '.join(sorted(ENDINGS))})")
-        found = found[:count] if count else found
-        paths += found
-        labels += [label] * len(found)
+        files = files[:count] if count else files
+        paths += files
+        labels += [label] * len(files)
     with ThreadPoolExecutor(4) as pool:
         arrays = list(pool.map(_image, paths))
     shape = arrays[0].shape
@@ -69,10 +69,10 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
         classes = tuple(sorted(p.name for p in (root / "train").iterdir() if p.is_dir()))
         tested = tuple(sorted(p.name for p in (root / "test").iterdir() if p.is_dir()))
         if classes != tested:
-            odd = sorted(set(classes) ^ set(tested))
-            raise BadInput(f"data folder '{root}': train/ and test/ differ in class '{odd[0]}'")
+            unmatched = sorted(set(classes) ^ set(tested))
+            raise BadInput(f"data folder '{root}': train/ and test/ differ in class '{unmatched[0]}'")
         if len(classes) < 2:
-            raise BadInput(f"data folder '{root}' has {len(classes)} class folder in train/: at least two are needed")
+            raise BadInput(f"data folder '{root}' has {len(classes)} class folder in train/; allowed: at least two")
         splits = [
             _split(root / "train", classes, settings.train_per_class),
             _split(root / "test", classes, settings.test_per_class),

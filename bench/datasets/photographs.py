@@ -1,8 +1,8 @@
-"""Patches of ten photographs that scikit-image and scikit-learn carry in their wheels: real images, no download.
+"""Patches of ten photographs that scikit-image and scikit-learn ship in their wheels: real images, no download.
 
-One class a photograph. The photograph is cut into square blocks; some blocks serve only for training, the others only
-for testing, and no patch crosses a block's border, so that no test pixel was ever seen in training. Each patch gets its
-own colour jitter (gain of each channel, contrast, brightness), or the class could be told from its mean colour.
+One class per photograph. The photograph is cut into square blocks; some serve only for training, the others only for
+testing, and no patch crosses a block's border, so that no test pixel is seen in training. Each patch gets its own
+colour jitter (gain of each channel, contrast, brightness), or the mean colour would give the class away.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ PHOTOGRAPHS = {
     "flower": ("sklearn", "datasets/images/flower.jpg"),
 }
 BLOCKS = 8  # along each side of a photograph
-SEED = 20221017  # of the cut, not of a run: the data set is one fixed thing
+SEED = 20221017  # of the cut, not of a run: the data set is fixed
 
 
 class PhotographsSettings(Settings):
     size: int = Field(16, ge=8, le=32, description="side of a patch, pixels")
-    train_per_class: int = Field(100, ge=2, le=5000, description="training patches a photograph")
-    test_per_class: int = Field(100, ge=2, le=5000, description="test patches a photograph")
-    side: int = Field(320, ge=64, le=1024, description="shorter side of a photograph after down-scaling, pixels")
+    train_per_class: int = Field(100, ge=2, le=5000, description="training patches per photograph")
+    test_per_class: int = Field(100, ge=2, le=5000, description="test patches per photograph")
+    side: int = Field(320, ge=64, le=1024, description="shorter side of a photograph after downscaling, pixels")
     colour: Literal["jitter", "grey", "plain"] = Field("jitter", description="per-patch colour treatment")
     deviation: float = Field(0.22, gt=0, le=0.5, description="grey: standard deviation of every patch")
     gain: float = Field(0.3, ge=0, le=1, description="jitter: each channel is multiplied by 1 +- gain")
     contrast: float = Field(0.3, ge=0, le=0.9, description="jitter: contrast is multiplied by 1 +- contrast")
-    brightness: float = Field(0.2, ge=0, le=1, description="jitter: this much is added or removed at most")
+    brightness: float = Field(0.2, ge=0, le=1, description="jitter: largest amount added or subtracted")
 
 
 def photograph(name: str) -> Image.Image:
-    """One of the ten photographs, RGB, as the wheel carries it."""
+    """One of the ten photographs, RGB, as its wheel ships it."""
     package, inside = PHOTOGRAPHS[name]
     spec = find_spec(package)
     path = Path(spec.origin).parent / inside if spec and spec.origin else None
@@ -88,7 +88,7 @@ def _cut(name: str, settings: PhotographsSettings) -> tuple[np.ndarray, np.ndarr
             f"fix: dataset.side at least {settings.size * BLOCKS}"
         )
     chance = numpy_stream(SEED, "photographs", name)
-    # A Latin square of blocks for testing: every row and column of the photograph gives as many test blocks.
+    # A Latin square of test blocks: the same number in every row and column of the photograph.
     is_test = (np.add.outer(np.arange(BLOCKS), 3 * np.arange(BLOCKS)) % 4) == 0
     splits = []
     for blocks, count in ((~is_test, settings.train_per_class), (is_test, settings.test_per_class)):

@@ -6,19 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from bench.execution.past import Past
 from bench.execution.plan import Plan
 from bench.execution.tasks import Crafting, Task, VictimTraining, work_for
-from bench.storage.records import Records
+from bench.storage.records import read
+from bench.views.text import draw
 
 HEAD = ("attack", "defense", "trials", "done", "to run", "s each")
 
 
 def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> str:
     """width: tasks at a time. A table per part, then the effort."""
-    records = {record["key"]: record for record in Records(out / "records", say).all()}
+    folder = out / "records"
+    found = read(folder, [], say, curves=False) if folder.is_dir() else []
+    records = {record["key"]: record for record in found}
     done = {key for key, record in records.items() if record["status"] == "done"}
     past = Past(list(records.values()))
     tables, missing = [], {}
@@ -32,9 +33,9 @@ def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> st
             missing.update({task.key: task for task in to_run})
             seconds = past.seconds(tasks[0])
             each = f"{seconds:.1f}" if seconds is not None else "?"
-            count = (len(tasks), len(tasks) - len(to_run), len(to_run))
+            count = (str(len(tasks)), str(len(tasks) - len(to_run)), str(len(to_run)))
             rows.append((tasks[0].attack.label, tasks[0].defense.label, *count, each))
-        tables.append(f"{part.title}\n{tabulate(rows, HEAD, disable_numparse=True)}")
+        tables.append(f"{part.title}\n{draw(HEAD, rows)}")
     return "\n\n".join([*tables, _effort(list(missing.values()), past, width, out)])
 
 

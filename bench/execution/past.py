@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.execution.tasks import Crafting, SurrogateTraining, Task, VictimTraining
+from bench.storage.records import Record
 
 
 class Past:
     """Mean seconds of a task in past records of the same data, networks, training, plug-in settings and device. What
     differs only in seed, trial or the other side's plug-in counts as the same work."""
 
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, records: Sequence[Record]) -> None:
         self.count = 0
         self._victims: dict[str, list[float]] = {}
         self._poisons: dict[str, dict[str, float]] = {}
@@ -23,7 +24,7 @@ class Past:
             if record["status"] == "done":
                 self._learn(record)
 
-    def _learn(self, record: dict[str, Any]) -> None:
+    def _learn(self, record: Record) -> None:
         self.count += 1
         settings, seconds = record["settings"], record["seconds"]
         shared = _shared(settings["protocol"], record["environment"]["device"])

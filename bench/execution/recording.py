@@ -18,10 +18,10 @@ from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Case, Study
 from bench.science.victim import Verdict, judge
 from bench.science.workspace import Workspace
-from bench.storage.records import SCHEMA, Records
+from bench.storage.records import SCHEMA, Record, Records
 from bench.storage.store import key_of
 
-Record = dict[str, Any]
+Fields = dict[str, Any]
 
 
 def record_of(
@@ -29,7 +29,7 @@ def record_of(
 ) -> Record:
     """The record of a trial: from the disk, or made by training its victim behind the defense and judging it."""
 
-    def make(expected: Record) -> Record:
+    def make(expected: Fields) -> Fields:
         if torch.device(case.study.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         started = _now()
@@ -49,19 +49,18 @@ def failure(
     return _once(space, records, expected, lambda expected: failed(case, attack, defense, expected, error))
 
 
-def _once(space: Workspace, records: Records, expected: Record, make: Callable[[Record], Record]) -> Record:
+def _once(space: Workspace, records: Records, expected: Fields, make: Callable[[Fields], Fields]) -> Record:
     with space.store.lock(expected["key"]):
         record = records.find(expected)  # by another run on the same output folder
         if record is None:
-            record = make(expected)
-            records.write(record)
+            record = records.write(make(expected))
     return record
 
 
 def finished(
     case: Case, attack: SelectedAttack, defense: SelectedDefense, expected: Mapping[str, Any], verdict: Verdict,
     started: str,
-) -> Record:  # fmt: skip
+) -> Fields:  # fmt: skip
     study, meta, poisons, outcome = case.study, verdict.crafted.meta, verdict.poisons, verdict.outcome
     return {
         "schema": SCHEMA,
@@ -104,7 +103,7 @@ def finished(
 
 def failed(
     case: Case, attack: SelectedAttack, defense: SelectedDefense, expected: Mapping[str, Any], error: str
-) -> Record:
+) -> Fields:
     moment = _now()
     return {
         "schema": SCHEMA,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.execution.engines.base import Engine
 from bench.execution.plan import Cell, Plan
-from bench.execution.recording import Record, failure
+from bench.execution.recording import failure
 from bench.execution.tasks import Crafting, Task, VictimTraining, Work, work, work_for
 from bench.foundation import files
 from bench.foundation.errors import DiskFull, TrialFailed
@@ -23,7 +23,7 @@ from bench.science.crafting import poisons_of
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
 from bench.science.workspace import Workspace
-from bench.storage.records import Records
+from bench.storage.records import Record, Records
 
 OnRecord = Callable[[Record], None]
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from bench.execution.poison_image import save
-from bench.execution.recording import Record, record_of
+from bench.execution.recording import record_of
 from bench.foundation.errors import TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.science.crafting import poisons_of
 from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Study
 from bench.science.workspace import Workspace
-from bench.storage.records import Records
+from bench.storage.records import Record, Records
 from bench.storage.store import Store, key_of
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.request.request import Request as PlanRequest
 from bench.science.dataset import Dataset, Place
-from bench.storage.records import NEEDED, SCHEMA, Records
+from bench.storage.records import Record
+from bench.storage.records import read as read_records
 
-Record = dict[str, Any]
 Row = tuple[str | int | float, ...]
 
 
@@ -62,9 +61,10 @@ def read(request: Request) -> list[Record]:
     if request.sets or request.dataset is not None:
         raise BadInput("this figure shows records as they are: --set and --dataset have no place here")
     if request.records is not None:
-        found, where = list(_of_file(request.records)), request.records
+        found, where = read_records(None, [request.records], say), request.records
     else:
-        found, where = list(Records(request.out / "records", say).all()), request.out / "records"
+        where = request.out / "records"
+        found = read_records(where, [], say) if where.is_dir() else []
     if not found:
         raise BadInput(f"no trial records in '{where}'; fix: run something first, or --out DIR or --records FILE")
     wanted = {"protocol": request.protocol, "attack": request.attack, "seed": request.seed, "trial": request.trial}
@@ -78,28 +78,12 @@ def read(request: Request) -> list[Record]:
 
 
 def _only(records: list[Record], name: str, values: list[Any]) -> list[Record]:
-    known = sorted({str(record[name]) for record in records})
+    of_each: list[Any] = [record.get(name) for record in records]
+    known = sorted(set(map(str, of_each)))
     for value in values:
         if str(value) not in known:
             raise BadInput(f"no records with {name} '{value}'{nearest(str(value), known)}")
-    return [record for record in records if not values or record[name] in values]
-
-
-def _of_file(path: Path) -> Iterable[Record]:
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"records file '{path}' cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or any(name not in record for name in NEEDED) or record["schema"] != SCHEMA:
-            raise BadInput(f"'{path}', line {number}: not a trial record of this version")
-        yield record
+    return [record for record, value in zip(records, of_each, strict=True) if not values or value in values]
 
 
 def dataset_of(record: Record, data: Path | None) -> Dataset:

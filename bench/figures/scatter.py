@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
 from bench.figures.request import Plate, Request, read, seeds_of
 from bench.foundation.errors import BadInput
-from bench.views.cells import Cell, summarise
-from bench.views.report import group
+from bench.views.cells import Cell, by_cell, summarise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +27,7 @@ def accuracy_interval(cell: Cell) -> tuple[float, float]:
 def measure(request: Request) -> Plate:
     """content: [Cell], those with a finished trial, in the order of the records."""
     records = read(request)
-    cells = [cell for own in group(records) if (cell := summarise(own)).n]
+    cells = [cell for trials in by_cell(records) if (cell := summarise(trials)).n]
     if not cells:
         raise BadInput("none of these trials is finished; fix: run them again")
     sizes = sorted({cell.n for cell in cells})

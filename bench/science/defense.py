@@ -131,8 +131,6 @@ class Defense:
     Settings: ClassVar[type[AnySettings]] = AnySettings
     needs: ClassVar[tuple[str, ...]] = ()
     """Knowledge beyond the training set: poison_rate, clean_holdout, external_model, attack_family."""
-    on_its_own: ClassVar[bool] = True
-    """False for what cannot be run by its name alone."""
     beside: tuple[str, ...] = ()
     """Names of the other defenses in a composition."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -59,10 +60,10 @@ class ParameterGradients:
 
     def at(self, weights: Weights) -> ParameterGradients:
         """The same network with other weights; BatchNorm keeps its statistics."""
-        other = copy.copy(self)
-        other.weights = {name: value.detach() for name, value in weights.items()}
-        other._folded, other._pull = vjp(self._fold, other.weights)[:2]
-        return other
+        moved = copy.copy(self)
+        moved.weights = {name: value.detach() for name, value in weights.items()}
+        moved._folded, moved._pull = vjp(self._fold, moved.weights)[:2]
+        return moved
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits [n, classes], without a graph."""
@@ -87,13 +88,16 @@ class ParameterGradients:
     ) -> Tensor:
         return (criterion or cross_entropy)(functional_call(self._net, folded, (pixels,)), labels) / n
 
+    def _mean_loss(self, pixels: Tensor, labels: Tensor, weights: Weights) -> Tensor:
+        return self._loss(self._fold(weights), pixels, labels, len(pixels))
+
     def mean(self, pixels: Tensor, labels: Tensor, chunk: int = 256, criterion: Criterion | None = None) -> Weights:
         """grad_theta of the mean loss over images [n, 3, h, w] in [0, 1] with labels [n]. criterion: cross-entropy
         unless given, (logits, labels) -> sum of losses."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in self._folded.items()}
         total = {name: torch.zeros_like(value) for name, value in leaves.items()}
-        for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
-            loss = self._loss(leaves, part, label, len(pixels), criterion)
+        for some, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
+            loss = self._loss(leaves, some, label, len(pixels), criterion)
             for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
                 total[name] += gradient
         return {name: value.detach() for name, value in self._pull(total)[0].items()}
@@ -102,36 +106,34 @@ class ParameterGradients:
         """d/d pixels of <direction, grad_theta mean cross-entropy>, [n, 3, h, w]."""
         tangent = jvp(self._fold, (self.weights,), (direction,))[1]
         fixed = {name: value.detach() for name, value in self._folded.items()}
-        parts = []
-        for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
-            leaf = part.requires_grad_(True)
+        gradients = []
+        for some, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
+            leaf = some.requires_grad_(True)
             slope = jvp(lambda w, x=leaf, y=label: self._loss(w, x, y, len(pixels)), (fixed,), (tangent,))[1]
-            parts.append(torch.autograd.grad(slope, leaf)[0])
-        return torch.cat(parts)
+            gradients.append(torch.autograd.grad(slope, leaf)[0])
+        return torch.cat(gradients)
 
     def curvature(self, pixels: Tensor, labels: Tensor, direction: Weights) -> Weights:
         """The Hessian of the mean cross-entropy over the images times `direction`."""
 
-        def slope(weights: Weights) -> Weights:
-            return grad(lambda w: self._loss(self._fold(w), pixels, labels, len(pixels)))(weights)
-
-        product = jvp(slope, (self.weights,), (direction,))[1]
+        product = jvp(grad(partial(self._mean_loss, pixels, labels)), (self.weights,), (direction,))[1]
         return {name: value.detach() for name, value in product.items()}
 
     def norms(self, pixels: Tensor, labels: Tensor, chunk: int = 16) -> Tensor:
         """Euclidean norm [n] of every image's own training gradient. Memory: chunk times the number of weights."""
 
-        def one(folded: Weights, pixel: Tensor, label: Tensor) -> Weights:
-            return grad(lambda w: self._loss(w, pixel[None], label[None], 1))(folded)
+        def gradient(folded: Weights, pixel: Tensor, label: Tensor) -> Weights:
+            return grad(self._loss)(folded, pixel[None], label[None], 1)
 
         # Contiguous: torch's float64 convolutions want it for their weights' gradients.
         folded = {name: value.detach().contiguous() for name, value in self._folded.items()}
-        parts = []
-        for part, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
-            each = vmap(one, (None, 0, 0), randomness="same")(folded, part, label)
-            own = vmap(lambda gradient: self._pull(gradient)[0])(each)
-            parts.append(torch.stack([value.flatten(1).square().sum(1) for value in own.values()]).sum(0).sqrt())
-        return torch.cat(parts).detach()
+        norms = []
+        for some, label in zip(pixels.detach().split(chunk), labels.split(chunk), strict=True):
+            of_folded = vmap(gradient, (None, 0, 0), randomness="same")(folded, some, label)
+            of_weights = vmap(lambda slopes: self._pull(slopes)[0])(of_folded)
+            squares = [value.flatten(1).square().sum(1) for value in of_weights.values()]
+            norms.append(torch.stack(squares).sum(0).sqrt())
+        return torch.cat(norms).detach()
 
 
 def _without_batchnorm(model: Classifier) -> tuple[nn.Module, list[tuple[str, str, nn.BatchNorm2d]]]:
@@ -158,10 +160,10 @@ def _without_batchnorm(model: Classifier) -> tuple[nn.Module, list[tuple[str, st
 
 def cosine_distance(gradient: Weights, target: Weights) -> tuple[Tensor, Weights]:
     """B = 1 - cos(gradient, target) over all weights together, and v = dB/dgradient (Witches' Brew, eq. 3)."""
-    dot, own, other = inner(gradient, target), inner(gradient, gradient).sqrt(), inner(target, target).sqrt()
-    scale = 1 / (own * other)
+    dot, norm = inner(gradient, target), inner(gradient, gradient).sqrt()
+    scale = 1 / (norm * inner(target, target).sqrt())
     loss = 1 - dot * scale
-    return loss, {name: (dot * scale / own**2) * gradient[name] - scale * target[name] for name in gradient}
+    return loss, {name: (dot * scale / norm**2) * gradient[name] - scale * target[name] for name in gradient}
 
 
 class Matcher:

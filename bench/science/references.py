@@ -10,7 +10,7 @@ from bench.foundation.settings import literal
 
 
 def split(text: str, separator: str = ",") -> list[str]:
-    """The parts of `text` between separators that stand outside brackets; a part that is empty is left out."""
+    """The parts of `text` between separators that stand outside brackets."""
     parts, depth = [""], 0
     for sign in text:
         depth += (sign == "[") - (sign == "]")
@@ -18,7 +18,7 @@ def split(text: str, separator: str = ",") -> list[str]:
             parts.append("")
         else:
             parts[-1] += sign
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in parts]
 
 
 def parse(reference: str) -> tuple[str, dict[str, Any]]:

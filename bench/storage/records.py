@@ -1,21 +1,28 @@
-"""Trial records: one JSON file a trial, the truth of which MLflow and leaderboards are views."""
+"""Trial records: one JSON file per trial, the source of truth; MLflow, tables, figures and data frames are views of it.
+
+There is one reader and one type. Reading imports no torch, checks every value that a view computes with, and takes
+about a second for 10,000 records. What older versions wrote otherwise is brought up to date here, and only here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, cast
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from bench.foundation import files
+from bench.foundation.errors import BadInput
 
 SCHEMA = 1
-NEEDED = (
-    *("schema", "key", "cell", "attack", "defense", "protocol", "trial", "seed", "status", "error"),
-    *("success", "clean_accuracy", "seconds", "poisons", "history", "settings", "started", "finished"),
-)
-DEPENDS_ON_THE_DAY = (
+DEPENDS_ON_THE_DAY = {
     "seconds",
     "reused",
     "memory_peak_mib",
@@ -24,63 +31,291 @@ DEPENDS_ON_THE_DAY = (
     "environment",
     "revision",
     "cached",
-)
+}
 """What may differ between two runs of the same trial. All else must be equal, bit for bit on one kind of CPU."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Name = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+def _time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_time)]
+
+
+class Draw(TypedDict):
+    target_ids: list[int]
+    source_class: int
+    target_class: int
+    index: NotRequired[int]
+    base_ids: NotRequired[list[int]]
+
+
+class PoisonFigures(TypedDict, total=False):
+    """Of the poisons of a trial; a failed trial may have none. Attacks add entries of their own."""
+
+    key: str
+    n: Count
+    eps: Positive
+    max_change: Positive
+    losses: list[Any]
+    final_losses: list[Any]
+    retrained_at: list[int]
+
+
+class Dropped(TypedDict, total=False):
+    dropped: Count
+
+
+class Data(TypedDict, total=False):
+    fingerprint: str
+    train: Count
+
+
+class Surroundings(TypedDict, total=False):
+    torch: str
+    device: str
+    device_name: str
+
+
+class Record(TypedDict):
+    """A trial, finished or failed. `success` and `clean_accuracy` are None only when it failed; `seconds` is by stage,
+    as if nothing had been cached; `cached` (of a run's results, never on disk): it was there before the run."""
+
+    schema: Literal[1]
+    key: Name
+    cell: Name
+    attack: Name
+    defense: Name
+    protocol: Name
+    trial: Count
+    seed: int
+    status: Literal["done", "failed"]
+    error: str | None
+    success: Share | None
+    clean_accuracy: Share | None
+    seconds: dict[str, Positive]
+    settings: dict[str, dict[str, Any]]
+    started: Time
+    finished: Time
+    outcome: dict[str, Any] | None
+    variants: dict[str, Any]
+    filter: Dropped | None
+    draw: NotRequired[Draw]
+    seeds: dict[str, Any]
+    poisons: PoisonFigures
+    surrogates: dict[str, Any]
+    history: list[Any]
+    notes: dict[str, Any]
+    knowledge: list[str]
+    external: dict[str, Any]
+    adapted_to: list[str]
+    data: Data
+    code: dict[str, str]
+    revision: str | None
+    environment: Surroundings
+    reused: dict[str, Any]
+    memory_peak_mib: float | None
+    cached: NotRequired[bool]
+
+
+def _whole(record: Record) -> Record:
+    if record["status"] == "done" and (record["success"] is None or record["clean_accuracy"] is None):
+        raise ValueError("done, but without success or clean accuracy")
+    return record
+
+
+assert SCHEMA == 1  # what Record describes
+_CHECK: TypeAdapter[Record] = TypeAdapter(Annotated[Record, AfterValidator(_whole)])
+
+# What older versions did not write, with what then held.
+_RENAMED = {"true_class": "source_class", "adversarial_class": "target_class"}
+_LATER_SETTINGS = {"holdout": 0.05, "per_class": 0}  # of the threat model
+_LATER: dict[str, Callable[[], Any]] = {
+    **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), lambda: None),
+    **dict.fromkeys(("history", "knowledge", "adapted_to"), list),
+    **dict.fromkeys(("variants", "seeds", "poisons", "surrogates", "notes", "external"), dict),
+    **dict.fromkeys(("data", "code", "environment", "reused"), dict),
+}
+
+
+def parse(text: bytes) -> Record:
+    """The record in `text`, brought up to date; ValueError when it is none. Fields that `Record` does not name stay."""
+    return _checked(from_json(text, allow_inf_nan=False))
+
+
+def _checked(record: Any) -> Record:
+    if isinstance(record, dict):
+        _bring_up_to_date(record)
+    _CHECK.validate_python(record, strict=True)
+    return cast("Record", record)
+
+
+def _bring_up_to_date(record: dict[str, Any]) -> None:
+    """Fill in what an older version left out. Values of the wrong kind are left for the check to find."""
+    for name, make in _LATER.items():
+        if name not in record:
+            record[name] = make()
+    record.setdefault("started", record.get("finished"))
+    draw, settings, poisons = record.get("draw"), record.get("settings"), record["poisons"]
+    if isinstance(draw, dict):
+        for old, new in _RENAMED.items():
+            if old in draw:
+                draw[new] = draw.pop(old)
+    threat: Any = settings
+    for level in ("protocol", "threat"):
+        threat = threat.get(level) if isinstance(threat, dict) else None
+    if isinstance(threat, dict):
+        for name, value in _LATER_SETTINGS.items():
+            threat.setdefault(name, value)
+    if isinstance(poisons, dict) and poisons.get("adapted_to") and not record["adapted_to"]:
+        record["adapted_to"] = [poisons["adapted_to"]]
+
+
+def read(
+    folder: Path | None, paths: Iterable[Path], say: Callable[[str], None], *, curves: bool = True
+) -> list[Record]:
+    """All records below `folder`, as `Records` lays them out, and of files: JSON lines, or one JSON array as `run
+    --json` prints it. Nothing on disk is changed.
+
+    curves: with the losses of every step and epoch, nine tenths of a record. A damaged file is skipped and reported in
+    one line, so are all damaged records of a file together. BadInput when a place cannot be read at all.
+    """
+
+    def skip(path: Path, why: str) -> None:
+        say(f"record {path} is skipped: {why}")
+
+    records: list[Record] = []
+    for part in (*([_below(folder, skip)] if folder is not None else []), *(_of_file(path, say) for path in paths)):
+        for record in part:
+            if not curves:
+                record["history"] = []
+                record["poisons"].pop("losses", None)
+            records.append(record)
+    return records
 
 
 class Records:
-    """Records below `root`: root/protocol/attack/defense/<trial>-<key>.json. say: tells a person one line."""
+    """Records below `root`: root/protocol/attack/defense/<trial>-<key>.json. say: takes one line for a person.
+
+    A damaged record is reported, set aside and counts as missing, so that its trial is run again.
+    """
 
     def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
         self.root = root
         self.say = say
 
-    def path(self, record: dict[str, Any]) -> Path:
+    def path(self, record: Mapping[str, Any]) -> Path:
         folder = self.root / record["protocol"] / record["attack"] / record["defense"]
         return folder / f"{record['trial']:04d}-{record['key'][:16]}.json"
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Put the record in place, whole or not at all; an older one of the same key is replaced."""
-        path = self.path(record)
-        files.write_bytes(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    def write(self, record: Mapping[str, Any]) -> Record:
+        """Put the record in place, whole or not at all, and return it as it will be read; an older one of the same key
+        is replaced. ValueError for what no reader would take."""
+        text = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+        readable = parse(text)
+        files.write_bytes(self.path(record), text)
+        return readable
 
-    def find(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
-        """The finished record with the key of `wanted` (attack, defense, protocol, trial, key), or None.
+    def find(self, trial: Mapping[str, Any]) -> Record | None:
+        """The finished record of a trial (attack, defense, protocol, trial, key), or None; a failed one counts as
+        missing."""
+        path = self.path(trial)
+        record = next(_parsed([os.fspath(path)], self._set_aside), None)
+        return record if record and record["key"] == trial["key"] and record["status"] == "done" else None
 
-        A damaged one is said, removed, and counts as not there; a failed one counts as not there.
-        """
-        record = self._read(self.path(wanted))
-        return record if record and record["key"] == wanted["key"] and record["status"] == "done" else None
-
-    def all(self) -> Iterator[dict[str, Any]]:
+    def all(self) -> Iterator[Record]:
         """Every readable record, finished or failed, in the order of the file names."""
-        for path in sorted(self.root.glob("*/*/*/*.json")):
-            record = self._read(path)
-            if record:
-                yield record
+        if self.root.is_dir():
+            yield from _below(self.root, self._set_aside)
 
-    def of_cell(self, cell: str) -> list[dict[str, Any]]:
-        """All records of a cell."""
-        return [record for record in self.all() if record["cell"] == cell]
-
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        try:
-            record = json.loads(path.read_bytes())
-            if not isinstance(record, dict) or any(name not in record for name in NEEDED):
-                raise ValueError("not a trial record")
-            if record["schema"] != SCHEMA:
-                raise ValueError(f"schema {record['schema']}, this version reads {SCHEMA}")
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError) as error:
-            aside = path.with_suffix(".damaged")
-            self.say(f"record {path} is damaged ({error}); moved to {aside.name}, the trial will be run again")
-            with contextlib.suppress(FileNotFoundError):  # another process has done it
-                path.replace(aside)
-            return None
-        return record
+    def _set_aside(self, path: Path, why: str) -> None:
+        aside = path.with_suffix(".damaged")
+        self.say(f"record {path} is damaged ({why}); moved to {aside.name}, the trial will be run again")
+        with contextlib.suppress(FileNotFoundError):  # another process has moved it
+            path.replace(aside)
 
 
-def comparable(record: dict[str, Any]) -> dict[str, Any]:
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a record that must be equal between two runs of the same trial on one kind of machine."""
     return {name: value for name, value in record.items() if name not in DEPENDS_ON_THE_DAY}
+
+
+def _below(folder: Path, on_damage: Callable[[Path, str], None]) -> Iterator[Record]:
+    return _parsed(sorted(_paths(os.fspath(folder), 3)), on_damage)
+
+
+def _parsed(paths: Iterable[str], on_damage: Callable[[Path, str], None]) -> Iterator[Record]:
+    """The records in the files that are there and not damaged."""
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                record = parse(file.read())
+        except FileNotFoundError:
+            continue  # replaced while we were looking
+        except (OSError, ValueError) as error:
+            on_damage(Path(path), _why(error))
+        else:
+            yield record
+
+
+def _paths(folder: str, depth: int) -> Iterator[str]:
+    """Paths folder/protocol/attack/defense/*.json."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise BadInput(f"records: '{folder}' cannot be read: {error.strerror}; fix: give --out DIR") from None
+    for entry in entries:
+        if depth and entry.is_dir():
+            yield from _paths(entry.path, depth - 1)
+        elif not depth and entry.name.endswith(".json") and not entry.name.startswith("."):
+            yield entry.path
+
+
+def _of_file(path: Path, say: Callable[[str], None]) -> Iterator[Record]:
+    """Records of a file with one, or an array of them, per line, or with one value over many lines."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"--records: '{path}' cannot be read: {error.strerror}; fix: give a file of records, one per line"
+        ) from None
+    damaged: list[str] = []
+    for number, line in enumerate([text] if _is_json(text) else text.splitlines(), 1):
+        try:
+            values = from_json(line, allow_inf_nan=False) if line.strip() else []
+        except ValueError as error:
+            damaged.append(f"line {number}, {_why(error)}")
+            continue
+        for value in values if isinstance(values, list) else [values]:
+            try:
+                yield _checked(value)
+            except ValueError as error:
+                damaged.append(f"line {number}, {_why(error)}")
+    if damaged:
+        say(f"records {path}: {len(damaged)} damaged record{'s' * (len(damaged) > 1)} skipped: {damaged[0]}")
+
+
+def _is_json(text: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        from_json(text)
+        return True
+    return False
+
+
+def _why(error: OSError | ValueError) -> str:
+    """The cause, in one printable line."""
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    text = str(error)
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        text = f"{where}: {fault['msg']}" if where else fault["msg"]
+    return "".join(character if character.isprintable() else " " for character in text)[:200]

@@ -1,23 +1,27 @@
-"""A cell in figures: success with its interval, clean accuracy, time; made from trial records, here only."""
+"""A cell in figures: success with its interval, clean accuracy, time; made from trial records, here only.
+
+What all views agree on before they count: which record of a trial counts, and which trials two cells have in common.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from bench.foundation.statistics import interval, mean_interval
+from bench.storage.records import Record
 
 
 @dataclass(frozen=True)
 class Cell:
     """One attack x defense x protocol. successes: sum over finished trials; low, high: 95 % Clopper-Pearson;
-    clean_accuracy_interval: 95 % of its mean (Student), None for fewer than two trials; seconds: mean of each stage
-    over finished trials, as if nothing had been cached."""
+    clean_accuracy_std: standard deviation over trials; clean_accuracy_interval: 95 % of its mean (Student), None for
+    fewer than two trials; seconds: mean of each stage over finished trials, as if nothing had been cached."""
 
     attack: str
     defense: str
@@ -29,58 +33,82 @@ class Cell:
     success_low: float
     success_high: float
     clean_accuracy: float
-    clean_accuracy_deviation: float
+    clean_accuracy_std: float
     clean_accuracy_interval: tuple[float, float] | None
     seconds: dict[str, float]
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> Cell:
+def summarise(records: Sequence[Record]) -> Cell:
     """The figures of the records of one cell (at least one record; rates are NaN when none is finished)."""
-    done = [record for record in records if record["status"] == "done"]
-    successes = sum(record["success"] for record in done)
-    accuracies = [record["clean_accuracy"] for record in done]
-    low, high = interval(successes, len(done))
-    stages = {stage: None for record in done for stage in record["seconds"]}
+    finished = [record for record in records if record["status"] == "done"]
+    n = len(finished)
+    successes = sum(record["success"] or 0.0 for record in finished)
+    accuracies = [record["clean_accuracy"] or 0.0 for record in finished]
+    low, high = interval(successes, n)
+    stages = {stage: None for record in finished for stage in record["seconds"]}
     return Cell(
         attack=records[0]["attack"],
         defense=records[0]["defense"],
         protocol=records[0]["protocol"],
-        n=len(done),
-        failed=len(records) - len(done),
+        n=n,
+        failed=len(records) - n,
         successes=successes,
-        success_rate=successes / len(done) if done else float("nan"),
+        success_rate=successes / n if n else float("nan"),
         success_low=low,
         success_high=high,
-        clean_accuracy=statistics.fmean(accuracies) if done else float("nan"),
-        clean_accuracy_deviation=statistics.stdev(accuracies) if len(done) > 1 else 0.0,
+        clean_accuracy=statistics.fmean(accuracies) if n else float("nan"),
+        clean_accuracy_std=statistics.stdev(accuracies) if n > 1 else 0.0,
         clean_accuracy_interval=mean_interval(accuracies),
-        seconds={stage: statistics.fmean(record["seconds"].get(stage, 0.0) for record in done) for stage in stages},
+        seconds={stage: statistics.fmean(record["seconds"].get(stage, 0.0) for record in finished) for stage in stages},
     )
 
 
-# Settings that came later, with what records from before them were made with.
-CAME_LATER = {"threat": {"holdout": 0.05}}
+def one_per_key(records: Iterable[Record]) -> list[Record]:
+    """Every trial once, in the order in which keys first come: of several records with one key, that of most
+    `precedence`."""
+    best: dict[str, Record] = {}
+    for record in records:
+        rival = best.setdefault(record["key"], record)
+        if rival is not record and precedence(rival) < precedence(record):
+            best[record["key"]] = record
+    return list(best.values())
 
 
-def protocol_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a record's protocol, with those that it is too old to name."""
-    found = dict((record.get("settings") or {}).get("protocol") or {})
-    for section, later in CAME_LATER.items():
-        if isinstance(found.get(section), Mapping):
-            found[section] = {**later, **found[section]}
-    return found
+def by_cell(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of each cell, one per trial and sorted by trial; cells in the order in which they first come."""
+    cells: dict[tuple[str, ...], list[Record]] = {}
+    for record in one_per_key(records):
+        place = (record["protocol"], record["attack"], record["defense"], record["cell"])
+        cells.setdefault(place, []).append(record)
+    return [sorted(trials, key=lambda record: record["trial"]) for trials in cells.values()]
 
 
-def scene_of(record: Mapping[str, Any]) -> str:
-    """What a cell shares with the undefended cell that it is compared with: everything but the defense."""
-    settings, data = record.get("settings") or {}, record.get("data") or {}
-    same = [record["protocol"], protocol_of(record), record["attack"], settings.get("attack"), record["seed"]]
-    text = json.dumps([*same, data.get("fingerprint")], indent=1, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def common_trials(ours: Sequence[Record], theirs: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Trials that both cells finished, with the same target and target class where records tell them."""
+    finished = {record["trial"]: record for record in theirs if record["status"] == "done"}
+    pairs = [(r, finished[r["trial"]]) for r in ours if r["status"] == "done" and r["trial"] in finished]
+    return [(a, b) for a, b in pairs if _aim(a) == _aim(b)]
 
 
-def rank_of(record: Mapping[str, Any]) -> tuple[bool, int]:
-    """Of two results of one trial the greater counts: done before failed, then newer before older."""
+def _aim(record: Record) -> tuple[Any, ...]:
+    draw = record.get("draw")
+    return (draw["target_ids"], draw["target_class"]) if draw else (None, None)
+
+
+def background_of(record: Record) -> list[Any]:
+    """What a cell shares with the clean control that it is compared with: everything but attack and defense."""
+    protocol = record["settings"].get("protocol")
+    return [record["protocol"], protocol, record["seed"], record["data"].get("fingerprint")]
+
+
+def setting_of(record: Record) -> str:
+    """What a cell shares with the undefended cell that it is compared with: everything but the defense. A digest."""
+    same = [*background_of(record), record["attack"], record["settings"].get("attack")]
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def precedence(record: Record) -> tuple[bool, int]:
+    """Of two results of one trial the greater counts: finished before failed, then newer before older."""
     return record["status"] == "done", milliseconds(record["finished"])
 
 

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
+from bench.storage.records import Record
+
 SOURCES = {"FRIENDS": "friends.csv", "Diffusion Denoising": "diffusion_denoising.csv"}
 
 # Both papers: CIFAR-10, ResNet-18, 1 % of all training images. FRIENDS' transfer features are CIFAR-10's own.
@@ -57,34 +59,36 @@ class Published:
         return f"{self.source}, Table {self.table} ({self.file}, line {self.line})"
 
 
-def published(record: Mapping[str, Any]) -> Published | None:
+def published(record: Record) -> Published | None:
     """The row for a record's attack and defense in its scenario, or None.
 
     FRIENDS comes first, so that the cells of a protocol are held against one paper where it has them; within a paper
     the row that differs least, then the one with the nearest eps, then the first.
     """
-    settings = record.get("settings") or {}
-    protocol, defense = settings.get("protocol") or {}, settings.get("defense") or {}
-    scenario = (protocol.get("threat") or {}).get("scenario")
-    eps = (protocol.get("threat") or {}).get("eps")
-    found = []
+    protocol, defense = record["settings"].get("protocol") or {}, record["settings"].get("defense") or {}
+    threat = protocol.get("threat") or {}
+    eps = threat.get("eps")
+    rows = []
     for source, line, row in _rows():
         name, _, network = row["defense"].partition(" (source: ")
-        if (row["attack"], _plugin(source, name, row), row["scenario"]) != (
-            record["attack"],
-            record["defense"],
-            scenario,
-        ):
+        if (row["attack"], row["scenario"]) != (record["attack"], threat.get("scenario")):
             continue
-        differs = [*_protocol(source, row, protocol), *_defense(row, network.rstrip(")"), defense, protocol)]
-        far = abs(float(row["eps"]) - eps) if isinstance(eps, int | float) else 0.0
-        one = Published(
-                source, SOURCES[source], row["table"], line, float(row["success"]) / 100,
-                float(row["clean_accuracy"]) / 100 if row["clean_accuracy"] else None,
-                int(row["trials"]) if row["trials"] else None, tuple(differs),
-        )  # fmt: skip
-        found.append((list(SOURCES).index(source), len(differs), far, line, one))
-    return min(found)[-1] if found else None
+        if _plugin(source, name, row) != record["defense"]:
+            continue
+        differs = (*_protocol(source, row, protocol), *_defense(row, network.rstrip(")"), defense, protocol))
+        distance = abs(float(row["eps"]) - eps) if isinstance(eps, int | float) else 0.0
+        value = Published(
+            source=source,
+            file=SOURCES[source],
+            table=row["table"],
+            line=line,
+            success_rate=float(row["success"]) / 100,
+            clean_accuracy=float(row["clean_accuracy"]) / 100 if row["clean_accuracy"] else None,
+            trials=int(row["trials"]) if row["trials"] else None,
+            differs=differs,
+        )
+        rows.append((list(SOURCES).index(source), len(differs), distance, line, value))
+    return min(rows)[-1] if rows else None
 
 
 @functools.cache
@@ -113,34 +117,32 @@ def _protocol(source: str, row: Mapping[str, str], protocol: Mapping[str, Any]) 
     if row["scenario"] == "transfer":
         facts |= TRANSFER[source]
     facts |= {place: float(row[column]) for column, place in COLUMNS.items() if row.get(column)}
-    for place, theirs in facts.items():
-        ours: Any = protocol
-        for part in place.split("."):
-            ours = ours.get(part) if isinstance(ours, Mapping) else None
-        if place == "threat.per_class" and ours is None:
-            ours = 0  # records from before there was such a setting
-        yield from _differs(place, theirs, ours)
+    for place, printed in facts.items():
+        here: Any = protocol
+        for name in place.split("."):
+            here = here.get(name) if isinstance(here, Mapping) else None
+        yield from _differs(place, printed, here)
     if row.get("knowledge"):
-        own, threat = str(protocol.get("model")), protocol.get("threat") or {}
-        architectures = {name for name in re.split(r"[,\s]+", str(threat.get("surrogate") or "")) if name} or {own}
-        white = architectures == {own} and threat.get("white_box", True)
+        victim, threat = str(protocol.get("model")), protocol.get("threat") or {}
+        architectures = {name for name in re.split(r"[,\s]+", str(threat.get("surrogate") or "")) if name} or {victim}
+        white = architectures == {victim} and threat.get("white_box", True)
         yield from _differs("knowledge", row["knowledge"], "white-box" if white else "black-box")
 
 
 def _defense(
     row: Mapping[str, str], network: str, defense: Mapping[str, Any], protocol: Mapping[str, Any]
 ) -> Iterator[str]:
-    expected = next((one for start, one in SETTINGS.items() if row["defense"].startswith(start)), {})
+    expected = next((values for start, values in SETTINGS.items() if row["defense"].startswith(start)), {})
     if row.get("sigma") and row["defense"] != "none":
         expected = {**expected, "sigma": float(row["sigma"])}
-    for name, theirs in expected.items():
-        yield from _differs(name, theirs, defense.get(name))
+    for name, printed in expected.items():
+        yield from _differs(name, printed, defense.get(name))
     if network or defense.get("source_model"):  # of the friendly noise; elsewhere the victim's own architecture
         yield from _differs("source_model", network or "resnet18", defense.get("source_model") or protocol.get("model"))
 
 
-def _differs(name: str, theirs: Any, ours: Any) -> Iterator[str]:
-    if isinstance(theirs, float) and theirs.is_integer() and name != "sigma":
-        theirs = int(theirs)
-    if ours != theirs:
-        yield f"{name} {theirs}, here {'unknown' if ours is None else str(ours)[:60]}"
+def _differs(name: str, printed: Any, here: Any) -> Iterator[str]:
+    if isinstance(printed, float) and printed.is_integer() and name != "sigma":
+        printed = int(printed)
+    if here != printed:
+        yield f"{name} {printed}, here {'unknown' if here is None else str(here)[:60]}"

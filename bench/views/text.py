@@ -1,34 +1,35 @@
-"""The leaderboard as text: aligned tables, GitHub tables, CSV, JSON. Names come from files and are not trusted."""
+"""The leaderboard as text: tables, CSV and JSON, and what a run prints. Names come from files and are not trusted."""
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.views.columns import aligned
-from bench.views.leaderboard import NOTES, Entry
+from tabulate import SEPARATING_LINE, tabulate
+
+from bench.views.flags import ENOUGH_TRIALS
+from bench.views.leaderboard import NOTES, UNDEFENDED, Comparison, Entry
 
 HEAD = (
-    *("rank", "attack", "defense", "success", "rate [95 %]", "clean acc. [95 %]", "drop", "cost", "told", "attack is"),
-    *("published", "against {baseline}", "flags"),
+    *("rank", "attack", "defense", "success", "rate [95 %]", "clean acc. [95 %]", "drop", "cost", "knowledge"),
+    *("attack is", "published", "against {baseline}", "flags"),
 )
-RIGHT = {"rank", "drop", "cost"}
-Cells = Sequence[Sequence[str]]
+RUN_HEAD = ("rank", "attack", "defense", "", "success", "rate [95 %]", "clean acc.", "drop", "craft s", "train s")
+RIGHT = {"rank", "drop", "cost", "craft s", "train s"}
+Rows = Sequence[Sequence[str]]
 
 
 def table(entries: Sequence[Entry], baseline: str) -> str:
     """Aligned text for a terminal: of every protocol the matrix and the ranked list, then the notes."""
-    return _document(entries, baseline, aligned, "{}", plain)
+    return _document(entries, baseline, "simple", "{}", plain)
 
 
 def markdown(entries: Sequence[Entry], baseline: str) -> str:
     """The same as GitHub tables."""
-    return _document(entries, baseline, _github, "## {}", _for_github, "- ")
+    return _document(entries, baseline, "pipe", "## {}", _for_github, "- ")
 
 
 def as_json(entries: Sequence[Entry], baseline: str) -> str:
@@ -37,34 +38,78 @@ def as_json(entries: Sequence[Entry], baseline: str) -> str:
 
 
 def as_csv(entries: Sequence[Entry], baseline: str) -> str:
-    """One line a cell with the columns of the JSON; `published` and `comparison` spread over columns, lists joined."""
-    rows = [_spread(entry.as_dict()) for entry in entries]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in rows:
-        writer.writerow([_for_spreadsheets(row.get(name)) for name in _COLUMNS])
-    return text.getvalue()
+    """One line per cell: `frames.leaderboard_frame`."""
+    from bench.views.frames import leaderboard_frame
+
+    frame = leaderboard_frame(entries)
+    texts = frame.select_dtypes(["object", "string"])
+    return frame.assign(**texts.map(_for_spreadsheets)).to_csv(index=False, lineterminator="\n")
 
 
 FORMATS: dict[str, Callable[[Sequence[Entry], str], str]] = {
     "table": table, "md": markdown, "csv": as_csv, "json": as_json,
 }  # fmt: skip
 
-_PUBLISHED = ("source", "file", "table", "line", "success_rate", "clean_accuracy", "trials", "differs")
-_COMPARISON = ("baseline", "n", "difference", "low", "high", "test", "p")
-_COLUMNS = (
-    *("protocol", "attack", "defense", "attack_label", "defense_label", "seed", "rank", "n", "failed", "successes"),
-    *("success_rate", "success_low", "success_high", "clean_accuracy", "clean_accuracy_low", "clean_accuracy_high"),
-    *("accuracy_drop", "accuracy_drop_low", "accuracy_drop_high", "accuracy_drop_n", "train_seconds", "train_cost"),
-    *("knowledge", "attack_kind", "adapted_to", *(f"published_{name}" for name in _PUBLISHED)),
-    *(*(f"comparison_{name}" for name in _COMPARISON), "flags", "cell"),
-)
+
+def run_table(entries: Sequence[Entry]) -> str:
+    """What a run prints at its end: the leaderboard of its own records in few columns, what differs from the control
+    and from the undefended victim, and the base rate."""
+    rows = [[plain(text) for text in _run_row(entry)] for entry in entries]
+    lines = [draw(RUN_HEAD, rows)]
+    for entry in entries:
+        pair = f"{entry.attack_label} x {entry.defense_label}"
+        if entry.over_control:
+            lines.append(plain(f"{pair} {_against(entry.over_control, f'{entry.over_control.baseline} x none')}"))
+        if entry.comparison:
+            lines.append(plain(f"{pair} {_against(entry.comparison, f'{entry.attack_label} x none')}"))
+    controls = [e for e in entries if e.kind == "control" and e.figures.defense == UNDEFENDED and e.figures.n]
+    for entry in controls:
+        which = f" ({entry.attack_label})" if len(controls) > 1 else ""
+        lines.append(plain(f"base rate without poisons{which}: {percent(entry.figures.success_rate)} %"))
+    smallest = min((entry.figures.n for entry in entries), default=ENOUGH_TRIALS)
+    if smallest < ENOUGH_TRIALS:
+        lines.append(f"n = {smallest}: too few trials to compare; the usual number is 20 (--trials {ENOUGH_TRIALS})")
+    return "\n".join(lines)
+
+
+def _run_row(entry: Entry) -> list[str]:
+    figures = entry.figures
+    undefended = figures.defense == UNDEFENDED
+    role = "undefended" if undefended else "defended"
+    if entry.kind == "control":
+        role = "clean control" if undefended else "clean, defended"
+    seconds = [f"{figures.seconds.get(stage, 0.0):.1f}" if figures.n else "-" for stage in ("craft", "train")]
+    return [
+        str(entry.rank or "-"),
+        entry.attack_label,
+        entry.defense_label,
+        role,
+        count(entry) + (f" ({figures.failed} failed)" if figures.failed else ""),
+        rate(entry),
+        f"{percent(figures.clean_accuracy, 1)} %" if figures.n else "-",
+        drop(entry),
+        *seconds,
+    ]
+
+
+def _against(paired: Comparison, baseline: str) -> str:
+    points = f"{100 * paired.difference:+.0f} points of success [{100 * paired.low:+.0f}, {100 * paired.high:+.0f}]"
+    return f"against {baseline}: {points}, paired, {paired.n} trials"
+
+
+def draw(head: Sequence[str], rows: Rows, form: str = "simple") -> str:
+    """A table as text, as it stands in `rows`: no text is taken for a number."""
+    sides = ["right" if name in RIGHT else "left" for name in head]
+    if form != "simple":
+        return tabulate(rows, head, form, disable_numparse=True, colalign=sides)
+    # The head as a row: tabulate makes every column two characters wider than its head.
+    ruled = tabulate([head, SEPARATING_LINE, *rows], tablefmt=form, disable_numparse=True, colalign=sides)
+    return "\n".join(ruled.splitlines()[1:-1])
 
 
 def plain(text: str) -> str:
     """Without what would move the cursor or colour the terminal."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def percent(rate: float, digits: int = 0) -> str:
@@ -96,11 +141,11 @@ def accuracy(entry: Entry) -> str:
 
 def comparison(entry: Entry) -> str:
     """-45 [-63, -18] p = 0.0039, n = 20"""
-    found = entry.comparison
-    if found is None:
+    paired = entry.comparison
+    if paired is None:
         return "-"
-    points = f"{100 * found.difference:+.0f} [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
-    return f"{points} {probability(found.p)}, n = {found.n}{' (t)' if found.test == 'paired t' else ''}"
+    points = f"{100 * paired.difference:+.0f} [{100 * paired.low:+.0f}, {100 * paired.high:+.0f}]"
+    return f"{points} {probability(paired.p)}, n = {paired.n}{' (t)' if paired.test == 'paired t' else ''}"
 
 
 def probability(p: float | None) -> str:
@@ -115,7 +160,7 @@ def cost(entry: Entry) -> str:
     return f"{entry.train_cost:.1f}x" if entry.train_cost is not None else "-"
 
 
-def told(entry: Entry) -> str:
+def knowledge(entry: Entry) -> str:
     return ", ".join(entry.knowledge) or "nothing"
 
 
@@ -133,20 +178,20 @@ def footnotes(entries: Sequence[Entry]) -> dict[str, int]:
 
 
 def published_note(entry: Entry) -> str:
-    found = entry.published
-    if found is None:
+    row = entry.published
+    if row is None:
         return ""
-    trials = f", {found.trials} trials" if found.trials else ""
-    return f"{found.place}{trials}; " + (
-        f"not our setting: {'; '.join(found.differs)}" if found.differs else "our setting, as far as it is printed"
+    trials = f", {row.trials} trials" if row.trials else ""
+    return f"{row.place}{trials}; " + (
+        f"not our setting: {'; '.join(row.differs)}" if row.differs else "our setting, as far as it is printed"
     )
 
 
 def by_protocol(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
+    protocols: dict[str, list[Entry]] = {}
     for entry in entries:
-        found.setdefault(entry.figures.protocol, []).append(entry)
-    return found
+        protocols.setdefault(entry.figures.protocol, []).append(entry)
+    return protocols
 
 
 def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[str], dict[tuple[str, str], Entry]]:
@@ -160,22 +205,22 @@ def matrix(entries: Sequence[Entry]) -> tuple[list[str], list[str], dict[tuple[s
 def _document(
     entries: Sequence[Entry],
     baseline: str,
-    draw: Callable[[Cells, set[int]], str],
+    form: str,
     heading: str,
     clean: Callable[[str], str],
     bullet: str = "",
 ) -> str:
     notes, parts = footnotes(entries), []
     head = [text.format(baseline=clean(baseline)) for text in HEAD]
-    right = {i for i, text in enumerate(head) if text in RIGHT}
-    for protocol, own in by_protocol(entries).items():
-        attacks, defenses, cells = matrix(own)
-        square = [["", *map(clean, attacks)]]  # defenses downwards: they are many, and a line has an end
+    for protocol, of_protocol in by_protocol(entries).items():
+        attacks, defenses, cells = matrix(of_protocol)
+        square = []  # defenses downwards: they are many, and a line has an end
         for defense in defenses:
-            found = [cells.get((attack, defense)) for attack in attacks]
-            square.append([clean(defense), *(f"{count(one)}  {rate(one)}" if one else "" for one in found)])
-        rows = [head, *([clean(text) for text in _row(entry, notes)] for entry in own)]
-        parts += [heading.format(f"protocol {clean(protocol)}"), draw(square, set()), draw(rows, right)]
+            line = [cells.get((attack, defense)) for attack in attacks]
+            square.append([clean(defense), *(f"{count(entry)}  {rate(entry)}" if entry else "" for entry in line)])
+        rows = [[clean(text) for text in _row(entry, notes)] for entry in of_protocol]
+        parts.append(heading.format(f"protocol {clean(protocol)}"))
+        parts += [draw(["", *map(clean, attacks)], square, form), draw(head, rows, form)]
     parts.append("\n".join(bullet + clean(f"[{number}] {text}") for text, number in notes.items()))
     parts.append("\n".join(bullet + clean(text) for text in NOTES))
     return ("\n\n".join(part for part in parts if part)) + "\n"
@@ -195,7 +240,7 @@ def _row(entry: Entry, notes: dict[str, int]) -> list[str]:
         accuracy(entry),
         drop(entry),
         cost(entry),
-        told(entry),
+        knowledge(entry),
         kind(entry),
         printed,
         comparison(entry),
@@ -203,21 +248,9 @@ def _row(entry: Entry, notes: dict[str, int]) -> list[str]:
     ]
 
 
-def _github(rows: Cells, right: set[int]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines.insert(1, f"|{'|'.join('---:' if i in right else '---' for i in range(len(rows[0])))}|")
-    return "\n".join(lines)
-
-
 def _for_github(text: str) -> str:
     """No HTML, no table border, no link, emphasis or code."""
     return re.sub(r"([\\`*_\[\]|~#@])", r"\\\1", html.escape(plain(text), quote=False))
-
-
-def _spread(row: dict[str, Any]) -> dict[str, Any]:
-    for name in ("published", "comparison"):
-        row |= {f"{name}_{key}": value for key, value in (row.pop(name) or {}).items()}
-    return {name: "; ".join(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
 def _for_spreadsheets(value: Any) -> Any:

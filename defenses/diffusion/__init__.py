@@ -1,1 +1,1 @@
-"""Diffusion models: schedule, networks, where they come from."""
+"""Diffusion models: noise schedules, networks, and where their weights come from."""

@@ -17,8 +17,8 @@ GROUPS = 32
 
 @dataclass(frozen=True)
 class Shape:
-    """channels: of the first layer; widths: multiples of it, one a resolution; blocks: residual blocks a resolution;
-    attention: how often the image is halved before a resolution that has attention; heads: of each attention."""
+    """channels: of the first layer; widths: multiples of it, one per resolution; blocks: residual blocks in each;
+    attention: how often the image is halved before each resolution that has attention; heads: of each attention."""
 
     channels: int = 128
     widths: tuple[int, ...] = (1, 2, 2, 2)
@@ -40,43 +40,47 @@ class ImprovedUNet(nn.Module):
             attended = [Attention(after, shape.heads)] if level in shape.attention else []
             return [Residual(before, after, time), *attended]
 
-        now, kept = channels, [channels]
+        width_now, skipped = channels, [channels]
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(3, channels, 3, padding=1))])
         for level, width in enumerate(shape.widths):
             for _ in range(shape.blocks):
-                self.input_blocks.append(Stage(*stage(now, width * channels, level)))
-                now = width * channels
-                kept.append(now)
+                self.input_blocks.append(Stage(*stage(width_now, width * channels, level)))
+                width_now = width * channels
+                skipped.append(width_now)
             if level + 1 < len(shape.widths):
-                self.input_blocks.append(Stage(Halve(now)))
-                kept.append(now)
-        self.middle_block = Stage(Residual(now, now, time), Attention(now, shape.heads), Residual(now, now, time))
+                self.input_blocks.append(Stage(Halve(width_now)))
+                skipped.append(width_now)
+        self.middle_block = Stage(
+            Residual(width_now, width_now, time),
+            Attention(width_now, shape.heads),
+            Residual(width_now, width_now, time),
+        )
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(shape.widths))):
             for block in range(shape.blocks + 1):
-                layers = stage(now + kept.pop(), width * channels, level)
-                now = width * channels
+                layers = stage(width_now + skipped.pop(), width * channels, level)
+                width_now = width * channels
                 if level and block == shape.blocks:
-                    layers.append(Double(now))
+                    layers.append(Double(width_now))
                 self.output_blocks.append(Stage(*layers))
-        self.out = nn.Sequential(nn.GroupNorm(GROUPS, now), nn.SiLU(), nn.Conv2d(now, 6, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, width_now), nn.SiLU(), nn.Conv2d(width_now, 6, 3, padding=1))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         half = self.channels // 2
         angles = time[:, None].float() * 10_000.0 ** (-torch.arange(half, device=time.device) / half)
         steer = self.time_embed(torch.cat((angles.cos(), angles.sin()), 1))
-        kept = []
+        skipped = []
         for block in self.input_blocks:
             x = block(x, steer)
-            kept.append(x)
+            skipped.append(x)
         x = self.middle_block(x, steer)
         for block in self.output_blocks:
-            x = block(torch.cat((x, kept.pop()), 1), steer)
+            x = block(torch.cat((x, skipped.pop()), 1), steer)
         return self.out(x)
 
 
 class Stage(nn.Sequential):
-    """Layers in turn; those that are residual blocks are told the time."""
+    """Layers in sequence; residual blocks also get the time."""
 
     def forward(self, x: Tensor, steer: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -85,13 +89,13 @@ class Stage(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Two convolutions; the time scales and shifts what is normalised between them."""
+    """Two convolutions; the time scales and shifts the normalised values between them."""
 
     def __init__(self, before: int, after: int, time: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time, 2 * after))
-        # The identity stands where the training had its dropout, so that the names count as they do there.
+        # The identity replaces the dropout of the training, so that parameter names match the checkpoints'.
         self.out_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, after), nn.SiLU(), nn.Identity(), nn.Conv2d(after, after, 3, padding=1)
         )
@@ -105,7 +109,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all places of a image. The channels of `qkv` are heads x (query, key, value)."""
+    """Self-attention over all positions of an image. The channels of `qkv` are heads x (query, key, value)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -116,10 +120,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, width, *sides = x.shape
-        places = x.reshape(n, width, -1)
-        split = self.qkv(self.norm(places)).view(n, self.heads, 3, width // self.heads, -1).transpose(3, 4)
-        seen = F.scaled_dot_product_attention(split[:, :, 0], split[:, :, 1], split[:, :, 2])
-        out: Tensor = places + self.proj_out(seen.transpose(2, 3).reshape(n, width, -1))
+        positions = x.reshape(n, width, -1)
+        split = self.qkv(self.norm(positions)).view(n, self.heads, 3, width // self.heads, -1).transpose(3, 4)
+        attended = F.scaled_dot_product_attention(split[:, :, 0], split[:, :, 1], split[:, :, 2])
+        out: Tensor = positions + self.proj_out(attended.transpose(2, 3).reshape(n, width, -1))
         return out.view(n, width, *sides)
 
 
@@ -143,13 +147,13 @@ class Double(nn.Module):
         return doubled
 
 
-def differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> Sequence[str]:
-    """What keeps a checkpoint from being one of this network, in words; empty when it fits."""
-    words = [f"'{name}' is missing" for name in expected if name not in found]
-    words += [f"'{name}' is unknown" for name in found if name not in expected]
-    words += [
-        f"'{name}' has the shape {list(found[name].shape)}, not {list(expected[name].shape)}"
+def differences(expected: dict[str, Tensor], checkpoint: dict[str, Tensor]) -> Sequence[str]:
+    """Why a checkpoint does not fit this network, in words; empty when it does."""
+    reasons = [f"'{name}' is missing" for name in expected if name not in checkpoint]
+    reasons += [f"'{name}' is unknown" for name in checkpoint if name not in expected]
+    reasons += [
+        f"'{name}' has the shape {list(checkpoint[name].shape)}, not {list(expected[name].shape)}"
         for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        if name in checkpoint and checkpoint[name].shape != expected[name].shape
     ]
-    return words
+    return reasons

@@ -25,30 +25,27 @@ PREDICTED = ("epsilon", "v_prediction", "sample")
 
 
 def fitted(public: Images, width: int, steps: int, batch: int, services: Services) -> Denoiser:
-    """The small U-Net, trained on public images: one for all trials, noise levels and variants of a study."""
+    """The small U-Net, trained on public images: shared by all trials, noise levels and variants of a study."""
     inputs = {"source": FIT, "public": public.digest, "width": width, "steps": steps, "batch": batch}
     untrained = new_unet(width, 0).to(public.images.device)
-    found = Denoiser(untrained.noise, untrained.alphas, inputs, MULTIPLE)
-    found.must_take(public.images.shape[2])
-    seed = derive(0, "denoiser")
-
-    def make() -> dict[str, Tensor]:
-        return dict(fit_unet(public.images, width, steps, batch, seed, services.report).state_dict())
-
-    untrained.load_state_dict(services.keep("denoiser", inputs, make, external=True))
+    denoiser = Denoiser(untrained.noise, untrained.alphas, inputs, MULTIPLE)
+    denoiser.must_take(public.images.shape[2])
+    arguments = (public.images, width, steps, batch, derive(0, "denoiser"), services.report)
+    weights = services.keep("denoiser", inputs, lambda: dict(fit_unet(*arguments).state_dict()), external=True)
+    untrained.load_state_dict(weights)
     untrained.requires_grad_(False).eval()
-    return found
+    return denoiser
 
 
 def outside(source: str) -> dict[str, Any]:
-    """What a denoiser from outside is, as JSON: sha256 of its files and the package that reads it. Checks all that can
-    be checked without images; BadInput in one line. {} for one that is fitted here."""
+    """The identity of a denoiser from outside, as JSON: sha256 of its files and the package that reads it; {} for one
+    that is fitted here. Checks all that can be checked without images; BadInput in one line."""
     if source == FIT:
         return {}
     if source.endswith(".pt"):
         path = Path(source)
         if not path.is_file():
-            raise BadInput(f"defense.source: no file '{source}'; fix: the path of an improved-diffusion checkpoint")
+            raise BadInput(f"defense.source: file not found: '{source}'; fix: the path of a checkpoint")
         _checkpoint(source, *_state(path))
         return {"denoiser": {"format": "improved-diffusion", "files": _digests([path])}}
     folder = _folder(source)
@@ -78,19 +75,20 @@ def loaded(source: str, device: torch.device) -> Denoiser:
 def _checkpoint(source: str, size: int, changed: int) -> dict[str, Tensor]:
     """The tensors of the file. weights_only: nothing in it is executed."""
     try:
-        found = torch.load(source, map_location="cpu", weights_only=True)
+        tensors = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file leads to
-        raise BadInput(f"defense.source '{source}' is no checkpoint of tensors ({type(error).__name__})") from None
+        raise BadInput(f"defense.source '{source}' is not a checkpoint of tensors ({type(error).__name__})") from None
     with torch.device("meta"):
         expected = ImprovedUNet(Shape()).state_dict()
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise BadInput(f"defense.source '{source}' is no checkpoint of tensors by name")
-    if words := differences(expected, found):
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise BadInput(f"defense.source '{source}' is not a checkpoint of named tensors")
+    if reasons := differences(expected, tensors):
+        more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         raise BadInput(
-            f"defense.source '{source}' is no improved-diffusion model of CIFAR-10 (128 channels, 3 blocks): {words[0]}"
-            + (f", and {len(words) - 1} more" if len(words) > 1 else "")
+            f"defense.source '{source}' is not an improved-diffusion model of CIFAR-10 (128 channels, 3 blocks): "
+            f"{reasons[0]}{more}"
         )
-    return found
+    return tensors
 
 
 @functools.lru_cache(maxsize=1)
@@ -119,26 +117,26 @@ def _folder(source: str) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return _download(source)
     raise BadInput(
-        f"defense.source: no '{source}'; allowed: '{FIT}', a diffusers folder, a hub id (owner/name), a .pt file"
+        f"defense.source '{source}' not found; allowed: '{FIT}', a diffusers folder, a hub id (owner/name), a .pt file"
     )
 
 
 @functools.lru_cache(maxsize=4)
 def _download(source: str) -> Path:
-    """The folder of a model of the hub, fetched unless it is in the hub's cache; no code, no pickle."""
+    """The folder of a model on the hub, downloaded unless it is cached; no code, no pickle."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=["*config.json", f"*{WEIGHTS}"]))
-    except Exception as error:  # the network, the hub, a name that is not there
+    except Exception as error:  # the network, the hub, an unknown name
         raise BadInput(
-            f"defense.source: '{source}' is no folder here and cannot be fetched ({type(error).__name__}); fix: "
-            "fetch it elsewhere and give its folder"
+            f"defense.source: '{source}' is not a folder and cannot be downloaded ({type(error).__name__}); fix: "
+            "download it elsewhere and give its folder"
         ) from None
 
 
 def _part(folder: Path, name: str) -> Path:
-    """Where a pipeline keeps its `unet` or `scheduler`: in a folder of that name, or all in one."""
+    """Where a pipeline keeps its `unet` or `scheduler`: a folder of that name, or one folder for all."""
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -148,7 +146,9 @@ def _files(folder: Path) -> list[Path]:
     files = [unet / "config.json", unet / WEIGHTS, scheduler / "scheduler_config.json"]
     for file in files:
         if not file.is_file():
-            raise BadInput(f"defense.source: no '{file}'; fix: a folder of diffusers' save_pretrained (safetensors)")
+            raise BadInput(
+                f"defense.source: file not found: '{file}'; fix: a folder of diffusers' save_pretrained (safetensors)"
+            )
     return files
 
 
@@ -161,7 +161,7 @@ def _configurations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         kind, channels = network["_class_name"], network["in_channels"]
         predicted, classes = schedule.get("prediction_type", "epsilon"), network.get("num_class_embeds")
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        raise BadInput(f"defense.source: '{config}' or '{scheduler}' is no configuration of diffusers") from None
+        raise BadInput(f"defense.source: '{config}' or '{scheduler}' is not a configuration of diffusers") from None
     if kind != "UNet2DModel" or channels != 3 or classes is not None:
         raise BadInput(f"defense.source '{folder}' holds {kind}; allowed: an unconditional UNet2DModel of 3 channels")
     if predicted not in PREDICTED:
@@ -193,19 +193,19 @@ def _of_folder(source: str, folder: str, device: str, states: tuple[tuple[int, i
 def _of_diffusers(unet: Any, alphas: list[float], predicted: str, x: Tensor, step: int) -> Tensor:
     """The noise in x_t, from what the network predicts; a learned variance (channels 4 to 6) is left out."""
     out: Tensor = unet(x, step).sample[:, :3]
-    kept, added = alphas[step] ** 0.5, (1 - alphas[step]) ** 0.5
+    signal, sigma = alphas[step] ** 0.5, (1 - alphas[step]) ** 0.5
     if predicted == "v_prediction":
-        return added * x + kept * out
-    return (x - kept * out) / added if predicted == "sample" else out
+        return sigma * x + signal * out
+    return (x - signal * out) / sigma if predicted == "sample" else out
 
 
 # Files.
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size and time of the last change, by which a file that was read is known again."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    """Size and time of the last change: the key under which the content of a file is cached."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _digests(files: list[Path]) -> dict[str, str]:

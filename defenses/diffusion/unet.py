@@ -1,23 +1,22 @@
-"""A small U-Net that learns to denoise from images, in minutes on a CPU: the denoiser that needs no download."""
+"""A small U-Net that learns to denoise images, in minutes on a CPU: the denoiser that needs no download."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.defenses.diffusion.schedule import cosine_schedule, step_for
-from bench.plugin import TrialFailed, torch_stream
+from bench.plugin import Report, TrialFailed, torch_stream
 
 MULTIPLE = 4
 """The side of the images must be a multiple of it: two halvings."""
 
 QUIETEST, LOUDEST = 0.025, 2.0
-"""Range of s that the network learns: what the defense's settings can ask for."""
+"""Range of s that the network learns: all that the defense's settings allow."""
 
 
 class SmallUNet(nn.Module):
@@ -60,7 +59,7 @@ class SmallUNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions around a scale and shift by the time, added to what came in."""
+    """Two convolutions around a scale and shift by the time, added to the input."""
 
     def __init__(self, width: int, time: int) -> None:
         super().__init__()
@@ -94,12 +93,12 @@ def fit_unet(
     steps: int,
     batch: int,
     seed: int,
-    report: Callable[[str, int, int], None] = lambda what, done, of: None,
+    report: Report = lambda phase, done, total: None,
 ) -> SmallUNet:
     """Train on uint8 images [n, 3, h, w], on their device; returns the running mean of the weights, in eval mode.
 
-    Loss: mean square error of v, with steps uniform between s = 0.025 and s = 2. Adam, at most 100 steps of
-    warm-up, then down to 0. TrialFailed when the loss is not finite.
+    Loss: mean squared error of v, with steps uniform between s = 0.025 and s = 2. Adam, at most 100 steps of
+    warm-up, then linearly down to 0. TrialFailed when the loss is not finite.
     """
     model = new_unet(width, seed).to(images.device)
     mean = copy.deepcopy(model).requires_grad_(False)
@@ -117,8 +116,8 @@ def fit_unet(
         x = images[rows].to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
         z = torch.empty_like(x).normal_(generator=chance)
         abar = alphas[moments][:, None, None, None]
-        kept, added = abar.sqrt(), (1 - abar).sqrt()
-        loss = (model(kept * x + added * z, moments) - (kept * z - added * x)).square().mean()
+        signal, sigma = abar.sqrt(), (1 - abar).sqrt()
+        loss = (model(signal * x + sigma * z, moments) - (signal * z - sigma * x)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

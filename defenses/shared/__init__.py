@@ -1,1 +1,1 @@
-"""What several defenses share."""
+"""Engines that several defenses share: filtering, mixing, per-image normalisation, signed steps."""

@@ -15,7 +15,7 @@ Place = tuple[nn.Module, str, nn.BatchNorm2d]
 
 
 def trained_batchnorms(model: Classifier) -> list[Place]:
-    """The BatchNorms of the part that is trained. A frozen body's are in eval mode and mix no images."""
+    """The BatchNorms of the trained part. Those of a frozen body are in eval mode and mix no images."""
     return [] if model.features_frozen else list(_batchnorms(model))
 
 
@@ -28,10 +28,10 @@ def _batchnorms(module: nn.Module) -> Iterator[Place]:
 
 
 def group_norm_twin(model: Classifier) -> Classifier:
-    """A copy with every trained BatchNorm of C channels replaced by GroupNorm of gcd(32, C) groups, and no ReLU in
-    place; all other weights are the same. The network itself where there is nothing to replace.
+    """A copy with every trained BatchNorm of C channels replaced by GroupNorm of gcd(32, C) groups, and without
+    in-place ReLU; all other weights are the same. The network itself if there is nothing to replace.
 
-    TrialFailed for a pretrained network: its weights fit the statistics that BatchNorm has gathered.
+    TrialFailed for a pretrained network: its weights fit the statistics that BatchNorm has accumulated.
     """
     if not trained_batchnorms(model):
         return model
@@ -48,6 +48,6 @@ def group_norm_twin(model: Classifier) -> Classifier:
             new.load_state_dict({"weight": old.weight, "bias": old.bias})
         setattr(holder, name, new)
     for module in twin.modules():
-        if getattr(module, "inplace", False):  # it would overwrite what the layer before must remember
+        if getattr(module, "inplace", False):  # it would overwrite what the layer before needs for its gradient
             module.inplace = False  # type: ignore[assignment]
     return twin.train(model.training)

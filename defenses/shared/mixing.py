@@ -1,4 +1,4 @@
-"""What the mixing defenses share: weights, pairings, boxes, and a change of every augmented batch."""
+"""What the mixing defenses share: weights, pairings, boxes, and a hook on every augmented batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def soft_labels(labels: Tensor, classes: int) -> Tensor:
 
 
 def box(side_y: int, side_x: int, height: int, width: int, stream: Generator, count: int) -> Tensor:
-    """Masks [count, 1, h, w], true inside a box of that size around a uniformly random pixel, cut at the border."""
+    """Masks [count, 1, h, w], true inside a box around a uniformly random pixel, cut at the border."""
     centres = torch.rand(2, count, 1, generator=stream, device=stream.device)
     y = torch.arange(height, device=stream.device) - torch.floor(centres[0] * height)
     x = torch.arange(width, device=stream.device) - torch.floor(centres[1] * width)
@@ -48,7 +48,7 @@ def box(side_y: int, side_x: int, height: int, width: int, stream: Generator, co
 
 
 class OnView(Defense):
-    """A change of every augmented batch, with a random stream for each epoch."""
+    """Changes every augmented batch, with one random stream per epoch."""
 
     def epoch(self, run: Run, epoch: int) -> None:
         run.side["mixing"] = run.stream("mixing")
@@ -61,7 +61,7 @@ class OnView(Defense):
 
 
 def cut_out(pixels: Tensor, fill: tuple[float, float, float], share: float, stream: Generator) -> Tensor:
-    """Every image with a box of its own in the colour `fill`."""
+    """Fills a box of every image, at a random place of its own, with the colour `fill`."""
     height, width = pixels.shape[2:]
     inside = box(round(share * height), round(share * width), height, width, stream, len(pixels))
     colour = torch.tensor(fill, device=pixels.device, dtype=pixels.dtype).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""What a network says of a whole training set, as the defenses that look at samples one by one want it."""
+"""The outputs of a network on a whole training set, for defenses that examine every sample."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bench.plugin import Classifier, frozen, precision, to_pixels
 def outputs_of(
     model: Classifier, images: Tensor, layer: Callable[[Tensor], Tensor] | None = None, chunk: int = 1024
 ) -> Tensor:
-    """float32 [n, ...] of uint8 images [n, 3, h, w]: of `layer`, or the logits. Eval mode, un-augmented, `chunk`
-    images at once; the network is left as it was."""
+    """What `layer` returns, or the logits, for uint8 images [n, 3, h, w]: float32 [n, ...]. Eval mode, un-augmented,
+    `chunk` images at once; the network is left as it was."""
     layer = layer or model
     with frozen(model), torch.no_grad(), precision(images.device):
-        return torch.cat([layer(to_pixels(part)).float() for part in images.split(chunk)])
+        return torch.cat([layer(to_pixels(some)).float() for some in images.split(chunk)])

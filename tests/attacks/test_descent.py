@@ -1,3 +1,7 @@
+"""The crafting engine: its three rules against Adam, the projection, restarts and what is an error."""
+
+from __future__ import annotations
+
 import dataclasses
 import math
 

@@ -1,3 +1,7 @@
+"""Gradient matching: what it lowers, on which networks, and on what its poisons depend."""
+
+from __future__ import annotations
+
 import dataclasses
 
 import pytest

@@ -371,7 +371,7 @@ def test_a_restart_is_judged_by_the_networks_that_it_ended_with(world, matchers)
 
 
 @pytest.mark.parametrize(
-    ("count", "of", "expected"),
+    ("count", "total", "expected"),
     [
         (0, 3, [[0, 1, 2]] * 4),
         (1, 1, [[0]] * 4),
@@ -381,8 +381,8 @@ def test_a_restart_is_judged_by_the_networks_that_it_ended_with(world, matchers)
         (7, 2, [[0, 1]] * 4),
     ],
 )
-def test_surrogates_are_retrained_in_turn(count, of, expected):
-    assert [in_turn(turn, count, of) for turn in range(4)] == expected
+def test_surrogates_are_retrained_in_turn(count, total, expected):
+    assert [in_turn(turn, count, total) for turn in range(4)] == expected
 
 
 def test_without_retraining_none_is_asked_for(world):

@@ -1,3 +1,7 @@
+"""Data sets: rows stay together, fingerprints, the photographs and where their patches are cut."""
+
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np

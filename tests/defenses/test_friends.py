@@ -1,3 +1,7 @@
+"""Friendly noise: the objective and its gradient, the steps, when it is added, and the published settings."""
+
+from __future__ import annotations
+
 import copy
 import dataclasses
 

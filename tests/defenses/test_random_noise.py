@@ -1,3 +1,7 @@
+"""Random noise, as a defense and as an attack: distributions, when it is added, seeds."""
+
+from __future__ import annotations
+
 import math
 
 import pytest

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.defenses.strip import BLENDS, Blends, prepare
+from bench.defenses.strip import BLENDS_AT_ONCE, Blends, prepare
 from bench.foundation.errors import TrialFailed
 from bench.science.training import Trained, to_pixels
 from tests.defenses import planted
@@ -39,7 +39,7 @@ def by_scipy(model, x, partners, weight, skip=()):
 
 @pytest.mark.parametrize("weight", [0.5, 0.8])
 def test_the_entropy_is_scipys_over_classes_of_blends_in_pixel_space(weight):
-    model, data = planted.network(0.0), planted.noise(BLENDS // 7 + 8)  # more than are blended at a time
+    model, data = planted.network(0.0), planted.noise(BLENDS_AT_ONCE // 7 + 8)  # more than are blended at a time
     pixels, partners = to_pixels(data.images), to_pixels(data.images[5:12])
     entropy = Blends(model, partners, data.ids[5:12], weight).entropy(pixels)
     for rows in (slice(8), slice(-12, None)):

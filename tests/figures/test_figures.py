@@ -60,7 +60,7 @@ def record(attack: str, defense: str, trial: int, success: float, accuracy: floa
         "schema": 1, "key": f"{attack}/{defense}/{trial}", "cell": f"{attack}/{defense}", "attack": attack,
         "defense": defense, "protocol": "p", "trial": trial, "seed": 3, "status": "done", "error": None,
         "success": success, "clean_accuracy": accuracy, "seconds": {}, "poisons": {}, "history": [], "settings": {},
-        "started": "", "finished": "", **more,
+        "started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:00Z", **more,
     }  # fmt: skip
 
 
@@ -249,9 +249,6 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["scatter", "--csv", "x.png"], [GOOD], "allowed: a file that ends in .csv"),
         (["scatter", "--trial", "-1"], [GOOD], "--trial -1; allowed: 0 and more"),
         (["scatter"], [], "no trial records in"),
-        (["scatter"], [GOOD, {"schema": 1}], "line 2: not a trial record"),
-        (["scatter"], [{**GOOD, "schema": 99}], "line 1: not a trial record"),
-        (["scatter"], [{**GOOD, "success": "much"}], "records that no run wrote"),
         (["scatter"], [{**GOOD, "status": "failed"}], "none of these trials is finished"),
         (["scatter", "--attack", "gn"], [GOOD], "no records with attack 'gn'; did you mean 'gm'?"),
         (["scatter", "--set", "threat.eps=8"], [GOOD], "--set and --dataset have no place here"),
@@ -282,6 +279,26 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     said = capsys.readouterr().err
     assert reason in said and said.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        ({"schema": 1}, "line 2, key: Field required"),
+        ({**GOOD, "schema": 99}, "line 2, schema: Input should be 1"),
+        ({**GOOD, "success": "much"}, "line 2, success: Input should be a valid number"),
+    ],
+)
+def test_damaged_records_are_reported_and_skipped(
+    damaged: dict[str, Any], reason: str, tmp_path: Path, written: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows, _ = figure(tmp_path, "scatter", "--records", written(GOOD, damaged))
+    assert [row["n"] for row in rows] == ["1"]
+    said = capsys.readouterr().err
+    assert f"1 damaged record skipped: {reason}" in said and said.count("\n") == 1
+    assert main(["figure", "scatter", "--records", written(damaged), "--to", str(tmp_path / "no.png")]) == 2
+    assert "no trial records in" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_missing_matplotlib_is_one_line_with_the_fix(

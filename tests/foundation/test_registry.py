@@ -1,3 +1,7 @@
+"""The registry: names, variants, plug-in files, and errors in one line."""
+
+from __future__ import annotations
+
 import subprocess
 import sys
 import textwrap

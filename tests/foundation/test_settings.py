@@ -1,3 +1,7 @@
+"""Settings: bounds, types, errors in one line, and their way through JSON."""
+
+from __future__ import annotations
+
 import json
 import math
 from typing import Literal

@@ -15,7 +15,7 @@ import pytest
 from bench.cli import main
 from bench.execution import runner
 from bench.execution.engines.local import Local
-from bench.views.tracking import Tracker
+from bench.views.mlflow.sync import Tracker
 from tests import plans
 from tests.aftermath import ROOT, RUN, assert_in_step, records, sent
 from tests.servers import Between, free_port, postgres, tracking_server

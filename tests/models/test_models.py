@@ -1,3 +1,7 @@
+"""Networks: normalisation, stages, features, freezing, and what each size of image needs."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 from torch import nn

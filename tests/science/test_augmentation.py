@@ -1,3 +1,7 @@
+"""Augmentation: shifts and flips against what they are by definition, and their gradient."""
+
+from __future__ import annotations
+
 import math
 
 import numpy as np

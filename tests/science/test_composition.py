@@ -107,8 +107,8 @@ def test_each_part_is_handed_only_the_knowledge_that_it_declares(services, make_
         ("maxup+maxup", "different"),
         ("friends-b+", "unknown defense ''"),
         ("friends-b+no-such", "unknown defense 'no-such'"),
-        ("composition+friends-b", "parts with a plus"),
-        ("composition", "parts with a plus"),
+        ("composition+friends-b", "unknown defense 'composition'"),
+        ("composition", "unknown defense 'composition'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(reference, reason, tmp_path, capsys):

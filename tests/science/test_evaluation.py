@@ -1,3 +1,7 @@
+"""Evaluation: intervals and tests against scipy.stats, success, backdoor rates, rejections."""
+
+from __future__ import annotations
+
 import itertools
 import math
 

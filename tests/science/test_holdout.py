@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from bench.science.dataset import Images
 from bench.science.defense import Services
 from bench.science.study import Study
 from tests.plans import prepare
@@ -18,11 +19,16 @@ def study() -> Study:
     return prepare("quick", [*SETS, "threat.holdout=0.3"], attack="random-noise", defenses=["none"], only=True).study
 
 
+def holdout(study: Study, index: int, poison_ids: torch.Tensor) -> Images:
+    case = study.case(index)
+    return case.holdout(case.clean, poison_ids)
+
+
 NONE = torch.zeros(0, dtype=torch.long)
 
 
 def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study):
-    found, data = study.holdout(0, NONE), study.case(0).clean
+    found, data = holdout(study, 0, NONE), study.case(0).clean
     assert torch.bincount(found.labels).tolist() == [3] * len(study.dataset.classes)
     assert len(set(found.ids.tolist())) == len(found)
     rows = data.rows_of(found.ids)
@@ -32,18 +38,18 @@ def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study):
 def test_every_class_has_an_image_however_small_the_share(study):
     threat = study.protocol.threat.model_copy(update={"holdout": 0.01})
     little = dataclasses.replace(study, protocol=dataclasses.replace(study.protocol, threat=threat))
-    found = little.holdout(0, NONE)
+    found = holdout(little, 0, NONE)
     assert found.labels.sort().values.tolist() == list(range(len(study.dataset.classes)))
 
 
 def test_no_poison_is_in_it_and_nothing_else_changes(study):
     """Another attack, other poisons: what both left alone stays, and each gap is filled from the same class."""
-    data, clean = study.case(0).clean, study.holdout(0, NONE)
+    data, clean = study.case(0).clean, holdout(study, 0, NONE)
     label = int(study.case(0).trial.target_class)
     of_class = clean.ids[clean.labels == label]
     others = data.ids[(data.labels == label) & ~torch.isin(data.ids, of_class)]
     for poisons in (of_class[:1], of_class, others):
-        found = study.holdout(0, poisons)
+        found = holdout(study, 0, poisons)
         assert not torch.isin(found.ids, poisons).any()
         assert torch.equal(torch.bincount(found.labels), torch.bincount(clean.labels))
         stay = clean.ids[~torch.isin(clean.ids, poisons)]
@@ -51,10 +57,10 @@ def test_no_poison_is_in_it_and_nothing_else_changes(study):
 
 
 def test_it_is_drawn_for_each_trial_and_seed(study):
-    first = study.holdout(0, NONE)
-    assert torch.equal(first.ids, study.holdout(0, NONE).ids)
-    assert not torch.equal(first.ids, study.holdout(1, NONE).ids)
-    assert not torch.equal(first.ids, dataclasses.replace(study, seed=1).holdout(0, NONE).ids)
+    first = holdout(study, 0, NONE)
+    assert torch.equal(first.ids, holdout(study, 0, NONE).ids)
+    assert not torch.equal(first.ids, holdout(study, 1, NONE).ids)
+    assert not torch.equal(first.ids, holdout(dataclasses.replace(study, seed=1), 0, NONE).ids)
 
 
 @pytest.mark.parametrize(

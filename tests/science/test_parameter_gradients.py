@@ -1,3 +1,7 @@
+"""Gradients by weights and by pixels, against plain double backward and finite differences."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,3 +1,7 @@
+"""Poisons: rounding within eps, and every rule that `check` holds them to."""
+
+from __future__ import annotations
+
 import dataclasses
 import math
 

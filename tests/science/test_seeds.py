@@ -1,3 +1,7 @@
+"""Random streams: named, stable, and independent of each other."""
+
+from __future__ import annotations
+
 import hashlib
 
 import pytest

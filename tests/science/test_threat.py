@@ -1,3 +1,7 @@
+"""The threat model: how trials are drawn, budgets, and the subsets that a victim is trained on."""
+
+from __future__ import annotations
+
 import json
 import re
 

@@ -1,3 +1,7 @@
+"""The training loop: order of batches, hooks, schedules, inactive samples, failures."""
+
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Records: the truth on disk, damaged ones said and set aside."""
+"""Records: the truth on disk, old ones brought up to date, damaged ones reported and set aside or skipped."""
 
 from __future__ import annotations
 
@@ -8,31 +8,12 @@ from typing import Any
 
 import pytest
 
-from bench.storage.records import SCHEMA, Records, comparable
+from bench.storage.records import Records, comparable, parse, read
+from tests import made_records
 
 
 def record(**changes: Any) -> dict[str, Any]:
-    base = {
-        "schema": SCHEMA,
-        "key": "1" * 64,
-        "cell": "2" * 64,
-        "attack": "gm",
-        "defense": "none",
-        "protocol": "quick",
-        "trial": 3,
-        "seed": 0,
-        "status": "done",
-        "error": None,
-        "success": 1.0,
-        "clean_accuracy": 0.5,
-        "seconds": {"train": 2.0},
-        "poisons": {},
-        "history": [],
-        "settings": {},
-        "started": "2026-01-01T00:00:00+00:00",
-        "finished": "2026-01-01T00:00:02+00:00",
-    }
-    return {**base, **changes}
+    return {**made_records.record("gm", "none", 3, 1.0, 0.5, key="1" * 64), **changes}
 
 
 @pytest.fixture
@@ -53,7 +34,7 @@ def test_a_written_record_is_found_by_its_key(records: Records) -> None:
 
 
 def test_a_failed_record_is_listed_but_not_found(records: Records) -> None:
-    records.write(record(status="failed"))
+    records.write(record(status="failed", success=None, clean_accuracy=None))
     assert records.find(record()) is None
     assert [r["status"] for r in records.all()] == ["failed"]
     records.write(record())
@@ -96,3 +77,61 @@ def test_two_readers_of_one_damaged_record(records: Records, said: list[str], mo
 
     monkeypatch.setattr(Path, "replace", late)
     assert records.find(record()) is None and len(said) == 1
+
+
+def test_what_is_written_is_what_is_read_back(records: Records) -> None:
+    written = records.write(record(knowledge=("poison_rate",)))
+    assert written["knowledge"] == ["poison_rate"] and records.find(record()) == written
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"success": None}, {"success": 1.5}, {"seconds": {"train": -1.0}}, {"trial": "3"}, {"finished": "2026-01-01"}],
+)
+def test_a_record_that_no_reader_would_take_is_not_written(records: Records, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        records.write(record(**changes))
+    assert list(records.all()) == []
+
+
+def test_records_of_older_versions_read_as_those_of_today() -> None:
+    new = record(adapted_to=["noise-b"], attack="adaptive")
+    new["settings"]["protocol"]["threat"] |= {"holdout": 0.05, "per_class": 0}
+    old: dict[str, Any] = json.loads(json.dumps(new))
+    old["draw"]["true_class"] = old["draw"].pop("source_class")
+    old["draw"]["adversarial_class"] = old["draw"].pop("target_class")
+    for name in ("holdout", "per_class"):
+        del old["settings"]["protocol"]["threat"][name]
+    old["poisons"]["adapted_to"], new["poisons"]["adapted_to"] = "noise-b", "noise-b"
+    for name in ("adapted_to", "variants", "notes", "external", "seeds", "surrogates"):
+        del old[name]
+    assert parse(json.dumps(old).encode()) == new
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "indented array", "one record"])
+def test_files_hold_records_line_by_line_or_as_an_array(tmp_path: Path, said: list[str], form: str) -> None:
+    several = [record(key=str(i) * 64, trial=i) for i in range(1 if form == "one record" else 3)]
+    texts = {
+        "lines": "".join(json.dumps(each) + "\n" for each in several),
+        "array": json.dumps(several),
+        "indented array": json.dumps(several, indent=1),
+        "one record": json.dumps(several[0], indent=1),
+    }
+    file = tmp_path / "records.json"
+    file.write_text(texts[form])
+    assert read(None, [file], said.append) == several and not said
+
+
+def test_a_view_skips_what_the_runner_sets_aside(records: Records, said: list[str]) -> None:
+    records.write(record())
+    records.write(record(key="2" * 64))
+    path = records.path(record())
+    path.write_text("{")
+    assert [each["key"] for each in read(records.root, [], said.append)] == ["2" * 64]
+    assert path.exists() and len(said) == 1 and f"{path} is skipped" in said[0]
+
+
+def test_curves_may_be_left_out(records: Records, said: list[str]) -> None:
+    whole = records.write(record(history=[{"loss": 1.0}], poisons={"n": 1, "losses": [[1.0]], "final_losses": [1.0]}))
+    (light,) = read(records.root, [], said.append, curves=False)
+    assert light == {**whole, "history": [], "poisons": {"n": 1, "final_losses": [1.0]}}

@@ -22,9 +22,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.views import tracking
 from bench.views.html import page as leaderboard_page
 from bench.views.leaderboard import leaderboard
+from bench.views.mlflow.book import FILTER
+from bench.views.mlflow.server import resolve_uri
+from bench.views.mlflow.sync import sync
 from tests.made_records import HOSTILE, cell
 
 ROOT = Path(__file__).parents[2]
@@ -185,10 +187,10 @@ CONTRAST = """() => {
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `bench ui` over a small store."""
     out = tmp_path_factory.mktemp("store")
-    uri = tracking.resolve_uri(None, out)
+    uri = resolve_uri(None, out)
     assert uri is not None
     shown = [one for one in RECORDS if one["attack"] != HOSTILE and one["trial"] < 2 and one["protocol"] != "another"]
-    tracking.sync(shown, uri, out)
+    sync(shown, uri, out)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -225,7 +227,7 @@ def test_the_filter_shows_the_cells_in_the_mlflow_ui(chromium: Any, ui: str, scr
     search = page.get_by_placeholder(re.compile("metrics.rmse"))
     search.wait_for()
     if by == "hand":
-        search.fill(tracking.FILTER)
+        search.fill(FILTER)
         search.press("Enter")
     else:
         with page.expect_popup() as opened:

@@ -113,7 +113,7 @@ def test_two_settings_of_one_defense_are_two_cells_with_the_difference_in_their_
     assert all(e.figures.n == 2 for e in entries)
 
 
-def test_scenes_are_told_apart_in_the_attacks_label() -> None:
+def test_settings_are_told_apart_in_the_attacks_label() -> None:
     records = [*cell("gm", "none", [1], seed=0), *cell("gm", "none", [1], seed=1)]
     assert {e.attack_label for e in leaderboard(records)} == {"gm [seed=0]", "gm [seed=1]"}
     records = [*cell("gm", "none", [1]), *cell("gm", "none", [1], settings__protocol__threat__eps=8)]
@@ -277,7 +277,7 @@ def test_a_record_from_before_a_setting_stands_beside_those_that_name_its_value(
         record("gm", "strip", 0, 0.0, settings__protocol__threat={**THREAT, "holdout": share}) for share in (0.05, 0.1)
     )
     with_old, with_other = leaderboard([old, new]), leaderboard([old, other])
-    assert len({entry.scene for entry in with_old}) == 1 and len({entry.scene for entry in with_other}) == 2
+    assert len({entry.setting for entry in with_old}) == 1 and len({entry.setting for entry in with_other}) == 2
     assert {entry.attack_label for entry in with_old} == {"gm"}
 
 

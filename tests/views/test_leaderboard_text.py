@@ -29,7 +29,7 @@ SCHEMA: dict[str, Any] = {
     "accuracy_drop": (float, None), "accuracy_drop_low": (float, None), "accuracy_drop_high": (float, None),
     "accuracy_drop_n": (int,), "train_seconds": (float, None), "train_cost": (float, None), "knowledge": (list,),
     "attack_kind": (str,), "adapted_to": (list,), "published": (dict, None), "comparison": (dict, None),
-    "flags": (list,), "cell": (str,),
+    "over_control": (dict, None), "flags": (list,), "cell": (str,),
 }  # fmt: skip
 
 
@@ -184,14 +184,14 @@ def test_damaged_files_and_lines_are_said_and_skipped_and_left_alone(
     assert len(said) == len(bad) + 1 and "\x1b" not in err
     for name in bad:
         assert sum(f"{name}.json is skipped: " in line for line in said) == 1
-    assert "2 damaged lines skipped: line 3" in said[-1]
+    assert "2 damaged records skipped: line 3" in said[-1]
     assert {path.stem for path in folder.iterdir()} >= set(bad)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--out", "nowhere"], "'nowhere/records' cannot be read: No such file or directory; give --out DIR"),
+        (["--out", "nowhere"], "'nowhere/records' cannot be read: No such file or directory; fix: give --out DIR"),
         (["--records", "nowhere.jsonl"], "'nowhere.jsonl' cannot be read"),
         (["--records", "empty.jsonl"], "no records under 'empty.jsonl'"),
         (["--records", "r.jsonl", "--protocol", "cifar10-scratsh"], "did you mean 'cifar10-scratch'?"),

@@ -18,8 +18,10 @@ import pytest
 
 from bench.foundation.errors import BadInput
 from bench.foundation.statistics import interval
-from bench.views import tracking
-from bench.views.tracking import SyncReport, Tracker, resolve_uri, sync
+from bench.views.mlflow import book, server
+from bench.views.mlflow import sync as syncing
+from bench.views.mlflow.server import connect, resolve_uri
+from bench.views.mlflow.sync import SyncReport, Tracker, sync
 from tests.made_records import cell
 
 pytest.importorskip("mlflow")
@@ -49,7 +51,8 @@ def make(trial: int = 0, attack: str = "gm", defense: str = "friends-b", success
             "attack": {"steps": 3}, "defense": {"noise": "bernoulli"},
         },
         "knowledge": ["poison rate"], "data": {"name": "photographs", "fingerprint": "f"}, "code": {"version": "0.1.0"},
-        "environment": {"python": "3.11"}, "memory_peak_mib": 512.0,
+        "environment": {"python": "3.11"}, "memory_peak_mib": 512.0, "revision": None,
+        "adapted_to": [], "external": {}, "variants": {}, "filter": None, "seeds": {}, "surrogates": {}, "notes": {},
         "started": start.isoformat(), "finished": (start + timedelta(seconds=80)).isoformat(),
     }  # fmt: skip
     return made | over
@@ -79,7 +82,7 @@ def runs(uri) -> Callable[..., list[Any]]:
     """The active runs of a kind, oldest first."""
 
     def search(kind: str, **tags: str) -> list[Any]:
-        client = tracking._client(uri)
+        client = connect(uri)
         where = " AND ".join(f"tags.\"bench.{k}\" = '{v}'" for k, v in {"kind": kind, **tags}.items())
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
         return list(client.search_runs(ids, where, order_by=["attributes.start_time ASC"]))
@@ -88,7 +91,7 @@ def runs(uri) -> Callable[..., list[Any]]:
 
 
 def text(uri: str, run: Any, name: str, to: Path) -> str:
-    return Path(tracking._client(uri).download_artifacts(run.info.run_id, name, str(to))).read_text()
+    return Path(connect(uri).download_artifacts(run.info.run_id, name, str(to))).read_text()
 
 
 # ---- where to track
@@ -115,7 +118,7 @@ def test_folders_and_half_addresses_are_refused_with_a_fix(bad, tmp_path, monkey
 
 
 def test_without_mlflow_only_none_works(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="pip install mlflow, or --tracking none"):
         resolve_uri("sqlite:////tmp/x.db", tmp_path)
     assert resolve_uri("none", tmp_path) is None
@@ -123,7 +126,7 @@ def test_without_mlflow_only_none_works(tmp_path, monkeypatch):
 
 def test_importing_and_not_tracking_does_not_import_mlflow(tmp_path):
     code = (
-        "import sys, pathlib; from bench.views.tracking import Tracker\n"
+        "import sys, pathlib; from bench.views.mlflow.sync import Tracker\n"
         "tracker = Tracker(None, pathlib.Path('.'), print); tracker.add({}); assert tracker.close() == 0\n"
         "sys.exit('mlflow' in sys.modules)"
     )
@@ -150,7 +153,7 @@ def test_cell_and_trial_show_the_record(out, uri, runs, tmp_path):
         assert run.data.params["protocol.recipe.drops"] == "[1, 2]"
         assert (run.data.metrics["eps"], run.data.metrics["budget"], run.data.metrics["seed"]) == (16, 0.01, 3)
     assert child.data.metrics["craft_s"] == 20 and child.data.metrics["memory_peak_mib"] == 512
-    client = tracking._client(uri)
+    client = connect(uri)
     craft = client.get_metric_history(child.info.run_id, "craft_loss")
     assert [(m.step, m.value) for m in craft] == [(0, 0.9), (1, 0.5), (2, 0.1)]  # the better restart
     assert craft[-1].timestamp == begin + 68_000  # before training (11 s) and evaluation (1 s)
@@ -228,7 +231,7 @@ def test_odd_names_long_values_and_gaps_are_taken(out, uri, runs):
     assert child.data.params["protocol.a_b ___"] == "x" * 6000
     assert max(map(len, child.data.params)) == 250
     assert child.data.metrics["asr_conditional"] == 0.6 and parent.data.metrics["clean_acc_std"] == 0
-    client = tracking._client(uri)
+    client = connect(uri)
     craft = client.get_metric_history(child.info.run_id, "craft_loss")
     assert len(craft) == 50 and (craft[0].step, craft[-1].step) == (1, 999)
     assert not client.get_metric_history(child.info.run_id, "train_loss")
@@ -284,7 +287,7 @@ def test_half_written_runs_are_repaired(out, uri, runs, monkeypatch):
 
     for name in ("create_run", "log_batch", "set_terminated", "set_tag"):
         monkeypatch.setattr(mlflow.MlflowClient, name, mortal(getattr(mlflow.MlflowClient, name)))
-    monkeypatch.setattr(tracking._Book, "_attach", mortal(tracking._Book._attach))
+    monkeypatch.setattr(book.Book, "_attach", mortal(book.Book._attach))
     sync([make(0)], uri, out)
     deaths = 0
     for step in range(1, 30):
@@ -308,7 +311,7 @@ def test_half_written_runs_are_repaired(out, uri, runs, monkeypatch):
 
 def test_stale_run_without_its_record_at_hand_is_ended(out, uri, runs):
     sync([make(0)], uri, out)
-    client, (parent,) = tracking._client(uri), runs("cell")
+    client, (parent,) = connect(uri), runs("cell")
     tags = {"bench.kind": "trial", "bench.cell": make(1)["cell"], "bench.record": make(1)["key"]}
     client.create_run(parent.info.experiment_id, tags=tags)
     sync([make(2)], uri, out)
@@ -319,7 +322,7 @@ def test_stale_run_without_its_record_at_hand_is_ended(out, uri, runs):
 
 def test_duplicates_and_a_deleted_experiment_are_mended(out, uri, runs):
     sync([make(0)], uri, out)
-    client, (parent,), (child,) = tracking._client(uri), runs("cell"), runs("trial")
+    client, (parent,), (child,) = connect(uri), runs("cell"), runs("trial")
     for run in (parent, child):  # as two machines leave them that share a server and no lock
         twin = client.create_run(run.info.experiment_id, tags=dict(run.data.tags)).info.run_id
         client.log_metric(twin, "trial", 0)
@@ -333,7 +336,7 @@ def test_duplicates_and_a_deleted_experiment_are_mended(out, uri, runs):
 
 FIRST_USE = """
 import json, pathlib, sys
-from bench.views.tracking import sync
+from bench.views.mlflow.sync import sync
 out = pathlib.Path(sys.argv[1])
 report = sync(json.load(open(sys.argv[2])), f"sqlite:///{out}/mlflow.db", out)
 print(json.dumps([report.trials_new, report.trials_present]))
@@ -371,7 +374,7 @@ def test_tracker_logs_what_it_is_given(out, uri, runs, capfd):
     assert time.monotonic() - begin < 0.5
     assert tracker.close() == 0 and tracker.close() == 0
     assert said == [] and len(runs("trial")) == 5
-    assert runs("cell")[0].data.tags["bench.picture"] == "1"
+    assert runs("cell")[0].data.tags["bench.image"] == "1"
     assert capfd.readouterr().out == ""
 
 
@@ -394,9 +397,9 @@ def test_unreachable_server_is_said_once_and_mended_later(out, uri, runs):
 
 
 def test_tracker_tries_again_after_a_failure(out, uri, runs, monkeypatch):
-    monkeypatch.setattr(tracking, "BACK_OFF", (0.05, 0.1))
+    monkeypatch.setattr(syncing, "BACK_OFF", (0.05, 0.1))
     said: list[str] = []
-    real, tries = tracking.sync, []
+    real, tries = syncing.sync, []
 
     def flaky(*args: Any) -> SyncReport:
         tries.append(len(args[0]))
@@ -404,7 +407,7 @@ def test_tracker_tries_again_after_a_failure(out, uri, runs, monkeypatch):
             raise RuntimeError("no\nroute")
         return real(*args)
 
-    monkeypatch.setattr(tracking, "sync", flaky)
+    monkeypatch.setattr(syncing, "sync", flaky)
     tracker = Tracker(uri, out, said.append)
     tracker.add(make(0))
     while len(tries) < 3:
@@ -415,7 +418,7 @@ def test_tracker_tries_again_after_a_failure(out, uri, runs, monkeypatch):
 
 
 def test_close_waits_no_longer_than_its_patience(out, monkeypatch):
-    monkeypatch.setattr(tracking, "sync", lambda *args: time.sleep(3))
+    monkeypatch.setattr(syncing, "sync", lambda *args: time.sleep(3))
     said: list[str] = []
     tracker = Tracker("sqlite:////nowhere.db", out, said.append)
     tracker.add(make(0))
@@ -439,28 +442,28 @@ def test_a_missing_database_driver_is_named(out):
 
 
 def test_lock_has_a_time_limit(out, uri, monkeypatch):
-    monkeypatch.setattr(tracking, "LOCK_PATIENCE", 0.2)
-    with tracking._lock(uri, out), pytest.raises(BadInput, match=r"mlflow\.lock.*fix"):
+    monkeypatch.setattr(server, "LOCK_PATIENCE", 0.2)
+    with server.only_writer(uri, out), pytest.raises(BadInput, match=r"mlflow\.lock.*fix"):
         sync([make(0)], uri, out)
 
 
 def test_cells_of_one_name_are_told_apart_by_their_settings(out, uri):
     one = cell("gm", "d", [1, 0], settings__defense={"mu": 16})
     other = cell("gm", "d", [0, 0], settings__defense={"mu": 32})
-    tracking.sync(cell("gm", "none", [1, 1]) + one, uri, out)
-    tracking.sync(other, uri, out)  # a cell that comes later renames the one that was alone before
-    client = tracking._client(uri)
+    sync(cell("gm", "none", [1, 1]) + one, uri, out)
+    sync(other, uri, out)  # a cell that comes later renames the one that was alone before
+    client = connect(uri)
     experiment = client.get_experiment_by_name("cifar10-scratch")
-    found = client.search_runs([experiment.experiment_id], tracking.FILTER)
+    found = client.search_runs([experiment.experiment_id], book.FILTER)
     assert {run.info.run_name for run in found} == {"gm x none", "gm x d [mu=16]", "gm x d [mu=32]"}
 
 
 def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out, uri):
     defended = cell("gm", "friends-b", [0, 0], seconds__train=3.0, adapted_to=["noise-b"])
-    tracking.sync(cell("gm", "none", [1, 1]) + defended, uri, out)
-    client = tracking._client(uri)
+    sync(cell("gm", "none", [1, 1]) + defended, uri, out)
+    client = connect(uri)
     experiment = client.get_experiment_by_name("cifar10-scratch")
-    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id], tracking.FILTER)}
+    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id], book.FILTER)}
     data = runs["gm x friends-b"]
     assert data.metrics["train_cost"] == 1.5 and "train_cost" not in runs["gm x none"].metrics
     assert data.metrics["published_success"] == 0 and runs["gm x none"].metrics["published_success"] == 0.75
@@ -470,11 +473,11 @@ def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out, uri):
 
 
 def test_an_old_description_is_replaced_and_links_to_the_cells(out, uri):
-    tracking.sync(cell("gm", "none", [1]), uri, out)
-    client = tracking._client(uri)
+    sync(cell("gm", "none", [1]), uri, out)
+    client = connect(uri)
     number = client.get_experiment_by_name("cifar10-scratch").experiment_id
     text = client.get_experiment(number).tags["mlflow.note.content"]
     assert f"(#/experiments/{number}/runs?searchFilter=tags.%22bench.kind%22" in text
     client.set_experiment_tag(number, "mlflow.note.content", "of another age")
-    tracking.sync(cell("gm", "none", [1]), uri, out)
+    sync(cell("gm", "none", [1]), uri, out)
     assert client.get_experiment(number).tags["mlflow.note.content"] == text

@@ -1,0 +1,69 @@
+"""What should make a reader suspicious of a cell."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from bench.storage.records import Record
+from bench.views.cells import Cell, common_trials
+
+ENOUGH_TRIALS = 20  # the usual number; fewer leave an interval of more than +-22 points
+LARGE_DROP = 0.05  # clean accuracy that a defense without any success should not have cost: perhaps nothing was learnt
+LARGE_SHARE = 0.10  # of the training set: a filter that drops more has dropped far more than any budget of poisons
+
+
+def flags_of(figures: Cell, records: Sequence[Record], drop: float | None) -> list[str]:
+    """Of a cell by itself; drop: of its clean accuracy, where that is known."""
+    flags = []
+    if figures.failed:
+        flags.append(f"{figures.failed} failed")
+    if figures.n < ENOUGH_TRIALS:
+        flags.append(f"n < {ENOUGH_TRIALS}")
+    if figures.n and figures.successes == 0 and drop is not None and drop > LARGE_DROP:
+        flags.append(f"no success, but {100 * drop:.1f} points of clean accuracy lost")
+    shares = [_dropped(record) for record in records if record["status"] == "done"]
+    if shares and statistics.fmean(shares) > LARGE_SHARE:
+        flags.append(f"filtered {100 * statistics.fmean(shares):.0f} % of the training set")
+    outside = sum(map(_beyond_eps, records))
+    if outside:
+        flags.append(f"poisons beyond eps in {outside} trial{'s' * (outside > 1)}")
+    return flags
+
+
+def flags_of_mixture(records: Sequence[Record], *compared: Sequence[Record]) -> list[str]:
+    """For trials, of the cell and of those that it is compared with, made by other code or on other devices, and for
+    common trials with other poisons."""
+    every = [record for cell in (records, *compared) for record in cell]
+    flags = []
+    revisions = sorted(revisions_of(every))
+    if len(revisions) > 1:
+        short = (revision[:8] + "+" * revision.endswith("+") for revision in revisions[:4])
+        flags.append(f"{len(revisions)} code revisions ({', '.join(short)})")
+    devices = sorted({_device(record) for record in every if record["environment"]})
+    if len(devices) > 1:
+        flags.append(f"{len(devices)} devices ({', '.join(devices[:4])})")
+    pairs = [pair for cell in compared for pair in common_trials(records, cell)]
+    unequal = {a["trial"] for a, b in pairs if a["poisons"].get("key") != b["poisons"].get("key")}
+    if unequal:
+        flags.append(f"other poisons than the cell it is compared with in {len(unequal)} trials")
+    return flags
+
+
+def revisions_of(records: Iterable[Record]) -> set[str]:
+    return {record["revision"] for record in records if record["revision"]}
+
+
+def _dropped(record: Record) -> float:
+    """Share of the training set that the defense left out of every training."""
+    size = record["data"].get("train")
+    return (record["filter"] or {}).get("dropped", 0) / size if size else 0.0
+
+
+def _beyond_eps(record: Record) -> bool:
+    change, eps = record["poisons"].get("max_change"), record["poisons"].get("eps")
+    return change is not None and eps is not None and change > eps
+
+
+def _device(record: Record) -> str:
+    return " ".join(str(record["environment"].get(name, "?")) for name in ("device", "device_name"))

@@ -1,0 +1,107 @@
+"""Where runs are kept: which store, a client of it, and one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.foundation.errors import BadInput
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
+
+# Only where the user has not chosen: leave a dead server in seconds, print no chatter, send no usage data to anyone.
+QUIET = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+SERVER = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""For a UI that one person looks at, where the user has not chosen: starts in a quarter of the time, tells nobody."""
+
+
+def resolve_uri(option: str | None, out: Path) -> str | None:
+    """Where to track: `option`, else MLFLOW_TRACKING_URI, else a SQLite file under `out`; None when that says `none`.
+
+    BadInput for a folder (MLflow's file store is gone) and when MLflow is not installed.
+    """
+    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(out)
+    if uri.lower() == "none":
+        return None
+    if not re.match(r"(?!file:)(?!sqlite:(?!///))[A-Za-z][\w+.-]*://", uri):
+        name = "--tracking" if option else "MLFLOW_TRACKING_URI"
+        raise BadInput(
+            f"{name} '{uri}' is no database or server, and MLflow writes no folders; fix: {default_uri(out)}"
+        )
+    needed = ["mlflow"] if uri.startswith("http") else ["mlflow", "sqlalchemy"]  # mlflow-skinny has no SQLAlchemy
+    if any(importlib.util.find_spec(module) is None for module in needed):
+        raise BadInput("tracking needs MLflow, which is not installed; fix: pip install mlflow, or --tracking none")
+    return uri
+
+
+def default_uri(out: Path) -> str:
+    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client that keeps quiet and does not wait long for a dead server."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout carries results
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # for a process that has imported MLflow before
+        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(uri, uri)
+
+
+@contextlib.contextmanager
+def only_writer(uri: str, out: Path) -> Iterator[None]:
+    """One sync at a time: processes that create a SQLite store together break it for good. The lock lies beside the
+    SQLite file (`<out>/mlflow.lock` for the default one), since several output folders may share it."""
+    from filelock import FileLock, Timeout
+
+    base = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else out / "mlflow"
+    path = base.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=LOCK_PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BadInput(f"another process holds {path}; fix: wait for it, then python -m bench sync") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def unhurried_disk(uri: str, out: Path) -> Iterator[None]:
+    """Let SQLite leave the default store to the disk cache: MLflow commits nine times a run, which takes three times as
+    long as the rest. Only a power cut can then damage the file, and it can be rebuilt; a shared store keeps its care.
+    """
+    if uri != default_uri(out):
+        yield
+        return
+    from sqlalchemy import Engine, event
+
+    event.listen(Engine, "connect", _relax)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", _relax)
+
+
+def _relax(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
