@@ -82,7 +82,8 @@ def _record(row: dict[Any, Any]) -> Record:
     values: dict[str, Any] = {"schema": SCHEMA, "seconds": {}, "settings": {}}
     for name, value in row.items():
         is_missing = value is None or (not isinstance(value, list) and value != value)  # NaN is not itself
-        *parts, last = str(name).split(".")
+        levels = 1 if str(name).startswith("seconds.") else -1  # seconds["train.networks"] is one name
+        *parts, last = str(name).split(".", levels)
         if is_missing and parts:
             continue
         place = values
