@@ -23,13 +23,15 @@ from bench.foundation.settings import Settings
 from bench.science.attack import Attack, Scene
 from bench.science.classifier import Classifier, build_model, frozen
 from bench.science.dataset import Dataset, Images, Place
-from bench.science.defense import Defense, Job, Report, Services, known_clean
+from bench.science.defense import Defense, Job
 from bench.science.evaluation import ModelPredictor, Predictor
 from bench.science.gradients import Matcher, ParameterGradients, Weights, cosine_distance
 from bench.science.poisons import Poisons
+from bench.science.recipe import Recipe
 from bench.science.seeds import derive, numpy_stream, torch_stream
+from bench.science.services import Report, Services, known_clean
 from bench.science.threat import Threat, Trial
-from bench.science.training import Batch, Recipe, Run, Trained, make_optimizer, precision, to_pixels, train
+from bench.science.training import Batch, Run, Trained, make_optimizer, precision, to_pixels, train
 from bench.science.workshop import Transform, Workshop
 
 __all__ = [

@@ -54,14 +54,14 @@ def neighbour_votes(
     squares = features.square().sum(1)
     votes = torch.empty(len(features), classes, dtype=torch.int64, device=features.device)
     for start in range(0, len(features), chunk):
-        part = features[start : start + chunk]
-        rows = torch.arange(start, start + len(part), device=features.device)
+        queries = features[start : start + chunk]
+        rows = torch.arange(start, start + len(queries), device=features.device)
         # |a - b|^2 without the sample's own square, which is the same for all its neighbours.
-        distances = ((-2 * part) @ features.T).add_(squares)
-        distances[torch.arange(len(part), device=features.device), rows] = torch.inf
+        distances = ((-2 * queries) @ features.T).add_(squares)
+        distances[torch.arange(len(queries), device=features.device), rows] = torch.inf
         nearest = distances.topk(k, largest=False, sorted=False)
         voters = labels[nearest.indices]
-        votes[rows] = votes.new_zeros(len(part), classes).scatter_add_(1, voters, torch.ones_like(voters))
+        votes[rows] = votes.new_zeros(len(queries), classes).scatter_add_(1, voters, torch.ones_like(voters))
         # topk leaves open which of equally far samples it takes.
         farthest = nearest.values.amax(1, keepdim=True)
         for i in torch.nonzero((distances <= farthest).sum(1) > k).flatten().tolist():

@@ -77,8 +77,8 @@ class DenoisedImages:
 
     def scores(self, pixels: Tensor) -> Tensor:
         cleaned = [
-            one_shot(self.denoiser, part, noise_by_name(self.seed, names_by_content(part), part), self.step)
-            for part in pixels.split(self.chunk)
+            one_shot(self.denoiser, images, noise_by_name(self.seed, names_by_content(images), images), self.step)
+            for images in pixels.split(self.chunk)
         ]
         return self.inner.scores(torch.cat(cleaned))
 
@@ -130,8 +130,9 @@ class Denoise(Defense):
         yield Job(data if self.settings.warm_start else self._denoised(data, services))
 
     def epoch(self, run: Run, epoch: int) -> None:
+        assert run.services is not None
         if epoch == 0 and self.settings.init == "pretrained":
-            self._initialise(run)
+            self._initialise(run, run.services)
         raw = min(round(self.settings.warm_start * run.recipe.epochs), run.recipe.epochs - 1)
         if self.settings.warm_start and epoch == raw:
             run.data = self._denoised(run.data, run.services)
@@ -174,9 +175,9 @@ class Denoise(Defense):
         denoised = services.keep("denoised images", inputs, lambda: {"images": denoise_images(*arguments)})
         return data.with_images(denoised["images"])
 
-    def _initialise(self, run: Run) -> None:
+    def _initialise(self, run: Run, services: Services) -> None:
         """Give the victim's network features that were learned on the public images, with their own classes."""
-        public, services, normalise = _public(run.services), run.services, run.model.normalise
+        public, normalise = _public(services), run.model.normalise
         mean, std = (tuple(values.flatten().tolist()) for values in (normalise.mean, normalise.std))
         inputs = {
             "model": services.model,

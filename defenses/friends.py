@@ -129,13 +129,13 @@ class Friends(Defense):
     def epoch(self, run: Run, epoch: int) -> None:
         run.side["noise"] = run.stream("noise")
         if epoch == self.settings.start:
-            model = run.model
+            model, services = run.model, run.services
+            assert services is not None
             if self.settings.source_model:
                 epochs = max(self.settings.start, 1)
-                model = run.services.fit(run.data, self.settings.source_model, epochs, "source")
-            run.side["friendly"] = friendly_noise(
-                model, run.data, self.settings, run.stream("friendly"), run.services.report
-            )
+                model = services.fit(run.data, self.settings.source_model, epochs, "source")
+            stream = run.stream("friendly")
+            run.side["friendly"] = friendly_noise(model, run.data, self.settings, stream, services.report)
 
     def published(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
         """Friendly noise optimised once for `ids`, on a network that is trained for `start` epochs on `data`."""

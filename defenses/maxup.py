@@ -33,8 +33,8 @@ class Maxup(Defense):
             return batch
         if stage == "pixel":  # before augmentation, so that every copy gets its own
             copies = self.settings.trials
-            parts = (batch.pixels, batch.labels, batch.rows, batch.ids)
-            return Batch(*(part.repeat(copies, *[1] * (part.ndim - 1)) for part in parts))
+            fields = (batch.pixels, batch.labels, batch.rows, batch.ids)
+            return Batch(*(field.repeat(copies, *[1] * (field.ndim - 1)) for field in fields))
         if self.settings.cutout:
             batch.pixels = cut_out(batch.pixels, run.augmentation.fill, self.settings.cutout, run.side["maxup"])
         return batch

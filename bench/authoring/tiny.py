@@ -70,13 +70,13 @@ class State:
 
     def change(self) -> str:
         """What has changed since, in words; '' for nothing."""
-        now = State(self.network)
+        current = State(self.network)
         for name, value in self.weights.items():
-            if not torch.equal(value, now.weights[name]):
+            if not torch.equal(value, current.weights[name]):
                 return f"changes '{name}' of a borrowed model"
-        if self.modes != now.modes:
+        if self.modes != current.modes:
             return "leaves a borrowed model in another mode (train or eval)"
-        return "leaves a borrowed model with other requires_grad" if self.requires_grad != now.requires_grad else ""
+        return "leaves a borrowed model with other requires_grad" if self.requires_grad != current.requires_grad else ""
 
 
 class World:

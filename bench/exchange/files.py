@@ -20,8 +20,8 @@ class Refused(ValueError):
 
 
 @contextlib.contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn all that reading a malformed file can raise into one BadInput that names it."""
+def refusing(source: str) -> Iterator[None]:
+    """Turn all that reading a malformed file can raise into one BadInput that names `source`."""
     try:
         yield
     except BadInput:
@@ -29,19 +29,19 @@ def refusing(what: str) -> Iterator[None]:
     except Exception as error:  # numpy, torch and pickle raise a dozen kinds, MemoryError and RecursionError included
         kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
         # What a file says may hold control characters, which a terminal would obey.
-        said = "".join(letter if letter.isprintable() else " " for letter in str(error)[:240])
-        raise BadInput(f"{what}: refused: {kind}{said}") from None
+        text = "".join(letter if letter.isprintable() else " " for letter in str(error)[:240])
+        raise BadInput(f"{source}: refused: {kind}{text}") from None
 
 
 def check_file(path: Path) -> None:
     """BadInput unless `path` is a plain file (no link, device or pipe) of a size that can be read."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError as error:
         raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         raise BadInput(f"'{path}' is a link, which may lead anywhere; fix: put a copy of the file there")
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
         raise BadInput(f"'{path}' is not a plain file of up to {MOST_BYTES >> 30} GiB")
 
 
@@ -53,27 +53,27 @@ def read_bytes(path: Path) -> bytes:
 
 def numbered_folders(path: Path) -> dict[int, Path]:
     """The sub-folders whose names are plain numbers, by number; all other names are left alone."""
-    found = {}
+    folders = {}
     for entry in path.iterdir():
         if entry.name.isascii() and entry.name.isdigit() and str(int(entry.name[:9])) == entry.name:
             if entry.is_symlink() or not entry.is_dir():
                 raise BadInput(f"'{entry}' is not a folder, or a link to one; fix: put a copy of the folder there")
-            found[int(entry.name)] = entry
-    return dict(sorted(found.items()))
+            folders[int(entry.name)] = entry
+    return dict(sorted(folders.items()))
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `path` in one step at the end, and is gone after an error."""
     if path.is_symlink() or (path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)):
-        raise BadInput(f"'{path}' is there already; fix: give a new folder, or remove it")
+        raise BadInput(f"'{path}' exists; fix: give a new folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
         yield temporary
-        for part in (*temporary.iterdir(), temporary):
-            _flush(part)
+        for written in (*temporary.iterdir(), temporary):
+            _flush(written)
         os.replace(temporary, path)
         _flush(path.parent)
     except BaseException:

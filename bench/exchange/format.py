@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.exchange.found import Found
+from bench.exchange.content import Content
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
@@ -21,7 +21,7 @@ class Format:
     """
 
     write: Callable[[Path, Poisons, Trial, Dataset], list[str]]
-    read: Callable[[Path, Dataset], Found]
+    read: Callable[[Path, Dataset], Content]
     mark: str
     unless: str = ""
     suffixes: tuple[str, ...] = ()

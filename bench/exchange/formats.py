@@ -1,12 +1,12 @@
-"""The formats by name: how each is told from the others, read and written."""
+"""Poisons in a format by its name: written, read, and the format recognised."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from bench.exchange.content import Content
 from bench.exchange.files import new_folder, numbered_folders, refusing
 from bench.exchange.format import Format
-from bench.exchange.found import Found
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import find, names
 from bench.science.dataset import Dataset
@@ -15,26 +15,26 @@ from bench.science.threat import Trial
 
 
 def write(folder: Path, format: str, poisons: Poisons, trial: Trial, dataset: Dataset) -> list[str]:
-    """Write one trial as `folder`, which must not be there yet, in one step; returns what a person should know."""
+    """Write one trial as `folder`, which must not exist yet, in one step; returns notes for the user."""
     with new_folder(folder) as temporary:
         return named(format).write(temporary, poisons, trial, dataset)
 
 
-def read(path: Path, format: str, dataset: Dataset) -> Found:
-    """One trial's folder or file. format: a name, or `auto`. BadInput for all that is wrong with it."""
+def read(path: Path, format: str, dataset: Dataset) -> Content:
+    """One trial's folder or file. format: a name, or `auto`. BadInput for anything wrong with it."""
     name = format if format != "auto" else detect(path)
     if name is None:
-        marks = ", ".join(f"{named(known).mark} ({known})" for known in names("format"))
+        marks = ", ".join(f"{named(name).mark} ({name})" for name in names("format"))
         raise BadInput(f"'{path}' holds no known format; looked for {marks}; fix: give the folder of one trial")
     with refusing(f"'{path}'"):
         return named(name).read(path, dataset)
 
 
-def read_any(path: Path, format: str, dataset: Dataset) -> dict[int, Found]:
+def read_any(path: Path, format: str, dataset: Dataset) -> dict[int, Content]:
     """What a trial's folder or file (number 0), or a folder with sub-folders 0, 1, 2..., holds, by number."""
     if not path.exists():
-        raise BadInput(f"'{path}' is not there")
-    path = path.resolve()  # a link that the user gives is meant; one that was found in the folder is not followed
+        raise BadInput(f"'{path}' does not exist")
+    path = path.resolve()  # a link that the user gives is meant; one inside the folder is not followed
     if path.is_dir() and detect(path) is None:
         with refusing(f"'{path}'"):
             folders = numbered_folders(path)

@@ -20,10 +20,10 @@ class ImportedSettings(Settings):
 
 @register("attack", "imported")
 class Imported(Attack):
-    """Imported poisons: crafted by another tool, checked on import (clean-label, within eps), judged like all others.
+    """Imported poisons: crafted by another tool, checked on import (clean-label, within eps), then evaluated as usual.
 
     Not run by this name: `python -m bench run --poisons FOLDER`, with a folder that `python -m bench import` wrote. The
-    trials are those of the folder: target, target class and bases. Needs: the folder. Cost: nothing.
+    trials are those of the folder: target, target class and bases. Assumes: the folder. Cost: none.
     """
 
     Settings = ImportedSettings

@@ -1,4 +1,4 @@
-"""What was read, held against the data set: only clean-label poisons within eps, of a known trial, come in."""
+"""Checks what was read against the data set: only clean-label poisons within eps, of a known trial, are let in."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.exchange.content import Content, known_rows
 from bench.exchange.files import Refused, refusing
-from bench.exchange.found import Found, known_rows
 from bench.science.dataset import Dataset, Images
 from bench.science.poisons import NOT_A_TEST_IMAGE, Poisons, Shown
 from bench.science.threat import Trial
 
 
 @dataclass(frozen=True)
-class Report:
+class ImportSummary:
     """n: poisons; max_change: largest change of a pixel in levels of 255; duplicates: poisons dropped because their
     training image had one already; pixels_clipped: values that were outside 0..255."""
 
@@ -28,36 +28,36 @@ class Report:
     def line(self) -> str:
         parts = [f"{self.n} poisons, largest change {self.max_change}/255"]
         if self.duplicates:
-            parts.append(f"{self.duplicates} dropped that poison a image again")
+            parts.append(f"{self.duplicates} dropped that poison the same image again")
         if self.pixels_clipped:
             parts.append(f"{self.pixels_clipped} pixels clipped to 0..255")
         return "; ".join((*parts, *self.notes))
 
 
 def interpret(
-    found: Found, dataset: Dataset, index: int, eps: int, trial: Trial | None = None
-) -> tuple[Poisons, Trial, Report]:
-    """Poisons, their trial `index` and a report; BadInput unless they are clean-label poisons within eps.
+    content: Content, dataset: Dataset, index: int, eps: int, trial: Trial | None = None
+) -> tuple[Poisons, Trial, ImportSummary]:
+    """Poisons, their trial `index` and a summary; BadInput unless they are clean-label poisons within eps.
 
     trial: who is attacked, for formats that do not say; where both say, they must agree on the classes. The result's
     base_ids are the poisons' ids. Its target_ids are empty where the target is no test image; see `shown` then.
     """
-    with refusing(f"'{found.path}'"):
-        kept = _first_of_each(found.ids)
-        rows = known_rows(found.ids, dataset.train, "the training id of poison")
-        adversarial = _target_class(found, dataset.train.labels[rows], trial)
-        _check_change(found.images, dataset.train.images[rows], eps)
-        target_ids, source_class, shown = _target(found, dataset, trial)
-        if not 0 <= source_class < len(dataset.classes) or source_class == adversarial:
-            raise Refused(f"the target's source class is {source_class}, the target class {adversarial}")
+    with refusing(f"'{content.path}'"):
+        first_rows = _first_of_each(content.ids)
+        rows = known_rows(content.ids, dataset.train, "the training id of poison")
+        target_class = _target_class(content, dataset.train.labels[rows], trial)
+        _check_change(content.images, dataset.train.images[rows], eps)
+        target_ids, source_class, shown = _target(content, dataset, trial)
+        if not 0 <= source_class < len(dataset.classes) or source_class == target_class:
+            raise Refused(f"the target's source class is {source_class}, the target class {target_class}")
         if trial is not None and trial.source_class != source_class:
             raise Refused(f"the target is of class {source_class}, but of class {trial.source_class} in the trial")
-    ids = found.ids[kept]
-    made = {"imported": found.format} | ({"made": found.provenance} if found.provenance else {})
-    poisons = Poisons(found.images[kept], ids, found.labels[kept], made, shown)
-    dropped = len(found.ids) - len(ids)
-    report = Report(len(ids), poisons.distance(dataset.train), dropped, found.pixels_clipped, found.notes)
-    return poisons, Trial(index, target_ids, source_class, adversarial, ids), report
+    ids = content.ids[first_rows]
+    made = {"imported": content.format} | ({"made": content.provenance} if content.provenance else {})
+    poisons = Poisons(content.images[first_rows], ids, content.labels[first_rows], made, shown)
+    dropped = len(content.ids) - len(ids)
+    summary = ImportSummary(len(ids), poisons.distance(dataset.train), dropped, content.pixels_clipped, content.notes)
+    return poisons, Trial(index, target_ids, source_class, target_class, ids), summary
 
 
 def _first_of_each(ids: Tensor) -> Tensor:
@@ -68,23 +68,25 @@ def _first_of_each(ids: Tensor) -> Tensor:
     return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
-def _target_class(found: Found, base_labels: Tensor, trial: Trial | None) -> int:
-    if not len(found.ids):
-        raise Refused("it holds no poison: all images are clean")
-    if not len(found.ids) == len(found.images) == len(found.labels):
-        raise Refused(f"{len(found.images)} images, {len(found.ids)} ids and {len(found.labels)} labels of poisons")
-    for row in torch.nonzero(found.labels != base_labels).flatten().tolist()[:1]:
+def _target_class(content: Content, base_labels: Tensor, trial: Trial | None) -> int:
+    if not len(content.ids):
+        raise Refused("it holds no poisons: all images are clean")
+    if not len(content.ids) == len(content.images) == len(content.labels):
         raise Refused(
-            f"poison {row} has label {int(found.labels[row])}, but its training image {int(found.ids[row])} has "
+            f"{len(content.images)} images, {len(content.ids)} ids and {len(content.labels)} labels of poisons"
+        )
+    for row in torch.nonzero(content.labels != base_labels).flatten().tolist()[:1]:
+        raise Refused(
+            f"poison {row} has label {int(content.labels[row])}, but its training image {int(content.ids[row])} has "
             f"{int(base_labels[row])}: not clean-label, or another data set"
         )
-    classes = found.labels.unique().tolist()
+    classes = content.labels.unique().tolist()
     if len(classes) > 1:
         raise Refused(f"poisons of the classes {classes[0]} and {classes[1]}; allowed: the target class only")
-    said = {"the file": found.target_class, "the trial": trial.target_class if trial else None}
-    for who, wanted in said.items():
-        if wanted is not None and wanted != classes[0]:
-            raise Refused(f"the poisons are of class {classes[0]}, but the target class of {who} is {wanted}")
+    claims = {"the file": content.target_class, "the trial": trial.target_class if trial else None}
+    for source, label in claims.items():
+        if label is not None and label != classes[0]:
+            raise Refused(f"the poisons are of class {classes[0]}, but the target class of {source} is {label}")
     return classes[0]
 
 
@@ -99,32 +101,32 @@ def _check_change(images: Tensor, bases: Tensor, eps: int) -> None:
         )
 
 
-def _target(found: Found, dataset: Dataset, trial: Trial | None) -> tuple[Tensor, int, Shown | None]:
+def _target(content: Content, dataset: Dataset, trial: Trial | None) -> tuple[Tensor, int, Shown | None]:
     """Test ids of the targets, their source class, and the images that are shown instead."""
-    if found.target_ids is not None and found.target_labels is not None:
-        ids, label = found.target_ids, int(found.target_labels[0])
+    if content.target_ids is not None and content.target_labels is not None:
+        ids, label = content.target_ids, int(content.target_labels[0])
         _check_test_ids(ids[ids != NOT_A_TEST_IMAGE], label, dataset.test)
-        if found.shown is None:
+        if content.shown is None:
             if not len(ids):
                 raise Refused("it holds no target")
             return ids, label, None
-        shown_ids = found.shown_ids if found.shown_ids is not None else torch.empty(0, dtype=torch.int64)
+        shown_ids = content.shown_ids if content.shown_ids is not None else torch.empty(0, dtype=torch.int64)
         _check_test_ids(shown_ids[shown_ids != NOT_A_TEST_IMAGE], label, dataset.test)
-        return ids, label, Shown(found.shown, shown_ids, found.patch, found.places)
-    if found.target_images is not None and found.target_labels is not None:
-        if len(found.target_labels.unique()) > 1:
+        return ids, label, Shown(content.shown, shown_ids, content.patch, content.places)
+    if content.target_images is not None and content.target_labels is not None:
+        if len(content.target_labels.unique()) > 1:
             raise Refused("targets of several classes; allowed: one")
-        label = int(found.target_labels[0])
-        ids = torch.tensor([_test_id(image, label, dataset.test) for image in found.target_images])
-        known = ids[ids != NOT_A_TEST_IMAGE]
-        if found.shown is not None:
-            return known, label, Shown(found.shown, ids, found.patch, found.places)
-        return known, label, None if len(known) == len(ids) else Shown(found.target_images, ids)
-    if found.shown is not None and found.shown_label is not None:
-        unknown = torch.full((len(found.shown),), NOT_A_TEST_IMAGE)
-        return torch.empty(0, dtype=torch.int64), found.shown_label, Shown(found.shown, unknown)
+        label = int(content.target_labels[0])
+        ids = torch.tensor([_test_id(image, label, dataset.test) for image in content.target_images])
+        test_ids = ids[ids != NOT_A_TEST_IMAGE]
+        if content.shown is not None:
+            return test_ids, label, Shown(content.shown, ids, content.patch, content.places)
+        return test_ids, label, None if len(test_ids) == len(ids) else Shown(content.target_images, ids)
+    if content.shown is not None and content.shown_label is not None:
+        unknown = torch.full((len(content.shown),), NOT_A_TEST_IMAGE)
+        return torch.empty(0, dtype=torch.int64), content.shown_label, Shown(content.shown, unknown)
     if trial is None:
-        raise Refused(f"the format '{found.format}' holds no target; fix: give the list of trials (setups) with it")
+        raise Refused(f"the format '{content.format}' holds no target; fix: --setups FILE, the list of its trials")
     return trial.target_ids, trial.source_class, None
 
 

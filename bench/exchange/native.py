@@ -1,4 +1,4 @@
-"""Our own format: one safetensors file a trial, checksummed, with the trial and its data set in the header."""
+"""Our own format: one safetensors file per trial, checksummed, with the trial and its data set in the header."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from bench.exchange.content import Content, whole, whole_numbers
 from bench.exchange.files import Refused, read_bytes
 from bench.exchange.format import Format
-from bench.exchange.found import Found, whole, whole_numbers
 from bench.foundation import files
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons
@@ -43,7 +43,7 @@ def load(path: Path) -> store.Made:
     return tensors, meta
 
 
-def read(path: Path, dataset: Dataset) -> Found:
+def read(path: Path, dataset: Dataset) -> Content:
     path = path / FILE if path.is_dir() else path
     tensors, meta = load(path)
     json.dumps(meta, allow_nan=False)  # ValueError for numbers that could not be written again
@@ -74,7 +74,7 @@ def read(path: Path, dataset: Dataset) -> Found:
                 raise Refused(f"a patch of {patch} at places of {tuple(places.shape)}")
             if m and not 0 <= int(places.min()) <= int(places.max()) <= side - patch[1]:
                 raise Refused("the patch lies outside the images")
-    return Found(
+    return Content(
         path, "native", poisons.images, poisons.ids, poisons.labels,
         target_ids=whole_numbers(trial["target_ids"], "target ids", len(dataset.test)),
         target_labels=torch.tensor([whole(trial["source_class"], "source class")]),

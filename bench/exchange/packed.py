@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bench.exchange import unpickle
+from bench.exchange.content import Content, known_rows, whole_numbers
 from bench.exchange.files import Refused, read_bytes
 from bench.exchange.format import Format
-from bench.exchange.found import Found, known_rows, whole_numbers
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
@@ -23,15 +23,15 @@ FILE = "poisons_packed.pth"
 
 def write(folder: Path, poisons: Poisons, trial: Trial, dataset: Dataset) -> list[str]:
     base = dataset.train.images[dataset.train.rows_of(poisons.ids)]
-    delta = (poisons.images.float() - base.float()) / (255 * _deviations(dataset))
+    delta = (poisons.images.float() - base.float()) / (255 * _standard_deviations(dataset))
     torch.save([delta.float(), poisons.ids], folder / FILE)
-    notes = ["this format holds no target: keep the list of trials beside it"]
+    notes = ["this format holds no target: keep the list of trials with it"]
     if poisons.shown is not None:
-        notes.append("this format holds no trigger: `import --trigger` puts it on again, as the protocol has it")
+        notes.append("this format holds no trigger: `import --trigger` adds the protocol's again")
     return notes
 
 
-def read(path: Path, dataset: Dataset) -> Found:
+def read(path: Path, dataset: Dataset) -> Content:
     if path.is_dir():
         path = next(iter(sorted(path.glob("*.pth"))), path / FILE)
     content = unpickle.load_torch(read_bytes(path), f"'{path}'")
@@ -49,14 +49,14 @@ def read(path: Path, dataset: Dataset) -> Found:
     if not torch.isfinite(delta).all():
         raise Refused("delta holds NaN or infinity")
     bases = dataset.train.subset(known_rows(ids, dataset.train, "id"))
-    change = delta.detach().double() * 255 * _deviations(dataset)
+    change = delta.detach().double() * 255 * _standard_deviations(dataset)
     values = torch.floor(bases.images.double() + change + 0.5)
     outside = int(((values < 0) | (values > 255)).sum())
     images = values.clamp(0, 255).to(torch.uint8)
-    return Found(path, "packed", images, ids, bases.labels, pixels_clipped=outside)
+    return Content(path, "packed", images, ids, bases.labels, pixels_clipped=outside)
 
 
-def _deviations(dataset: Dataset) -> Tensor:
+def _standard_deviations(dataset: Dataset) -> Tensor:
     """Standard deviations of the channels, [3, 1, 1]."""
     return torch.tensor(dataset.normalisation[1], dtype=torch.float64).view(3, 1, 1)
 

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from bench.exchange import unpickle
+from bench.exchange.content import Content, as_image, channels_last, whole, whole_numbers
 from bench.exchange.files import Refused, read_bytes
 from bench.exchange.format import Format
-from bench.exchange.found import Found, as_image, channels_last, whole, whole_numbers
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Dataset
 from bench.science.poisons import NOT_A_TEST_IMAGE, Poisons
@@ -44,9 +44,11 @@ def write_benchmark(folder: Path, poisons: Poisons, trial: Trial, dataset: Datas
     else:
         clean = _as_image(_test_images(shown.ids[:1], dataset)[0])
         target = (clean, trial.source_class, shown.patch.float() / 255, shown.places[0].tolist())
-        wanted = PATCH_SIDES.get(dataset.train.images.shape[-1])
-        if wanted not in (None, shown.patch.shape[-1]):
-            notes.append(f"poisoning-benchmark takes patches of {wanted} pixels only; this has {shown.patch.shape[-1]}")
+        side = PATCH_SIDES.get(dataset.train.images.shape[-1])
+        if side not in (None, shown.patch.shape[-1]):
+            notes.append(
+                f"poisoning-benchmark takes patches of {side} pixels only; this one has {shown.patch.shape[-1]}"
+            )
     _write_poisons(folder, poisons)
     (folder / "target.pickle").write_bytes(pickle.dumps(target, PROTOCOL))
     return notes
@@ -62,7 +64,7 @@ def write_friendly_noise(folder: Path, poisons: Poisons, trial: Trial, dataset: 
     return []
 
 
-def read(path: Path, dataset: Dataset) -> Found:
+def read(path: Path, dataset: Dataset) -> Content:
     """Either folder. A source.pickle comes before a target.pickle."""
     most = len(dataset.train)
     pairs = _load(path / "poisons.pickle")
@@ -78,13 +80,13 @@ def read(path: Path, dataset: Dataset) -> Found:
     if len(ids) != len(images):
         raise Refused(f"{len(images)} poisons, but {len(ids)} base indices")
     if not images:
-        raise Refused("'poisons.pickle' holds no poison")
+        raise Refused("'poisons.pickle' holds no poisons")
     of_target = _sources(path, dataset) if (path / "source.pickle").exists() else _target(path, dataset)
-    return Found(path, images=torch.stack(images), ids=ids, labels=torch.tensor(labels), **of_target)
+    return Content(path, images=torch.stack(images), ids=ids, labels=torch.tensor(labels), **of_target)
 
 
 def _sources(path: Path, dataset: Dataset) -> dict[str, Any]:
-    """The fields of Found that source.pickle fills."""
+    """The fields of Content that source.pickle fills."""
     sources = _load(path / "source.pickle")
     notes: tuple[str, ...] = ()
     if isinstance(sources, tuple) and len(sources) == 2:
@@ -100,7 +102,7 @@ def _sources(path: Path, dataset: Dataset) -> dict[str, Any]:
 
 
 def _target(path: Path, dataset: Dataset) -> dict[str, Any]:
-    """The fields of Found that target.pickle fills."""
+    """The fields of Content that target.pickle fills."""
     target = _load(path / "target.pickle")
     if not isinstance(target, list | tuple) or len(target) not in (2, 4):
         raise Refused("'target.pickle' is neither (image, label) nor (image, label, patch, place)")
@@ -116,10 +118,10 @@ def _target(path: Path, dataset: Dataset) -> dict[str, Any]:
     return {"format": "benchmark"} | fields
 
 
-def _image_and_label(pair: Any, dataset: Dataset, what: str) -> tuple[Tensor, int]:
+def _image_and_label(pair: Any, dataset: Dataset, name: str) -> tuple[Tensor, int]:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        raise Refused(f"{what} is not a pair of image and label")
-    return as_image(pair[0], dataset.test, what), whole(pair[1], f"the label of {what}")
+        raise Refused(f"{name} is not a pair of image and label")
+    return as_image(pair[0], dataset.test, name), whole(pair[1], f"the label of {name}")
 
 
 def _patch(value: Any) -> Tensor:
@@ -152,5 +154,5 @@ def _write_poisons(folder: Path, poisons: Poisons) -> None:
 
 
 FRIENDLY_NOISE = Format(write_friendly_noise, read, "source.pickle")
-# Beside a source.pickle, which says all, there may be a target.pickle too.
+# A folder with a source.pickle, which says it all, may hold a target.pickle too.
 BENCHMARK = Format(write_benchmark, read, "target.pickle", unless="source.pickle")

@@ -1,4 +1,4 @@
-"""Lists of trials as poisoning-benchmark publishes them: pickled dictionaries, one a trial."""
+"""Lists of trials as poisoning-benchmark publishes them: pickled dictionaries, one per trial."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from bench.exchange import unpickle
+from bench.exchange.content import known_rows, whole, whole_numbers
 from bench.exchange.files import Refused, read_bytes, refusing
-from bench.exchange.found import known_rows, whole, whole_numbers
 from bench.foundation import files
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Dataset
@@ -22,7 +22,7 @@ MOST = 10_000
 
 
 def read_setups(path: Path, dataset: Dataset, say: Callable[[str], None] = print) -> list[Trial]:
-    """The trials of a poison_setups pickle, held against the data set. say: tells a person about dropped duplicates."""
+    """The trials of a poison_setups pickle, checked against the data set. say: reports dropped duplicates."""
     content = unpickle.load(read_bytes(path.resolve()), f"'{path}'")
     if not isinstance(content, list | tuple) or not 0 < len(content) <= MOST:
         raise BadInput(f"'{path}' is not a list of 1 to {MOST} setups")
@@ -31,7 +31,7 @@ def read_setups(path: Path, dataset: Dataset, say: Callable[[str], None] = print
         with refusing(f"'{path}', setup {index}"):
             trial, dropped = _trial(index, entry, dataset)
         if dropped:
-            say(f"'{path}', setup {index}: {dropped} base indices stand there twice; each is taken once")
+            say(f"'{path}', setup {index}: {dropped} duplicate base indices ignored")
         trials.append(trial)
     return trials
 
@@ -53,20 +53,20 @@ def _trial(index: int, entry: Any, dataset: Dataset) -> tuple[Trial, int]:
     missing = [key for key in KEYS if not isinstance(entry, dict) or key not in entry]
     if missing:
         raise Refused(f"'{missing[0]}' is missing")
-    true, target, adversarial = (whole(entry[key], f"'{key}'") for key in KEYS[:3])
+    source_class, target, target_class = (whole(entry[key], f"'{key}'") for key in KEYS[:3])
     given = whole_numbers(entry["base indices"], "base indices", len(dataset.train))
     bases = torch.tensor(list(dict.fromkeys(given.tolist())), dtype=torch.int64)
     train, test = dataset.train, dataset.test
     row = torch.nonzero(test.ids == target).flatten()
     if not len(row):
         raise Refused(f"target index {target}; allowed: the test ids {int(test.ids.min())} to {int(test.ids.max())}")
-    if int(test.labels[row[0]]) != true:
-        raise Refused(f"test image {target} is of class {int(test.labels[row[0]])}, not of target class {true}")
-    if adversarial == true or not len(bases):
-        raise Refused("base class and target class are one, or there are no base indices")
+    if int(test.labels[row[0]]) != source_class:
+        raise Refused(f"test image {target} is of class {int(test.labels[row[0]])}, not of target class {source_class}")
+    if target_class == source_class or not len(bases):
+        raise Refused("base class and target class are the same, or there are no base indices")
     labels = train.labels[known_rows(bases, train, "base index")]
-    for place in torch.nonzero(labels != adversarial).flatten().tolist()[:1]:
+    for place in torch.nonzero(labels != target_class).flatten().tolist()[:1]:
         raise Refused(
-            f"training image {int(bases[place])} is of class {int(labels[place])}, not of base class {adversarial}"
+            f"training image {int(bases[place])} is of class {int(labels[place])}, not of base class {target_class}"
         )
-    return Trial(index, torch.tensor([target]), true, adversarial, bases), len(given) - len(bases)
+    return Trial(index, torch.tensor([target]), source_class, target_class, bases), len(given) - len(bases)

@@ -22,10 +22,10 @@ import torch
 
 from bench.exchange.files import Refused, refusing
 
-MOST_PIXELS_A_SIDE = 4096
+MOST_PIXELS_PER_SIDE = 4096
 DEEPEST = 8
 # Python hashes tuples recursively without a guard: a few hundred thousand of them, nested, as a key kill the process.
-MOST_TUPLES_BESIDE_KEYS = 50_000
+MOST_TUPLES_WITH_KEYS = 50_000
 
 _NEEDED = (
     "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
@@ -41,20 +41,20 @@ TORCH_GLOBALS = frozenset(
 )
 
 
-def load(data: bytes, what: str) -> Any:
+def load(data: bytes, source: str) -> Any:
     """The content of a pickle: None, numbers, text, bytes, lists, tuples and dicts of those.
 
     Images come as uint8 [h, w, 3]; numpy arrays and torch tensors as numpy arrays of plain numbers; numpy scalars as
-    Python numbers. BadInput, with `what` as the file's name, for anything else.
+    Python numbers. BadInput, with `source` as the file's name, for anything else.
     """
-    with refusing(what):
+    with refusing(source):
         _scan(io.BytesIO(data), OPCODES, GLOBALS)
         return _plain(_Unpickler(io.BytesIO(data)).load(), {}, 0)
 
 
-def load_torch(data: bytes, what: str) -> Any:
+def load_torch(data: bytes, source: str) -> Any:
     """The content of a `torch.save` file, by torch's own reader for weights. BadInput as `load`."""
-    with refusing(what):
+    with refusing(source):
         return _torch_load(data)
 
 
@@ -64,7 +64,7 @@ def _scan(file: BinaryIO, opcodes: frozenset[str], names: Iterable[str]) -> None
     keys = False
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name not in opcodes:
-            raise Refused(f"opcode {opcode.name} is not needed for data")
+            raise Refused(f"opcode {opcode.name}, which data does not need")
         count += 1
         tuples += opcode.name.startswith("TUPLE")
         keys |= opcode.name.startswith("SETITEM")
@@ -73,15 +73,15 @@ def _scan(file: BinaryIO, opcodes: frozenset[str], names: Iterable[str]) -> None
         if opcode.name == "GLOBAL":
             name = str(argument).replace(" ", ".", 1)
             if name not in names:
-                raise Refused(_calls_for(name))
+                raise Refused(_not_data(name))
     if highest > count:
         raise Refused(f"memo number {highest} in a file of {count} opcodes")
-    if keys and tuples > MOST_TUPLES_BESIDE_KEYS:
-        raise Refused(f"{tuples} tuples beside dictionaries; allowed: up to {MOST_TUPLES_BESIDE_KEYS}")
+    if keys and tuples > MOST_TUPLES_WITH_KEYS:
+        raise Refused(f"{tuples} tuples in a file with dictionaries; allowed: up to {MOST_TUPLES_WITH_KEYS}")
 
 
-def _calls_for(name: str) -> str:
-    return f"it calls for {ascii(name[:80])}, which is not data"
+def _not_data(name: str) -> str:
+    return f"it names {ascii(name[:80])}, which is not data"
 
 
 class _Unpickler(pickle.Unpickler):
@@ -89,7 +89,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return GLOBALS[f"{module}.{name}"]
         except KeyError:
-            raise Refused(_calls_for(f"{module}.{name}")) from None
+            raise Refused(_not_data(f"{module}.{name}")) from None
 
 
 class _Function:
@@ -102,7 +102,7 @@ class _Function:
         return self._call(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise Refused("a function gets a state")
+        raise Refused("pickle sets state on a function")
 
 
 class _Image:
@@ -113,11 +113,11 @@ class _Image:
     def __setstate__(self, state: Any) -> None:
         _, mode, (width, height), _, pixels = state[:5]
         if mode != "RGB":
-            raise Refused(f"a image of mode {ascii(mode)[:20]}; allowed: RGB")
-        if not (0 < width <= MOST_PIXELS_A_SIDE and 0 < height <= MOST_PIXELS_A_SIDE):
-            raise Refused(f"a image larger than {MOST_PIXELS_A_SIDE} pixels a side, or empty")
+            raise Refused(f"an image of mode {ascii(mode)[:20]}; allowed: RGB")
+        if not (0 < width <= MOST_PIXELS_PER_SIDE and 0 < height <= MOST_PIXELS_PER_SIDE):
+            raise Refused(f"an image larger than {MOST_PIXELS_PER_SIDE} pixels per side, or empty")
         if len(pixels) != 3 * width * height:
-            raise Refused(f"a image of {width}x{height} with {len(pixels)} bytes")
+            raise Refused(f"an image of {width}x{height} with {len(pixels)} bytes")
         self.pixels = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
 
@@ -131,7 +131,7 @@ class _DType:
 
     def __setstate__(self, state: Any) -> None:
         _, order, *rest = state
-        if order not in ("<", ">", "|", "=") or any(part is not None for part in rest[:3]):
+        if order not in ("<", ">", "|", "=") or any(value is not None for value in rest[:3]):
             raise Refused("an array of records")
         self.dtype = self.dtype.newbyteorder(order)
 
@@ -166,25 +166,25 @@ def _scalar(kind: Any, data: Any) -> bool | int | float:
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise Refused("text in another encoding than latin1")
+        raise Refused("text in an encoding other than latin1")
     return text.encode("latin1")
 
 
 class _Storage:
-    """Stands for the numbers of a tensor, which travel as the bytes of a torch file inside the pickle."""
+    """Stands for the numbers of a tensor, stored as the bytes of a torch file inside the pickle."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values = values
 
     def __setstate__(self, state: Any) -> None:
-        raise Refused("a storage gets a state")
+        raise Refused("pickle sets state on a storage")
 
 
 def _load_from_bytes(data: bytes) -> _Storage:
-    found = _torch_load(data)
-    if not isinstance(found, torch.storage.TypedStorage):
+    storage = _torch_load(data)
+    if not isinstance(storage, torch.storage.TypedStorage):
         raise Refused("a tensor without numbers")
-    return _Storage(torch.tensor([], dtype=found.dtype).set_(found._untyped_storage))
+    return _Storage(torch.tensor([], dtype=storage.dtype).set_(storage._untyped_storage))
 
 
 def _tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> _Array:
@@ -198,22 +198,22 @@ def _torch_load(data: bytes) -> Any:
     file = io.BytesIO(data)
     if data[:2] == b"PK":
         with zipfile.ZipFile(file) as archive:
-            parts = archive.infolist()
-            if any(".." in part.filename or part.filename.startswith("/") for part in parts):
-                raise Refused("a path out of the archive")
-            # torch stores without compression; a compressed part may be a bomb.
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or (
-                sum(part.file_size for part in parts) > len(data)
+            entries = archive.infolist()
+            if any(".." in entry.filename or entry.filename.startswith("/") for entry in entries):
+                raise Refused("a path that leads out of the archive")
+            # torch stores without compression; a compressed entry may be a bomb.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+                sum(entry.file_size for entry in entries) > len(data)
             ):
                 raise Refused("a compressed archive")
-            for part in parts:
-                if part.filename.endswith(".pkl"):
-                    _scan(io.BytesIO(archive.read(part)), TORCH_OPCODES, TORCH_GLOBALS)
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    _scan(io.BytesIO(archive.read(entry)), TORCH_OPCODES, TORCH_GLOBALS)
     else:
         for _ in range(5):  # magic number, version, machine, content, names of the storages
             _scan(file, TORCH_OPCODES, TORCH_GLOBALS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the class TypedStorage is on its way out; files name it still
+        warnings.simplefilter("ignore")  # TypedStorage is deprecated, but files still name it
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -237,28 +237,28 @@ for _package in ("numpy.core", "numpy._core"):
     GLOBALS[f"{_package}.numeric._frombuffer"] = _Function(_frombuffer)
 
 
-def _plain(value: Any, done: dict[int, tuple[Any, Any]], depth: int) -> Any:
-    """`value` with its stand-ins replaced. done: by identity, so that what is shared costs once."""
+def _plain(value: Any, replaced: dict[int, tuple[Any, Any]], depth: int) -> Any:
+    """`value` with its stand-ins replaced. replaced: by identity, so that shared values cost once."""
     if isinstance(value, bool | int | float | str | bytes | None):
         return value
     if depth > DEEPEST:
         raise Refused(f"nested more than {DEEPEST} deep")
-    if id(value) in done:
-        return done[id(value)][1]
-    found: Any
+    if id(value) in replaced:
+        return replaced[id(value)][1]
+    plain: Any
     if isinstance(value, list | tuple):
-        found = type(value)(_plain(part, done, depth + 1) for part in value)
+        plain = type(value)(_plain(item, replaced, depth + 1) for item in value)
     elif isinstance(value, dict):
         if not all(isinstance(key, str | int) for key in value):
             raise Refused("a dictionary with keys that are not text")
-        found = {key: _plain(part, done, depth + 1) for key, part in value.items()}
+        plain = {key: _plain(item, replaced, depth + 1) for key, item in value.items()}
     elif isinstance(value, _Image):
-        found = value.pixels
+        plain = value.pixels
     elif isinstance(value, _Array):
-        found = value.value
+        plain = value.value
     else:
-        raise Refused("an object that is no number, text, image or array")
-    if found is None:
+        raise Refused("unsupported object; allowed: numbers, text, images and arrays")
+    if plain is None:
         raise Refused("an object without content")
-    done[id(value)] = (value, found)
-    return found
+    replaced[id(value)] = (value, plain)
+    return plain

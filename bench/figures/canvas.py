@@ -1,4 +1,4 @@
-"""From numbers to a file: the look that all figures share, and the table beside them. The only user of matplotlib."""
+"""From numbers to a file: the look that all figures share, and the table with the numbers. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH = 3.4  # inches, a column of a paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#999999")
-"""Okabe and Ito's colours, which are told apart by the colour-blind too; black is left for what has no defense."""
+"""Okabe and Ito's colours, which colour-blind readers can tell apart; black is for undefended victims."""
 
 STYLE: dict[str, Any] = {
     "font.size": 7,
@@ -42,7 +42,7 @@ SUFFIXES = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 def make(name: str, request: Request, to: Path, table: Path | None = None) -> str:
     """Make the figure called `name` and write it to `to`, its numbers to `table` as CSV; return its caption.
 
-    BadInput before any work for an unknown name, a suffix that is none, or a missing matplotlib.
+    BadInput before any work for an unknown name, an unknown suffix, or a missing matplotlib.
     """
     chosen = find("figure", name)
     for path, allowed in ((to, tuple(SUFFIXES)), (table, (".csv",))):
@@ -93,5 +93,5 @@ def as_csv(plate: Plate) -> str:
 
 
 def legend_above(figure: Figure, handles: list[Any], columns: int) -> None:
-    """One legend for the whole figure, above its axes; below them stands the caption."""
+    """One legend for the whole figure, above its axes; the caption is below them."""
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, handletextpad=0.4, columnspacing=1.0)

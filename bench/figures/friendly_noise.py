@@ -1,7 +1,7 @@
 """Histogram of the friendly noise of a victim's training set (FRIENDS, Fig. 4a; trains the first epochs).
 
-It is the very noise of the victim of that trial: its training behind the defense, with the same seeds, is followed to
-epoch `start` and ended there. Every value counts: all images, pixels and channels. Grey: the noise from which the
+It is the noise of that trial's own victim: the same training behind the defense, with the same seeds, runs to epoch
+`start` and stops there. Every value counts: all images, pixels and channels. Grey: the noise from which the
 optimisation starts, uniform in [-8, 8] levels.
 """
 
@@ -74,22 +74,22 @@ def measure(request: Request) -> Plate:
                 f"defense '{label}' makes its noise at epoch {start}, but training ends after {epochs}; "
                 f"fix: --set defense.start={epochs - 1}"
             )
-    found = made("friendly noise", _counts, plan, plan.cells, request.out)
+    artefacts = made("friendly noise", _counts, plan, plan.cells, request.out)
     rows: list[Row] = []
     shares: dict[str, tuple[int, list[float]]] = {}
-    for cell, artefact in zip(plan.cells, found, strict=True):
+    for cell, artefact in zip(plan.cells, artefacts, strict=True):
         zeta = cell.defense.settings.as_dict()["zeta"]
         counts = artefact.tensors["counts"][127 - zeta : 128 + zeta]
-        part = (counts.double() / counts.sum()).tolist()
-        shares[cell.defense.label] = (zeta, part)
+        share_of_levels = (counts.double() / counts.sum()).tolist()
+        shares[cell.defense.label] = (zeta, share_of_levels)
         rows += [
             (cell.defense.label, level, count, share)
-            for level, count, share in zip(range(-zeta, zeta + 1), counts.tolist(), part, strict=True)
+            for level, count, share in zip(range(-zeta, zeta + 1), counts.tolist(), share_of_levels, strict=True)
         ]
     attack, (index,) = plan.cells[0].attack.label, plan.cells[0].trials
     starts = sorted({cell.defense.settings.as_dict()["start"] for cell in plan.cells})
     caption = (
-        f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {found[0].meta['images']} "
+        f"{study.protocol.name}, attack {attack}, trial {index}, seed {study.seed}: n = {artefacts[0].meta['images']} "
         f"images, noise made after {' or '.join(map(str, starts))} epochs"
     )
     return Plate(("defense", "level", "count", "share"), rows, caption, shares, (WIDTH, 2.2))
@@ -109,7 +109,7 @@ def draw(plate: Plate, figure: Figure) -> None:
     handles.append(Patch(color="#bbbbbb", label="start of the optimisation"))
     for colour, (defense, (zeta, share)) in zip(COLOURS, shares.items(), strict=False):
         edges = [level - 0.5 for level in range(-zeta, zeta + 2)]
-        axis.stairs([100 * part for part in share], edges, color=colour, linewidth=1.1)
+        axis.stairs([100 * of_level for of_level in share], edges, color=colour, linewidth=1.1)
         bound = 100 * (share[0] + share[-1])
         handles.append(Line2D([], [], color=colour, label=f"{defense}: {bound:.0f} % at ±{zeta}"))
     axis.set(xlabel="friendly noise, levels of 255", ylabel="share of values, %")

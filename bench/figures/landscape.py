@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 ALONG = [i / 8 - 1 for i in range(25)]  # u, from -1 to 2 by way of 0 and 1
 ACROSS = [i / 4 - 2 for i in range(17)]  # v, from -2 to 2 by way of 0
-CHUNK = 512  # images at once
+CHUNK = 512  # images at a time
 SHADES = 24
 LINES = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 3)]  # nats, where a white line stands
 
@@ -60,10 +60,10 @@ class Surface:
 def mean_loss(model: Classifier, pixels: Tensor, labels: Tensor) -> float:
     """Mean cross-entropy of float pixels [n, 3, h, w], which are clipped to [0, 1]."""
     total = 0.0
-    for part, wanted in zip(pixels.clamp(0, 1).split(CHUNK), labels.split(CHUNK), strict=True):
-        with precision(part.device):
-            logits = model(part).float()
-        total += F.cross_entropy(logits, wanted, reduction="sum").item()
+    for images, image_labels in zip(pixels.clamp(0, 1).split(CHUNK), labels.split(CHUNK), strict=True):
+        with precision(images.device):
+            logits = model(images).float()
+        total += F.cross_entropy(logits, image_labels, reduction="sum").item()
     return total / len(labels)
 
 
@@ -103,18 +103,18 @@ def measure(request: Request) -> Plate:
     plan = plan_of(request, "gm", ("friends-b",))
     attack = plan.cells[-1].attack
     if not attack.make.poisons_data:
-        raise BadInput(f"attack '{attack.label}' poisons nothing, so there is nothing to look around")
+        raise BadInput(f"attack '{attack.label}' crafts no poisons, so there is no loss surface to plot")
     (undefended,) = plan_of(replace(request, defenses=("none",), sets=_without_defense(request)), "gm", ()).cells
     cells = [undefended, *(cell for cell in plan.cells if cell.defense.label != "none")]
     study, (index,) = plan.study, plan.cells[0].trials
     (first,) = made("loss around poisons", _of_surrogate, plan, cells[:1], request.out)
-    found = [first, *made("loss around poisons, victim", _of_victim, plan, cells, request.out)]
+    artefacts = [first, *made("loss around poisons, victim", _of_victim, plan, cells, request.out)]
     names = ["attacker's surrogate", "victim, undefended", *(f"victim, {cell.defense.label}" for cell in cells[1:])]
-    surfaces = [Surface(name, a.tensors["loss"].tolist()) for name, a in zip(names, found, strict=True)]
+    surfaces = [Surface(name, a.tensors["loss"].tolist()) for name, a in zip(names, artefacts, strict=True)]
     rows: list[Row] = [
-        (one.name, u, v, loss)
-        for one in surfaces
-        for v, line in zip(ACROSS, one.loss, strict=True)
+        (panel.name, u, v, loss)
+        for panel in surfaces
+        for v, line in zip(ACROSS, panel.loss, strict=True)
         for u, loss in zip(ALONG, line, strict=True)
     ]
     space = Workspace.at(study, request.out, lambda *_: None, say)
@@ -137,19 +137,20 @@ def draw(plate: Plate, figure: Figure) -> None:
 
     surfaces: list[Surface] = plate.content
     axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
-    floor = 1e-4  # nats; what is lower is shown like it
-    clipped = [[[max(loss, floor) for loss in line] for line in one.loss] for one in surfaces]
+    floor = 1e-4  # nats; lower values are shown as this one
+    clipped = [[[max(loss, floor) for loss in line] for line in panel.loss] for panel in surfaces]
     values = [loss for loss_of in clipped for line in loss_of for loss in line]
     low, high = min(values), max(max(values), 2 * min(values))
     shades = [low * (high / low) ** (i / SHADES) for i in range(SHADES)] + [high]
     ticks = [mark for mark in LINES if low < mark < high]
-    for axis, one, loss in zip(axes, surfaces, clipped, strict=True):
+    for axis, panel, loss in zip(axes, surfaces, clipped, strict=True):
         field = axis.contourf(ALONG, ACROSS, loss, levels=shades, norm=LogNorm(low, high), cmap="cividis")
         axis.contour(ALONG, ACROSS, loss, levels=ticks, colors="white", linewidths=0.3)
         axis.plot(0, 0, "o", markersize=4, markerfacecolor="none", color="white")
         axis.plot(1, 0, "*", markersize=6, color="white")
         axis.set(
-            title=f"{one.name}\nbase {one.at(0, 0):.2g}, poison {one.at(1, 0):.2g}", xlabel="poison's direction, u"
+            title=f"{panel.name}\nbase {panel.at(0, 0):.2g}, poison {panel.at(1, 0):.2g}",
+            xlabel="poison's direction, u",
         )
     axes[0].set_ylabel("random direction, v (units of eps)")
     bar = figure.colorbar(field, ax=list(axes), ticks=ticks, format=FuncFormatter(lambda loss, _: f"{loss:g}"))

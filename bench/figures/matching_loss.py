@@ -1,7 +1,7 @@
-"""The crafting objective over the steps, one line a trial and the median (from records).
+"""The crafting objective over the steps, one line per trial and the median (from records).
 
-The objective is the attack's own: 1 - cos of gradients for Gradient Matching, another for others, so that panels do not
-compare. Of several restarts the kept one is shown. Where surrogates were retrained (dotted) it becomes another one.
+The objective is the attack's own: 1 - cos of gradients for Gradient Matching, another for others, so panels cannot be
+compared. Of several restarts the best is shown. Where surrogates were retrained (dotted lines), the objective changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    """The kept restart of one crafting. turns: steps before which surrogates were retrained."""
+    """The best restart of one crafting. turns: steps before which surrogates were retrained."""
 
     attack: str
     trial: int
@@ -50,11 +50,11 @@ def measure(request: Request) -> Plate:
         raise BadInput("these records hold no crafting losses: their attacks optimise nothing")
     rows: list[Row] = [
         (curve.attack, curve.trial, curve.seed, curve.restart, step, loss)
-        for own in curves.values()
-        for curve in own
+        for of_attack in curves.values()
+        for curve in of_attack
         for step, loss in enumerate(curve.losses)
     ]
-    counts = ", ".join(f"{attack} n = {len(own)}" for attack, own in curves.items())
+    counts = ", ".join(f"{attack} n = {len(of_attack)}" for attack, of_attack in curves.items())
     caption = f"{records[0]['protocol']}, {seeds_of(records)}; trials: {counts}; thick: median"
     wide = min(len(curves), 2)
     size = (WIDTH if wide == 1 else 2 * WIDTH, 0.3 + 2.0 * -(-len(curves) // wide))
@@ -65,16 +65,16 @@ def draw(plate: Plate, figure: Figure) -> None:
     curves: dict[str, list[Curve]] = plate.content
     wide = min(len(curves), 2)
     axes = figure.subplots(-(-len(curves) // wide), wide, squeeze=False)
-    for axis, (attack, own) in zip(axes.flat, curves.items(), strict=False):
-        for curve in own:
+    for axis, (attack, of_attack) in zip(axes.flat, curves.items(), strict=False):
+        for curve in of_attack:
             axis.plot(curve.losses, color=COLOURS[5], linewidth=0.5, alpha=0.7)
-        shortest = min(len(curve.losses) for curve in own)
-        median = [statistics.median(curve.losses[i] for curve in own) for i in range(shortest)]
+        shortest = min(len(curve.losses) for curve in of_attack)
+        median = [statistics.median(curve.losses[i] for curve in of_attack) for i in range(shortest)]
         axis.plot(median, color=COLOURS[0])
-        for turn in own[0].turns:
+        for turn in of_attack[0].turns:
             axis.axvline(turn, color="#000000", linewidth=0.5, linestyle=":")
         axis.set(title=attack, xlabel="crafting step", ylabel="objective")
-        if min(map(min, (curve.losses for curve in own))) > 0:
+        if min(map(min, (curve.losses for curve in of_attack))) > 0:
             axis.set_ylim(bottom=0)
     for axis in axes.flat[len(curves) :]:
         axis.axis("off")

@@ -72,9 +72,9 @@ def _chosen(request: Request) -> Record:
     attacks = sorted({str(record["attack"]) for record in records})
     if len(attacks) > 1:
         raise BadInput(f"these are records of {', '.join(attacks)}; choose one with --attack")
-    known = sorted({int(record["trial"]) for record in records})
-    wanted = known[0] if request.trial is None else request.trial
-    return max((record for record in records if record["trial"] == wanted), key=lambda record: record["finished"])
+    trials = sorted({int(record["trial"]) for record in records})
+    trial = trials[0] if request.trial is None else request.trial
+    return max((record for record in records if record["trial"] == trial), key=lambda record: record["finished"])
 
 
 def draw(plate: Plate, figure: Figure) -> None:

@@ -1,7 +1,7 @@
-"""Success against clean accuracy, one mark a cell, with 95 % intervals (from records).
+"""Success against clean accuracy, one mark per cell, with 95 % intervals (from records).
 
 Success: rate over finished trials with its Clopper-Pearson interval. Clean accuracy: mean over trials with Student's t
-interval of that mean (none for one trial). A good defense stands to the lower right, a good attack above its control.
+interval of that mean (none for one trial). Good defenses are at the lower right; good attacks are above their control.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measure(request: Request) -> Plate:
         for c in cells
         for low, high in [accuracy_interval(c)]
     ]
-    caption = f"{cells[0].protocol}, n = {count} trials a cell, {seeds_of(records)}; bars: 95 % intervals"
+    caption = f"{cells[0].protocol}, n = {count} trials per cell, {seeds_of(records)}; bars: 95 % intervals"
     height = 2.6 + 0.12 * (-(-len({c.attack for c in cells}) // 2) + -(-len({c.defense for c in cells}) // 2))
     return Plate(columns, list(rows), caption, cells, (WIDTH, height))
 

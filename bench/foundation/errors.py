@@ -1,4 +1,4 @@
-"""The errors that a user can mend; the command line prints their one line and exits 2."""
+"""Errors that a user can fix; the command line prints their one line and exits 2."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable
 
 
 class BadInput(Exception):
-    """What the user asked for cannot be done. The message is one line: what, where, allowed range, repair."""
+    """What the user asked for cannot be done. The message is one line: what, where, allowed range, fix."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 class DiskFull(BadInput):
-    """Nothing more can be written: the run ends here, because what comes next could not be kept either."""
+    """Nothing more can be written: the run ends, because later results could not be stored either."""
 
 
 class TrialFailed(Exception):
-    """One trial cannot be finished (its cause is in the message); the other trials go on."""
+    """One trial cannot be finished (the message says why); the other trials go on."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, choices: Iterable[str]) -> str:
     """The hint ``; did you mean 'x'?`` when a known name is close, else the list of known names."""
-    names = sorted(known)
+    names = sorted(choices)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{close[0]}'?"

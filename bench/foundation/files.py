@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write to a temporary file, flush it to the disk, rename."""
+"""Files that are either whole or absent (written aside, flushed to the disk, renamed), and locks between processes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def room_for(path: Path) -> Iterator[None]:
 
 
 def no_room(path: Path | str, error: OSError) -> DiskFull:
-    """The line for a person when the system has no room for `path`."""
+    """The error for a user when the system has no room for `path`."""
     return DiskFull(
         f"disk full: cannot write {path} ({error.strerror}); fix: free space there, or raise your quota, then the "
         "same command goes on where this one stopped"

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ def _bar(title: str, total: int) -> tqdm[Any] | None:
     """The bar of a notebook or a terminal; None elsewhere, such as in a log file."""
     make = tqdm
     if _in_notebook():
-        from tqdm.auto import tqdm as make
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without ipywidgets it is a bar of text
+            from tqdm.auto import tqdm as make
     elif not sys.stderr.isatty():
         return None
     return make(total=float(total), desc=title, file=sys.stderr, dynamic_ncols=True, leave=False, bar_format=BAR)

@@ -11,6 +11,7 @@ Engines, figures and file formats are announced instead: listing their names and
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -72,17 +73,16 @@ _of_file: dict[str, dict[str, list[str]]] = {}  # what a plug-in file registered
 
 def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
     """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults."""
+    return functools.partial(_add, kind, name, variant)
 
-    def add(make: T) -> T:
-        known = _found[kind].get(name)
-        mine = Plugin(kind, name, make, variant)
-        if known is not None and known != mine:
-            where = getattr(known.source, "__module__", known.source)
-            raise BadInput(f"two {kind}s are called '{name}': one in {where}; fix: another name")
-        _found[kind][name] = mine
-        return make
 
-    return add
+def _add(kind: str, name: str, variant: dict[str, Any], make: T) -> T:
+    plugin, registered = Plugin(kind, name, make, variant), _found[kind].get(name)
+    if registered is not None and registered != plugin:
+        where = getattr(registered.source, "__module__", registered.source)
+        raise BadInput(f"two {kind}s are called '{name}': one in {where}; fix: another name")
+    _found[kind][name] = plugin
+    return make
 
 
 def announce(kind: str, table: Mapping[str, tuple[str, str]]) -> None:
@@ -156,7 +156,7 @@ def _load_file(kind: str, path: Path) -> str:
         _of_file[module_name] = {
             each: [n for n in plugins if n not in before[each]] for each, plugins in _found.items()
         }
-    mine = _of_file[module_name][kind]
-    if not mine:
+    registered = _of_file[module_name][kind]
+    if not registered:
         raise BadInput(f'{kind} file \'{path}\' registers no {kind}: add @register("{kind}", "my-name") to its class')
-    return mine[0]
+    return registered[0]

@@ -39,41 +39,41 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     return mean - half, mean + half
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of ours - theirs over common trials (at least one), with a 95 % interval.
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of values - baseline over common trials (at least one), with a 95 % interval.
 
     Successes of 0 or 1: Newcombe's interval for paired proportions (1998, method 10), which does not collapse when all
     trials agree. Otherwise (rates over many images): Student's t on the differences, (-1, 1) for one trial.
     """
-    _check(ours, theirs)
-    n, gain = len(ours), math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
-    if not _yes_or_no(ours, theirs):
-        around = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    _check(values, baseline)
+    n, gain = len(values), math.fsum(values) / len(values) - math.fsum(baseline) / len(baseline)
+    if not _yes_or_no(values, baseline):
+        around = mean_interval([a - b for a, b in zip(values, baseline, strict=True)])
         return (gain, max(around[0], -1.0), min(around[1], 1.0)) if around else (gain, -1.0, 1.0)
-    both = sum(1 for pair in zip(ours, theirs, strict=True) if pair == (1, 1))
-    neither = sum(1 for pair in zip(ours, theirs, strict=True) if pair == (0, 0))
-    mine, other = sum(ours), sum(theirs)
-    spread = mine * (n - mine) * other * (n - other)
-    tie = both * neither - (mine - both) * (other - both)
+    both = sum(1 for pair in zip(values, baseline, strict=True) if pair == (1, 1))
+    neither = sum(1 for pair in zip(values, baseline, strict=True) if pair == (0, 0))
+    k1, k2 = sum(values), sum(baseline)
+    spread = k1 * (n - k1) * k2 * (n - k2)
+    tie = both * neither - (k1 - both) * (k2 - both)
     tie = tie if tie < 0 else max(tie - n / 2, 0)
     phi = tie / math.sqrt(spread) if spread else 0.0
-    (low1, high1), (low2, high2) = _wilson(mine, n), _wilson(other, n)
-    down1, up1, down2, up2 = mine / n - low1, high1 - mine / n, other / n - low2, high2 - other / n
+    (low1, high1), (low2, high2) = _wilson(k1, n), _wilson(k2, n)
+    down1, up1, down2, up2 = k1 / n - low1, high1 - k1 / n, k2 / n - low2, high2 - k2 / n
     low = gain - math.sqrt(max(down1**2 - 2 * phi * down1 * up2 + up2**2, 0))
     high = gain + math.sqrt(max(up1**2 - 2 * phi * up1 * down2 + down2**2, 0))
     return gain, low, high
 
 
-def paired_test(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, float | None]:
-    """Name and two-sided p of the test whether ours and theirs differ over common trials (at least one).
+def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[str, float | None]:
+    """Name and two-sided p of the test whether values and baseline differ over common trials (at least one).
 
     Successes of 0 or 1: exact McNemar, the binomial test on the trials that differ. Otherwise: Student's t on the
     differences; p is None where these have no spread to judge by (a single trial, or all equal and not zero).
     """
-    _check(ours, theirs)
-    if _yes_or_no(ours, theirs):
-        return "exact McNemar", mcnemar(ours, theirs)
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    _check(values, baseline)
+    if _yes_or_no(values, baseline):
+        return "exact McNemar", mcnemar(values, baseline)
+    differences = [a - b for a, b in zip(values, baseline, strict=True)]
     if not any(differences):
         return "paired t", 1.0
     spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
@@ -83,20 +83,20 @@ def paired_test(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, fl
     return "paired t", float(2 * special.stdtr(len(differences) - 1, -abs(t)))
 
 
-def mcnemar(ours: Sequence[float], theirs: Sequence[float]) -> float:
+def mcnemar(values: Sequence[float], baseline: Sequence[float]) -> float:
     """Two-sided p of McNemar's exact test on successes of 0 or 1; 1 when no trial differs."""
-    more = sum(1 for a, b in zip(ours, theirs, strict=True) if a > b)
-    less = sum(1 for a, b in zip(ours, theirs, strict=True) if a < b)
+    more = sum(1 for a, b in zip(values, baseline, strict=True) if a > b)
+    less = sum(1 for a, b in zip(values, baseline, strict=True) if a < b)
     return min(1.0, 2 * float(special.bdtr(min(more, less), more + less, 0.5))) if more + less else 1.0
 
 
-def _check(ours: Sequence[float], theirs: Sequence[float]) -> None:
-    if len(ours) != len(theirs) or not len(ours):
+def _check(values: Sequence[float], baseline: Sequence[float]) -> None:
+    if len(values) != len(baseline) or not len(values):
         raise ValueError("need two equal, non-empty lists of successes")
 
 
-def _yes_or_no(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    return set(ours) | set(theirs) <= {0, 1}
+def _yes_or_no(values: Sequence[float], baseline: Sequence[float]) -> bool:
+    return set(values) | set(baseline) <= {0, 1}
 
 
 def _wilson(successes: float, n: int) -> tuple[float, float]:

@@ -28,10 +28,10 @@ SINGLE = {
 class Composition(Defense):
     """Several defenses at once, in the order in which they are named; not run by this name: write `a+b`.
 
-    Every training set that a part makes is handed to the next; hooks in epochs and batches follow each other. Each
-    part has its own name for random numbers and its own state, so that two of a kind do not meet. Refused where two
-    parts own the same hook that cannot be shared. Needs: what its parts need, each being handed its own. Cost: the
-    sum of its parts'.
+    Every training set that a part makes is passed to the next; hooks in epochs and batches run one after the other.
+    Each part has its own random streams and its own state, so that two of a kind do not interfere. Refused if two parts
+    own the same hook that cannot be shared. Assumes: what its parts assume; each is given only what it declares. Cost:
+    the sum of its parts'.
     """
 
     def __init__(self, parts: Sequence[Defense], name: str = "composition") -> None:
@@ -108,7 +108,7 @@ def _as(part: Defense, run: Run) -> Iterator[None]:
     owner, side, services = run.owner, run.side, run.services
     mine: dict[str, Any] = side.setdefault(f"part {part.name}", {})
     run.owner, run.side = part.name, mine
-    run.services = _own(services, part) if isinstance(services, Services) else services
+    run.services = _own(services, part) if services is not None else None
     try:
         yield
     finally:

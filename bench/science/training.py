@@ -21,60 +21,19 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bench.foundation.errors import TrialFailed
-from bench.foundation.settings import Settings
 from bench.science.augmentation import Augmentation
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
+from bench.science.recipe import Recipe
 from bench.science.seeds import derive, torch_stream
-
-
-class Recipe(Settings):
-    """How a network is trained. Defaults: FRIENDS section 4.1, 80 epochs from scratch."""
-
-    epochs: int = Field(80, ge=1, le=10000, description="passes over the training set")
-    batch: int = Field(128, ge=1, le=65536, description="images a step")
-    lr: float = Field(0.1, gt=0, le=100, description="largest learning rate")
-    schedule: Literal["step", "one-cycle"] = Field(
-        "step", description="step: x0.1 at each drop; one-cycle: up, then down to 0"
-    )
-    drops: tuple[int, ...] = Field(
-        (30, 50, 70), description="epochs before which the rate falls to a tenth (step only)"
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    nesterov: bool = Field(True, description="Nesterov momentum")
-    weight_decay: float = Field(5e-4, ge=0, le=1, description="weight decay, on all parameters")
-    augment: Literal["none", "crop", "bilinear"] = Field(
-        "bilinear", description="random shift: none, whole pixels, fractions"
-    )
-    shift: int = Field(4, ge=0, le=64, description="largest shift, pixels")
-    flip: bool = Field(True, description="mirror half of the images")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs momentum above 0; fix: nesterov = false")
-        if list(self.drops) != sorted(set(self.drops)) or any(drop < 1 for drop in self.drops):
-            raise ValueError(f"drops must be rising epochs from 1 on, not {list(self.drops)}")
-        return self
-
-    def learning_rate(self, epoch: int, step: int, steps: int) -> float:
-        """The rate of step `step` of `steps` in `epoch`."""
-        if self.schedule == "step":
-            return self.lr * 0.1 ** sum(epoch >= drop for drop in self.drops)
-        # One cycle (Smith 2018): linear from lr/25 to lr over the first 30 %, then linear to 0.
-        done = (epoch + step / steps) / self.epochs
-        return self.lr * (0.04 + 0.96 * done / 0.3) if done < 0.3 else self.lr * (1 - done) / 0.7
-
-    def augmentation(self, fill: tuple[float, ...]) -> Augmentation:
-        return Augmentation(self.augment, self.shift, self.flip, (fill[0], fill[1], fill[2]))
+from bench.science.services import Services
 
 
 @dataclass
@@ -125,7 +84,7 @@ class Run:
     augmentation: Augmentation
     active: Tensor
     suspected: Tensor
-    services: Any = None
+    services: Services | None = None
     owner: str = "defense"
     current_epoch: int = 0
     lr_scale: float = 1.0
@@ -189,7 +148,7 @@ def train(
     seed: int,
     hooks: Hooks | None = None,
     job: int = 0,
-    services: Any = None,
+    services: Services | None = None,
     report: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> Trained:
     """Train `model` in place on `data` (on the model's device) and return it in eval mode.

@@ -53,11 +53,6 @@ def cosine_schedule(steps: int = 4000) -> Tensor:
     return (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)
 
 
-def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """abar of Ho et al. (2020), section 4."""
-    return (1 - torch.linspace(first, last, steps, dtype=torch.float64)).cumprod(0)
-
-
 def noise_of(alphas: Tensor) -> Tensor:
     """s = sqrt((1 - abar) / abar)."""
     return ((1 - alphas) / alphas).sqrt()

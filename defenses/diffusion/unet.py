@@ -108,9 +108,9 @@ def fit_unet(
     chance = torch_stream(images.device, seed, "fit")
     warm_up = min(100, steps / 10)
     total = torch.zeros((), device=images.device)
-    for done in range(steps):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min((done + 1) / warm_up, 1) * (1 - done / steps)
+            group["lr"] = 2e-3 * min((step + 1) / warm_up, 1) * (1 - step / steps)
         rows = torch.randint(len(images), (batch,), generator=chance, device=images.device)
         moments = torch.randint(first, last + 1, (batch,), generator=chance, device=images.device)
         x = images[rows].to(torch.float32, memory_format=torch.channels_last) / 127.5 - 1
@@ -122,12 +122,12 @@ def fit_unet(
         loss.backward()
         optimizer.step()
         total += loss.detach()
-        share = min(0.999, (1 + done) / (10 + done))
+        share = min(0.999, (1 + step) / (10 + step))
         with torch.no_grad():
-            for average, now in zip(mean.parameters(), model.parameters(), strict=True):
-                average.lerp_(now, 1 - share)
-        if done + 1 == steps or (done + 1) % 50 == 0:
+            for average, weight in zip(mean.parameters(), model.parameters(), strict=True):
+                average.lerp_(weight, 1 - share)
+        if step + 1 == steps or (step + 1) % 50 == 0:
             if not torch.isfinite(total):
-                raise TrialFailed(f"the denoiser's loss is not finite after {done + 1} steps")
-            report("denoiser", done + 1, steps)
+                raise TrialFailed(f"the denoiser's loss is not finite after {step + 1} steps")
+            report("denoiser", step + 1, steps)
     return mean.eval()

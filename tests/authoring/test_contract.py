@@ -126,6 +126,54 @@ class Broken(Defense):
         batch.pixels = batch.pixels * (1 + 0.5 * (self.count[0] % 7))
         return batch
 """,
+    "state leaks": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense that counts its own trainings and learns less in each, for the test of the contract.'''
+    trainings = 0
+    def setup(self, run):
+        self.trainings += 1
+    def loss(self, losses, batch, run):
+        return losses.mean() / self.trainings
+""",
+    "depend on the rest of its batch": """
+class Relative:
+    def __init__(self, model):
+        self.model = model
+    def scores(self, pixels):
+        scores = self.model(pixels)
+        return scores - scores.mean(0)
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense whose scores are relative to the other images of a batch, for the test of the contract.'''
+    def finish(self, trained, services):
+        return Relative(trained[0].model)
+""",
+    "other requires_grad": """
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack that freezes a surrogate and leaves it frozen, for the test of the contract.'''
+    def craft(self, scene):
+        scene.surrogates()[0].requires_grad_(False)
+        return scene.poisons(torch.zeros_like(scene.base_pixels()))
+""",
+    "not JSON serializable": """
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack that puts a tensor into the provenance of its poisons, for the test of the contract.'''
+    uses_surrogates = False
+    def craft(self, scene):
+        return scene.poisons(torch.zeros_like(scene.base_pixels()), norm=torch.zeros(3))
+""",
+    "reports step 2 of 1": """
+@register("attack", "{name}")
+class Broken(Attack):
+    '''An attack that reports more progress than there is, for the test of the contract.'''
+    uses_surrogates = False
+    def craft(self, scene):
+        scene.report(2, 1, {})
+        return scene.poisons(torch.zeros_like(scene.base_pixels()))
+""",
     "global random state": """
 @register("defense", "{name}")
 class Broken(Defense):

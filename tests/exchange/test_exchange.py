@@ -243,7 +243,7 @@ def test_writing_is_whole_or_nothing(
 ) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", "native", poisons, trial, dataset)
-    with pytest.raises(BadInput, match="there already; fix"):
+    with pytest.raises(BadInput, match="exists; fix"):
         write(tmp_path / "empty", "native", poisons, trial, dataset)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(BadInput, match="nothing to write"):
@@ -272,7 +272,7 @@ def test_unknown_formats_are_named(dataset: Dataset, tmp_path: Path) -> None:
         read_any(tmp_path, "auto", dataset)
     with pytest.raises(BadInput, match="did you mean 'benchmark'"):
         read_any(tmp_path, "benchmrk", dataset)
-    with pytest.raises(BadInput, match="is not there"):
+    with pytest.raises(BadInput, match="does not exist"):
         read_any(tmp_path / "none", "auto", dataset)
     assert formats.detect(tmp_path) is None
 
@@ -294,7 +294,7 @@ def test_setups_come_back(protocol: int, dataset: Dataset, trial: Trial, tmp_pat
     path.write_bytes(pickle.dumps(theirs, protocol))
     said: list[str] = []
     [read] = read_setups(path, dataset, said.append)
-    assert torch.equal(read.base_ids, trial.base_ids[:3]) and len(said) == 1 and "setup 0: 1 base" in said[0]
+    assert torch.equal(read.base_ids, trial.base_ids[:3]) and len(said) == 1 and "setup 0: 1 duplicate base" in said[0]
 
 
 def test_setups_hold_one_target(trial: Trial, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ METAPOISON: dict[str, tuple[Callable[[Any], Any], str]] = {
     "fewer images": (_of("xtrain", lambda x: x[1:]), "30 images"),
     "other labels": (_of("ytrain", lambda y: y * 0), "30 images"),
     "float labels": (_of("ytrain", lambda y: y.astype(float)), "ytrain"),
-    "labels turned round": (_of("ytrain", lambda y: y[::-1].copy()), "no clean image"),
+    "labels turned round": (_of("ytrain", lambda y: y[::-1].copy()), "not a clean image"),
     "a change in another class": (_of("xtrain", _set((0, 0, 0, 0), 77)), "image 0 of class 0"),
     "no target images": (_of("xtarget", lambda x: x[:0]), "differ in length"),
     "more target labels": (_of("ytarget", lambda y: np.repeat(y, 2)), "differ in length"),
@@ -415,7 +415,7 @@ SETUPS: dict[str, tuple[Any, str]] = {
     "float bases": ([SETUP | {"base indices": np.ones(2)}], "base indices are float64"),
     "no bases": ([SETUP | {"base indices": []}], "no base indices"),
     "too many bases": ([SETUP | {"base indices": np.ones(10**6, int)}], "at most 30"),
-    "one class": ([SETUP | {"base class": 2, "base indices": [2]}], "are one"),
+    "one class": ([SETUP | {"base class": 2, "base indices": [2]}], "are the same"),
     "evil": ([SETUP, Evil(Path("canary"))], "posix.system"),
 }  # fmt: skip
 

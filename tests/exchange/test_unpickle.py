@@ -163,8 +163,8 @@ LIES = {
     "path": (Path("a"), "pathlib"),
     "list in itself": (_loop(), "nested"),
     "dictionary with odd keys": ({(1, 2): 3}, "keys"),
-    "a bare type": (np.ndarray, "no number"),
-    "a bare dtype": (DTYPE, "no number"),
+    "a bare type": (np.ndarray, "unsupported object"),
+    "a bare dtype": (DTYPE, "unsupported object"),
     "a stand-in that gets a state": (Calls(Calls, state={"a": 1}), "tests.exchange.test_unpickle.Calls"),
 }  # fmt: skip
 

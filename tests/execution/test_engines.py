@@ -138,8 +138,10 @@ def test_every_process_sees_one_gpu_and_the_gpus_are_shared_in_turn(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     engine = Local(3, devices=("cuda:1", "cuda:0"), quiet=True)
     assert engine.device() == "cuda"
-    with engine.open(tmp_path):
-        shown = [done.result for done in engine.run("test", [str(tmp_path)] * 9, seen)]
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    with engine.open(tmp_path / "out"):
+        shown = [done.result for done in engine.run("test", [str(meeting)] * 9, seen)]
     get_reusable_executor().shutdown(wait=True)
     by_process = dict(shown)
     assert os.getpid() not in by_process and len(by_process) > 1
@@ -194,7 +196,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch, asked: str, gpus: int, expecte
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ("cuda:2", "'cuda:2' is not there: torch sees 2 GPUs"), ("cuda:0,cpu", "unknown device 'cpu'"),
+        ("cuda:2", "no device 'cuda:2': torch sees 2 GPUs"), ("cuda:0,cpu", "unknown device 'cpu'"),
         ("cuda:x", "unknown device 'cuda:x'"), ("cuda,cuda:1", "number the GPUs, as in cuda:0,cuda:1"),
     ],
 )  # fmt: skip

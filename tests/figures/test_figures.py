@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from bench.science.evaluation import ModelPredictor, evaluate
 from bench.science.victim import trainings
 from bench.science.workspace import Workspace
 from bench.storage.records import Records
+from tests.records import lines, record
 from tests.tiny import ATTACK_SETS, SETS
 
 START = "defense.friends-b.start=1"  # two epochs are trained: the noise is made before the second
@@ -55,21 +55,10 @@ def is_an_image(png: bytes) -> bool:
         return image.width >= 600 and len(image.convert("L").getcolors() or [0] * 300) > 2
 
 
-def record(attack: str, defense: str, trial: int, success: float, accuracy: float, **more: Any) -> dict[str, Any]:
-    return {
-        "schema": 1, "key": f"{attack}/{defense}/{trial}", "cell": f"{attack}/{defense}", "attack": attack,
-        "defense": defense, "protocol": "p", "trial": trial, "seed": 3, "status": "done", "error": None,
-        "success": success, "clean_accuracy": accuracy, "seconds": {}, "poisons": {}, "history": [], "settings": {},
-        "started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:01:00Z", **more,
-    }  # fmt: skip
-
-
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., str]:
     def write(*records: Any) -> str:
-        path = tmp_path / "records.jsonl"
-        path.write_text("".join(json.dumps(one) + "\n" for one in records))
-        return str(path)
+        return str(lines(tmp_path / "records.jsonl", records))
 
     return write
 
@@ -80,7 +69,7 @@ def written(tmp_path: Path) -> Callable[..., str]:
 def test_scatter_has_exact_intervals_of_every_cell(tmp_path: Path, written: Callable[..., str]) -> None:
     accuracies = [0.8, 0.9, 0.7, 0.84]
     records = [record("gm", "none", i, float(i < 3), accuracy) for i, accuracy in enumerate(accuracies)]
-    records += [record("$x_1^", "d", 0, 0.25, 0.5), record("gm", "failed", 0, 0, 0, status="failed")]
+    records += [record("$x_1^", "d", 0, 0.25, 0.5), record("gm", "failed", 0, None)]
     rows, png = figure(tmp_path, "scatter", "--records", written(*records))
     assert is_an_image(png)
     assert [(row["attack"], row["defense"], row["n"]) for row in rows] == [("gm", "none", "4"), ("$x_1^", "d", "1")]
@@ -252,17 +241,17 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["scatter"], [{**GOOD, "status": "failed"}], "none of these trials is finished"),
         (["scatter", "--attack", "gn"], [GOOD], "no records with attack 'gn'; did you mean 'gm'?"),
         (["scatter", "--set", "threat.eps=8"], [GOOD], "--set and --dataset have no place here"),
-        (["scatter"], [GOOD, {**GOOD, "protocol": "q"}], "records of p, q; choose one with --protocol"),
+        (["scatter"], [GOOD, {**GOOD, "protocol": "q"}], "records of cifar10-scratch, q; choose one with --protocol"),
         (["matching-loss"], [GOOD], "these records hold no crafting losses"),
         (
             ["matching-loss"],
             [{**GOOD, "poisons": {"key": "a", "losses": [[]], "final_losses": [0.0]}}],
             "records that no run wrote",
         ),
-        (["poisons"], [GOOD], "these records hold no poisons"),
+        (["poisons"], [record("none", "none", 0, 0, 0.5)], "these records hold no poisons"),
         (["poisons"], [{**GOOD, "poisons": {"n": 1, "key": "../../x"}}], "are not in"),
         (["landscape"], [GOOD], "reads no records"),
-        (["landscape", "--attack", "none"], None, "attack 'none' poisons nothing"),
+        (["landscape", "--attack", "none"], None, "attack 'none' crafts no poisons"),
         (["landscape", "--protocol", "quik"], None, "did you mean 'quick'?"),
         (["friendly-noise", "--defense", "mixup"], None, "defense 'mixup' makes no friendly noise"),
         (["friendly-noise", "--set", "defense.start=40"], None, "fix: --set defense.start=29"),

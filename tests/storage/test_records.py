@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from bench.storage.records import Records, comparable, parse, read
-from tests import made_records
+from tests.records import record as made_record
 
 
 def record(**changes: Any) -> dict[str, Any]:
-    return {**made_records.record("gm", "none", 3, 1.0, 0.5, key="1" * 64), **changes}
+    return {**made_record("gm", "none", 3, 1.0, 0.5, key="1" * 64), **changes}
 
 
 @pytest.fixture

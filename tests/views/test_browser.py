@@ -27,7 +27,7 @@ from bench.views.leaderboard import leaderboard
 from bench.views.mlflow.book import FILTER
 from bench.views.mlflow.server import resolve_uri
 from bench.views.mlflow.sync import sync
-from tests.made_records import HOSTILE, cell
+from tests.records import HOSTILE, cell
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -11,7 +11,7 @@ from scipy import stats
 
 from bench.views.leaderboard import Entry, leaderboard
 from bench.views.published import published
-from tests.made_records import cell, record
+from tests.records import cell, record
 
 
 def of(entries: list[Entry], attack: str, defense: str) -> Entry:

@@ -18,7 +18,7 @@ from bench.cli import main
 from bench.views.html import page
 from bench.views.leaderboard import leaderboard
 from bench.views.text import as_csv, as_json, markdown, table
-from tests.made_records import HOSTILE, cell, lines, record, write
+from tests.records import HOSTILE, cell, lines, record, write
 
 ROOT = Path(__file__).parents[2]
 SCHEMA: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.storage.records import Record
 from bench.views.leaderboard import leaderboard
 from bench.views.text import run_table
-from tests.made_records import HOSTILE, cell
+from tests.records import HOSTILE, cell
 
 
 def table(records: list[Record]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -22,7 +21,7 @@ from bench.views.mlflow import book, server
 from bench.views.mlflow import sync as syncing
 from bench.views.mlflow.server import connect, resolve_uri
 from bench.views.mlflow.sync import SyncReport, Tracker, sync
-from tests.made_records import cell
+from tests.records import cell, record
 
 pytest.importorskip("mlflow")
 
@@ -30,35 +29,31 @@ DEAD = "http://127.0.0.1:9"
 START = datetime(2025, 1, 1, tzinfo=UTC)
 
 
-def digest(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def make(trial: int = 0, attack: str = "gm", defense: str = "friends-b", success: float | None = 1.0, **over: Any):
+def make(
+    trial: int = 0, attack: str = "gm", defense: str = "friends-b", success: float | None = 1.0, **over: Any
+) -> dict[str, Any]:
+    """A record with all that a run of MLflow is made from; trials begin ten minutes after each other."""
     start = START + timedelta(minutes=10 * trial)
-    made: dict[str, Any] = {
-        "schema": 1, "key": digest("trial", attack, defense, trial), "cell": digest("cell", attack, defense),
-        "attack": attack, "defense": defense, "protocol": "quick", "trial": trial, "seed": 3,
-        "status": "done", "error": None, "success": success, "clean_accuracy": 0.5 + trial / 100,
-        "outcome": {"target_predictions": [3], "target_margin": 0.8, "backdoor": None},
-        "draw": {"index": trial, "target_ids": [7], "source_class": 1, "target_class": 3, "base_ids": [1, 2]},
-        "seconds": {"surrogates": 45.0, "craft": 20.0, "train": 11.0, "evaluate": 1.0},
-        "reused": {"surrogates": True, "poisons": False},
-        "poisons": {"losses": [[0.9, 0.8, 0.7], [0.9, 0.5, 0.1]], "final_losses": [0.7, 0.1]},
-        "history": [{"loss": 2.0, "accuracy": 0.2, "samples": 1000}, {"loss": 1.0, "accuracy": 0.6, "samples": 1000}],
-        "settings": {
+    made = record(
+        attack, defense, trial, success, 0.5 + trial / 100, protocol="quick", seed=3, revision=None, filter=None,
+        outcome={"target_predictions": [3], "target_margin": 0.8, "backdoor": None},
+        draw={"index": trial, "target_ids": [7], "source_class": 1, "target_class": 3, "base_ids": [1, 2]},
+        seconds={"surrogates": 45.0, "craft": 20.0, "train": 11.0, "evaluate": 1.0},
+        reused={"surrogates": True, "poisons": False},
+        poisons={"losses": [[0.9, 0.8, 0.7], [0.9, 0.5, 0.1]], "final_losses": [0.7, 0.1]},
+        history=[{"loss": 2.0, "accuracy": 0.2, "samples": 1000}, {"loss": 1.0, "accuracy": 0.6, "samples": 1000}],
+        settings={
             "protocol": {"threat": {"eps": 16, "budget": 0.01}, "recipe": {"drops": [1, 2]}},
             "attack": {"steps": 3}, "defense": {"noise": "bernoulli"},
         },
-        "knowledge": ["poison rate"], "data": {"name": "photographs", "fingerprint": "f"}, "code": {"version": "0.1.0"},
-        "environment": {"python": "3.11"}, "memory_peak_mib": 512.0, "revision": None,
-        "adapted_to": [], "external": {}, "variants": {}, "filter": None, "seeds": {}, "surrogates": {}, "notes": {},
-        "started": start.isoformat(), "finished": (start + timedelta(seconds=80)).isoformat(),
-    }  # fmt: skip
+        knowledge=["poison rate"], data={"name": "photographs", "fingerprint": "f"}, code={"version": "0.1.0"},
+        environment={"python": "3.11"}, memory_peak_mib=512.0,
+        started=start.isoformat(), finished=(start + timedelta(seconds=80)).isoformat(),
+    )  # fmt: skip
     return made | over
 
 
-def failed(trial: int, **over: Any):
+def failed(trial: int, **over: Any) -> dict[str, Any]:
     nothing: dict[str, Any] = {"success": None, "clean_accuracy": None, "outcome": None, "history": [], "poisons": {}}
     return make(trial, **nothing | {"status": "failed", "error": "out of memory"} | over)
 
@@ -137,12 +132,12 @@ def test_importing_and_not_tracking_does_not_import_mlflow(tmp_path):
 
 
 def test_cell_and_trial_show_the_record(out, uri, runs, tmp_path):
-    record = make(0)
-    assert sync([record], uri, out, lambda r: b"png") == SyncReport(1, 1, 0)
+    made = make(0)
+    assert sync([made], uri, out, lambda r: b"png") == SyncReport(1, 1, 0)
     (parent,), (child,) = runs("cell"), runs("trial")
     assert (parent.info.run_name, child.info.run_name) == ("gm x friends-b", "trial 0")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert child.data.tags["bench.record"] == record["key"] and child.data.tags["bench.reused"] == "surrogates"
+    assert child.data.tags["bench.record"] == made["key"] and child.data.tags["bench.reused"] == "surrogates"
     begin = round(START.timestamp() * 1000)
     assert (child.info.start_time, child.info.end_time) == (begin, begin + 80_000)
     assert parent.info.start_time == begin and parent.info.end_time >= begin + 80_000
@@ -158,8 +153,8 @@ def test_cell_and_trial_show_the_record(out, uri, runs, tmp_path):
     assert [(m.step, m.value) for m in craft] == [(0, 0.9), (1, 0.5), (2, 0.1)]  # the better restart
     assert craft[-1].timestamp == begin + 68_000  # before training (11 s) and evaluation (1 s)
     assert [m.value for m in client.get_metric_history(child.info.run_id, "train_accuracy")] == [0.2, 0.6]
-    assert json.loads(text(uri, child, "record.json", tmp_path)) == record
-    assert json.loads(text(uri, parent, "config.json", tmp_path))["settings"] == record["settings"]
+    assert json.loads(text(uri, child, "record.json", tmp_path)) == made
+    assert json.loads(text(uri, parent, "config.json", tmp_path))["settings"] == made["settings"]
     assert text(uri, parent, "poisons.png", tmp_path) == "png"
     experiment = client.get_experiment_by_name("quick")
     assert "tags.\"bench.kind\" = 'cell'" in experiment.tags["mlflow.note.content"]
@@ -167,18 +162,18 @@ def test_cell_and_trial_show_the_record(out, uri, runs, tmp_path):
 
 
 def test_variants_notes_and_what_is_used_from_outside(out, uri, runs, tmp_path):
-    record = make(
+    made = make(
         0, variants={"by votes (k=3)": {"success": 0.0, "clean_accuracy": 0.75, "rejected": 0.1}},
         notes={"epsilon": 8.0, "per epoch": [1, 2]}, external={"opacus": {"version": "1.6.0"}},
         seconds={"surrogates": 45.0, "craft": 20.0, "train": 11.0, "evaluate": 1.0, "external": 300.0},
     )  # fmt: skip
-    sync([record], uri, out)
+    sync([made], uri, out)
     (parent,), (child,) = runs("cell"), runs("trial")
     found = child.data.metrics
     assert (found["success.by votes _k_3_"], found["clean_acc.by votes _k_3_"], found["success"]) == (0.0, 0.75, 1.0)
     assert found["external_s"] == parent.data.metrics["external_s"] == 300
-    assert json.loads(text(uri, child, "record.json", tmp_path))["notes"] == record["notes"]
-    assert json.loads(text(uri, parent, "config.json", tmp_path))["external"] == record["external"]
+    assert json.loads(text(uri, child, "record.json", tmp_path))["notes"] == made["notes"]
+    assert json.loads(text(uri, parent, "config.json", tmp_path))["external"] == made["external"]
     sync([make(1)], uri, out)
     assert runs("cell")[0].data.metrics["n_trials"] == 2
 
@@ -221,12 +216,12 @@ def test_odd_names_long_values_and_gaps_are_taken(out, uri, runs):
     odd = {"a=b (%)": "x" * 9000, "../up": 1, "/root/": 2, "k" * 400: None, "empty": {}, "text": "", "ünï": [1]}
     losses = [1.0 / (i + 1) for i in range(1000)]
     losses[0] = math.nan
-    record = make(
+    made = make(
         0, settings={"protocol": odd, "attack": {}, "defense": {}}, error="e" * 9000,
         poisons={"losses": [losses, []], "final_losses": [losses[-1]]}, history=[{"loss": None, "accuracy": 0.1}],
         outcome={"backdoor": {"asr_all": 0.5, "asr_excluding": 0.4, "asr_conditional": 0.6, "base_rate": 0.1, "n": 9}},
     )  # fmt: skip
-    assert sync([record], uri, out) == SyncReport(1, 1, 0)
+    assert sync([made], uri, out) == SyncReport(1, 1, 0)
     (child,), (parent,) = runs("trial"), runs("cell")
     assert child.data.params["protocol.a_b ___"] == "x" * 6000
     assert max(map(len, child.data.params)) == 250

@@ -1,4 +1,4 @@
-"""What an engine is: units of work in, what became of them out, in the order in which they end.
+"""What an engine is: it takes units of work and yields what became of each, in the order in which they end.
 
 A unit that fails costs only itself; one whose process is killed is tried once more. Units write records and artefacts
 below the output folder; nothing but an engine's `Done` comes back.
@@ -28,7 +28,7 @@ KILLED = "its process was killed twice (out of memory?)"
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a unit: its result, or in one line why there is none. disk_full: and no other has a chance."""
+    """What became of a unit: its result, or why there is none, in one line. disk_full: no other unit can succeed."""
 
     unit: Any
     result: Any

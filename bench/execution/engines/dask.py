@@ -1,8 +1,8 @@
 """Runs units on the workers of a dask scheduler, by futures.
 
 joblib's own dask backend waits for ever when a worker is killed, so it is not used. dask starts a task whose worker
-died again on its own, several times, and also one whose result was lost with its worker; a unit counts itself the
-attempts that were cut off, and is given up after two. Redoing what was done finds its record and is quick.
+died again on its own, several times, and also one whose result was lost with its worker; a unit itself counts the
+attempts that were cut off, and is given up after two. Repeating a finished unit finds its record and is quick.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Dask(Engine):
             with stage_folder(self._out) as folder:
                 for seen in self._look(client, folder).values():
                     if not (seen.folder and seen.lock):
-                        what = "does not share the locks of" if seen.folder else "does not see"
-                        raise BadInput(f"dask worker on {seen.machine} {what} '{self._out}'; {SHARE}")
+                        lack = "does not share the locks of" if seen.folder else "does not see"
+                        raise BadInput(f"dask worker on {seen.machine} {lack} '{self._out}'; {SHARE}")
                     if self._device == "cuda" and not seen.cuda:
                         raise BadInput(f"dask worker on {seen.machine} has no CUDA; fix: --device cpu")
             self._client = client
@@ -106,43 +106,59 @@ class Dask(Engine):
         assert client is not None, "open the engine first"
         with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
             posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
-            running: dict[str, tuple[int, Future]] = {}
-            ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-            def begin(index: int) -> None:
-                key = f"bench-{title.replace(' ', '-')}-{index}-{uuid.uuid4().hex[:8]}"
-                future = client.submit(attempt_there, units[index], work, posts[index], key=key, pure=False, retries=0)
-                running[key] = index, future
-                future.add_done_callback(lambda future: ended.put(future.key))
-
+            futures = _Futures(client, title.replace(" ", "-"), units, work, posts)
             for index in range(len(units)):
-                begin(index)
+                futures.begin(index)
             try:
-                for key in self._until_deserted(client, ended, running):
-                    index, future = running.pop(key)
+                for index, future in futures.as_they_end():
                     done = _outcome(future, units[index])
                     if done is None and tried(posts[index]) < MOST_ATTEMPTS:
-                        begin(index)  # dask gave it up, for its own count of killed workers
+                        futures.begin(index)  # dask gave it up, for its own count of killed workers
                         continue
                     progress.done += 1
                     yield done or Done(units[index], None, f"{KILLED}; see the worker's log")
-                for index, _ in list(running.values()):
+                for index in futures.running_units():
                     yield Done(units[index], None, f"no dask worker is left at '{self.address}'")
             finally:
-                if running and client.status == "running":
-                    client.cancel([future for _, future in running.values()], force=True)
+                futures.cancel()
 
-    def _until_deserted(self, client: Client, ended: queue.SimpleQueue[str], running: dict[str, Any]) -> Iterator[str]:
-        """The keys of futures as they end, until none runs or nobody has been there to run them for long."""
-        seen = time.monotonic()
-        while running:
+
+class _Futures:
+    """The futures of a stage that run, by their keys, and a queue of the keys of those that have ended."""
+
+    def __init__(self, client: Client, name: str, units: Sequence[Any], work: Work, posts: Sequence[Post]) -> None:
+        self._client, self._name, self._units, self._work, self._posts = client, name, units, work, posts
+        self._running: dict[str, tuple[int, Future]] = {}
+        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def begin(self, index: int) -> None:
+        key = f"bench-{self._name}-{index}-{uuid.uuid4().hex[:8]}"
+        task = (attempt_there, self._units[index], self._work, self._posts[index])
+        future = self._client.submit(*task, key=key, pure=False, retries=0)
+        self._running[key] = index, future
+        future.add_done_callback(self._end)
+
+    def _end(self, future: Future) -> None:
+        self._ended.put(str(future.key))
+
+    def as_they_end(self) -> Iterator[tuple[int, Future]]:
+        """Each with its unit's index, until none runs or there has been no worker to run them for long."""
+        last_seen = time.monotonic()
+        while self._running:
             try:
-                yield ended.get(timeout=LOOK_EVERY)
+                yield self._running.pop(self._ended.get(timeout=LOOK_EVERY))
             except queue.Empty:
-                if client.status == "running" and client.scheduler_info(n_workers=-1)["workers"]:
-                    seen = time.monotonic()
-                if time.monotonic() - seen > DESERTED:
+                if self._client.status == "running" and self._client.scheduler_info(n_workers=-1)["workers"]:
+                    last_seen = time.monotonic()
+                if time.monotonic() - last_seen > DESERTED:
                     return
+
+    def running_units(self) -> list[int]:
+        return [index for index, _ in self._running.values()]
+
+    def cancel(self) -> None:
+        if self._running and self._client.status == "running":
+            self._client.cancel([future for _, future in self._running.values()], force=True)
 
 
 def _outcome(future: Future, unit: Any) -> Done | None:
@@ -155,4 +171,4 @@ def _outcome(future: Future, unit: Any) -> Done | None:
         if isinstance(error, KilledWorker):
             return None
         return Done(unit, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
-    return Done(unit, None, f"dask lost it ({future.status}): the scheduler has gone, or somebody cancelled it")
+    return Done(unit, None, f"dask task lost ({future.status}): scheduler down or task cancelled")

@@ -1,6 +1,6 @@
-"""Runs units in processes of this machine: one a core on a CPU, one a device on GPUs.
+"""Runs units in processes of this machine: one per core on a CPU, one per device on GPUs.
 
-One arithmetic thread a process: small networks run faster that way, and sums come out the same, bit for bit, however
+One arithmetic thread per process: small networks run faster that way, and sums come out the same, bit for bit, however
 many workers there are.
 """
 

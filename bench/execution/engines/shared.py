@@ -33,8 +33,8 @@ class Unwanted(Exception):
 
 @dataclass(frozen=True)
 class Post:
-    """Where an attempt at a unit reports. folder: of the stage; index: of the unit in it; work_folder: in which the
-    command was given, so that relative paths of plug-ins and images mean the same."""
+    """Where an attempt at a unit reports. folder: of the stage; index: of the unit in it; work_folder: the command's
+    working directory, so that relative paths of plug-ins and images mean the same."""
 
     folder: Path
     index: int
@@ -53,12 +53,12 @@ class _Watched(Heartbeat):
         super().__init__(path)
         self._looked = time.monotonic()
 
-    def __call__(self, what: str, done: int, of: int) -> None:
+    def __call__(self, step: str, done: int, of: int) -> None:
         if time.monotonic() - self._looked > LOOK_EVERY:
             self._looked = time.monotonic()
             if not self.path.parent.is_dir():
-                raise Unwanted("the command that wanted it has ended")
-        super().__call__(what, done, of)
+                raise Unwanted("the command that sent it has ended")
+        super().__call__(step, done, of)
 
 
 def attempt_there(unit: Any, work: Work, post: Post) -> Done:

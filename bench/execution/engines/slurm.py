@@ -1,4 +1,4 @@
-"""Runs units as SLURM array jobs, one array a stage, through submitit."""
+"""Runs units as SLURM array jobs, one array per stage, through submitit."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class SlurmSettings(Settings):
     )
     partition: str = Field("", description="partition (empty: the cluster's default)")
     account: str = Field("", description="account (empty: yours)")
-    gpus: int = Field(0, ge=0, le=16, description="GPUs a unit; a unit computes on one")
-    cpus: int = Field(1, ge=1, le=256, description="cores a unit")
-    memory: int = Field(8, ge=1, le=4096, description="GiB a unit")
-    time: int = Field(240, ge=1, le=60 * 24 * 30, description="minutes a unit may take")
+    gpus: int = Field(0, ge=0, le=16, description="GPUs per unit; a unit computes on one")
+    cpus: int = Field(1, ge=1, le=256, description="cores per unit")
+    memory: int = Field(8, ge=1, le=4096, description="GiB per unit")
+    time: int = Field(240, ge=1, le=60 * 24 * 30, description="minutes per unit, at most")
     parallel: int = Field(100, ge=1, le=10_000, description="units at a time")
 
 
@@ -61,15 +61,16 @@ class Slurm(Engine):
     @contextlib.contextmanager
     def open(self, out: Path) -> Iterator[None]:
         self._out = out.resolve()
-        own = self.settings
+        settings = self.settings
         try:
-            self._executor = AutoExecutor(self._out / "engine-jobs", cluster=own.cluster)
+            self._executor = AutoExecutor(self._out / "engine-jobs", cluster=settings.cluster)
         except (RuntimeError, ValueError) as error:
             raise BadInput(f"engine 'slurm': {' '.join(str(error).split())}; fix: run it where sbatch is") from None
-        slurm = {"slurm_partition": own.partition, "slurm_account": own.account}
+        slurm = {"slurm_partition": settings.partition, "slurm_account": settings.account}
         self._executor.update_parameters(
-            name="bench", timeout_min=own.time, cpus_per_task=own.cpus, gpus_per_node=own.gpus, mem_gb=own.memory,
-            slurm_array_parallelism=own.parallel, **{key: value for key, value in slurm.items() if value},
+            name="bench", timeout_min=settings.time, cpus_per_task=settings.cpus, gpus_per_node=settings.gpus,
+            mem_gb=settings.memory, slurm_array_parallelism=settings.parallel,
+            **{key: value for key, value in slurm.items() if value},
         )  # fmt: skip
         yield
 
@@ -107,7 +108,7 @@ class Slurm(Engine):
 
 
 def _outcome(job: Job[Done], unit: Any) -> Done | None:
-    """What a job brought; None when its process ended without a word."""
+    """The result of a job; None when its process ended without one."""
     try:
         done = job.result()
     except FailedJobError as error:  # raised in the job, before or after the unit itself

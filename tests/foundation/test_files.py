@@ -1,0 +1,67 @@
+"""Locks: between processes, gone with their process, and a full disk is told in one line."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import subprocess
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import Timeout
+
+from bench.foundation import files
+from bench.foundation.errors import DiskFull
+
+
+def hold(path: Path, ready: Connection) -> None:
+    with files.lock(path):
+        ready.send("held")
+        time.sleep(600)
+
+
+def test_a_lock_keeps_others_out_until_its_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.lock"
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    holder = context.Process(target=hold, args=(path, there))
+    holder.start()
+    assert here.poll(60)
+    with pytest.raises(Timeout):
+        files.take_lock(path, timeout=0.2)
+    holder.kill()
+    holder.join()
+    with files.lock(path, timeout=10):
+        pass
+    with files.lock(path, timeout=0):  # and it was let go
+        pass
+
+
+def test_a_lock_that_finds_no_flock_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file as a stand-in would outlive a killed holder."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="not implemented"):
+        files.take_lock(tmp_path / "a.lock")
+
+
+def test_a_lock_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """A disk with room for two files, its own folder among them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        files.take_lock(disk / "a.lock").release()
+        with pytest.raises(DiskFull, match=r"disk full: cannot write .*b\.lock .*fix: "):
+            files.take_lock(disk / "b.lock")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,0 +1,64 @@
+"""Progress: a bar on a terminal and in a notebook, plain lines elsewhere, and never a failure."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tqdm
+
+from bench.foundation import progress
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process looks like the kernel of a notebook."""
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+
+
+class Widget(tqdm.tqdm):  # type: ignore[type-arg]
+    shown: list[tuple[float, str]] = []
+
+    def refresh(self, *arguments: Any, **more: Any) -> bool:
+        Widget.shown.append((self.n, self.postfix or ""))
+        return True
+
+
+def stage(folder: Path) -> None:
+    (folder / "0.json").write_text(json.dumps(["victim of gm", 1, 2]))
+    with progress.Progress("victims", 4, folder) as bar:
+        bar.done = 2
+        time.sleep(1.2)
+        bar.done = 4
+
+
+def test_a_notebook_gets_the_bar_of_notebooks(kernel: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.auto", SimpleNamespace(tqdm=Widget))
+    stage(tmp_path)
+    assert (2.5, "victim of gm 1/2") in Widget.shown  # two units and half of the one that runs
+
+
+def test_elsewhere_it_is_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.1)
+    stage(tmp_path)
+    assert capsys.readouterr().err.splitlines()[:2] == ["victims: 4 to do", "victims: 2/4 done; victim of gm 1/2"]
+
+
+def test_a_terminal_that_is_gone_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Gone:
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        flush = isatty = lambda self: True
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    progress.say("a line")
+    stage(tmp_path)

@@ -1,0 +1,40 @@
+"""SIGTERM and SIGHUP end a command as Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import os, signal, sys
+from bench.foundation.signals import Stopped, ending_cleanly
+number = signal.Signals(int(sys.argv[1]))
+signal.signal(number, getattr(signal, sys.argv[2]))
+try:
+    with ending_cleanly():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # impatience does not disturb the clearing up
+except Stopped as error:
+    sys.exit(error.code)
+print("went on")
+"""
+
+
+def run(number: signal.Signals, before: str) -> tuple[int, str]:
+    ended = subprocess.run([sys.executable, "-c", CODE, str(int(number)), before], capture_output=True, text=True)
+    return ended.returncode, ended.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_first_signal_raises_and_the_next_are_ignored(number: signal.Signals, code: int) -> None:
+    assert run(number, "SIG_DFL") == (code, "")
+
+
+def test_what_is_ignored_already_stays_ignored() -> None:
+    assert run(signal.SIGHUP, "SIG_IGN") == (143, "")  # by the SIGTERM that follows
+    assert run(signal.SIGTERM, "SIG_IGN") == (0, "went on\n")
