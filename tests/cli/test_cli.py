@@ -60,7 +60,7 @@ def test_the_table_names_the_cells_and_the_base_rate(undisturbed: Path, capsys: 
         (["--trials", "0"], "'trials': 0; allowed: whole number or nothing, at least 1, at most 100000"),
         (["--trials", "two"], "invalid value for '--trials': 'two' is not a valid integer"),
         (["--device", "tpu"], "unknown device 'tpu'; allowed: auto, cpu, cuda"),
-        (["--device", "cuda:99"], "is not there"),
+        (["--device", "cuda:99"], "no device 'cuda:99': torch sees"),
         (["--dataset", "folder:/nonexistent"], "has no readable sub-folder 'train/'"),
         (["--dataset", "mnist"], "unknown dataset 'mnist'"),
         (["--protocol", "cifar10-mini", "--data", "/nonexistent"], "fix: put cifar-10-python.tar.gz"),
