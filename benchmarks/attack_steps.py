@@ -121,7 +121,7 @@ def make_workshop(dataset: Dataset, recipe: Recipe, history: Sequence[Classifier
         known = find("defense", defense)
         guard = known.make(build(known.make.Settings, {**known.variant, **settings}, "defense"), defense)
         services = Services(recipe, len(dataset.classes), fit, lambda *_: None, "convnet")
-        return guard.published(data, ids, services, torch_stream(device, 4, defense))
+        return guard.attacker_view(data, ids, services, torch_stream(device, 4, defense))
 
     return Workshop(retrain=retrain, snapshots=lambda: [history], transform=transform)
 

@@ -137,7 +137,7 @@ class Friends(Defense):
             stream = run.stream("friendly")
             run.side["friendly"] = friendly_noise(model, run.data, self.settings, stream, services.report)
 
-    def published(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
+    def attacker_view(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
         """Friendly noise optimised once for `ids`, on a network that is trained for `start` epochs on `data`."""
         model = services.fit(data, self.settings.source_model or services.model, max(self.settings.start, 1), "source")
         images = data.subset(data.rows_of(ids))

@@ -45,7 +45,7 @@ class RandomNoise(Defense):
             batch.pixels = batch.pixels + draw_noise(batch.pixels, self.settings.noise, self.settings.mu / 255, stream)
         return batch
 
-    def published(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
+    def attacker_view(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
         return lambda pixels, chance: pixels + draw_noise(pixels, self.settings.noise, self.settings.mu / 255, chance)
 
     def epoch(self, run: Run, epoch: int) -> None:

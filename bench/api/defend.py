@@ -14,10 +14,10 @@ from bench.foundation.errors import BadInput
 from bench.foundation.settings import build
 from bench.science.classifier import Classifier, build_model
 from bench.science.dataset import Dataset, Images, check
-from bench.science.services import Services, WithoutCache
 from bench.science.evaluation import Predictor, decide
 from bench.science.seeds import derive
 from bench.science.selection import SelectedDefense, select_defenses
+from bench.science.services import Services, WithoutCache
 from bench.science.training import Recipe, Trained, train
 from bench.science.victim import train_behind
 

@@ -167,7 +167,7 @@ class World:
         plugin = find("defense", defense)
         services = Services(RECIPE, CLASSES, self.fit, lambda *_: None, "lenet")
         made: Defense = plugin.make(fast_settings(plugin, **settings), defense)
-        return made.published(data, ids, services, torch_stream("cpu", 6, defense))
+        return made.attacker_view(data, ids, services, torch_stream("cpu", 6, defense))
 
 
 def craft_with(plugin: Plugin, scene: Scene) -> Poisons:

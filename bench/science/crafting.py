@@ -132,7 +132,7 @@ class Attacker:
             self.space.report,
             protocol.surrogate_model(0)[0],
         )
-        return instance.published(data, ids, services, torch_stream(study.device, seed, instance.name))
+        return instance.attacker_view(data, ids, services, torch_stream(study.device, seed, instance.name))
 
     def poisons_of(self, name: str, **settings: Any) -> Poisons:
         attack = self._declared("attack", name)

@@ -76,7 +76,7 @@ class Defense:
         """The scalar to minimise from per-sample cross-entropies [b]."""
         return losses.mean()
 
-    def published(self, data: Images, ids: Tensor, services: Services, stream: Generator) -> Transform:
+    def attacker_view(self, data: Images, ids: Tensor, services: Services, stream: Generator) -> Transform:
         """For adaptive attackers, who know the defense: what it does at a step, before augmentation, to the images
         `ids` of the training set `data`. Not a hook."""
         raise TrialFailed(f"defense '{self.name}' has no transform of the training images to adapt to")

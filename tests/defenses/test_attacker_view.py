@@ -1,4 +1,4 @@
-"""What defenses tell an adaptive attacker: their transform of the training images."""
+"""What an adaptive attacker who knows the defense can compute: the transform of the training images."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def stream(seed):
 @pytest.mark.parametrize("name", ["noise-u", "noise-b", "noise-g"])
 def test_random_noise_is_fresh_at_every_call_and_of_its_stream(case, name):
     data, ids, services, asked, _ = case
-    transform = make_defense(name, mu=16).published(data, ids, services, stream(0))
+    transform = make_defense(name, mu=16).attacker_view(data, ids, services, stream(0))
     pixels = to_pixels(data.images[data.rows_of(ids)])
     first, again, other = (transform(pixels, stream(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -49,7 +49,7 @@ def test_random_noise_is_what_the_victim_sees(case, make_run, make_small):
     batch = Batch(to_pixels(data.images[rows]), data.labels[rows], rows, ids)
     guard.epoch(run, 0)
     seen = guard.batch(batch, run, "pixel").pixels
-    transform = guard.published(data, ids, services, stream(0))
+    transform = guard.attacker_view(data, ids, services, stream(0))
     assert torch.equal(transform(to_pixels(data.images[rows]), run.stream("noise")), seen)
 
 
@@ -57,7 +57,7 @@ def test_random_noise_is_what_the_victim_sees(case, make_run, make_small):
 def test_friendly_noise_is_fixed_and_made_for_the_asked_images_in_their_order(case, noise):
     data, ids, services, asked, model = case
     guard = make_defense(noise, mu=16, zeta=16, steps=3, start=4)
-    transform = guard.published(data, ids, services, stream(5))
+    transform = guard.attacker_view(data, ids, services, stream(5))
     assert [(what[0] is data, *what[1:3]) for what in asked] == [(True, "convnet", 4)]
     mine = data.subset(data.rows_of(ids))
     fixed = friendly_noise(model, mine, guard.settings, stream(5)).float() / 255
@@ -71,14 +71,14 @@ def test_friendly_noise_is_fixed_and_made_for_the_asked_images_in_their_order(ca
 
 def test_friendly_noise_can_come_from_another_architecture_and_needs_an_epoch(case):
     data, ids, services, asked, _ = case
-    make_defense("friends-b", source_model="lenet", start=0, steps=1).published(data, ids, services, stream(0))
+    make_defense("friends-b", source_model="lenet", start=0, steps=1).attacker_view(data, ids, services, stream(0))
     assert asked[0][1:3] == ("lenet", 1)
 
 
 def test_friendly_noise_is_clipped_before_the_random_noise(case):
     data, ids, services, _, _ = case
     guard = make_defense("friends-b", mu=16, zeta=100, steps=2)
-    transform = guard.published(data, ids, services, stream(0))
+    transform = guard.attacker_view(data, ids, services, stream(0))
     white = torch.ones(3, 3, 8, 8)
     found = transform(white, stream(1))
     assert found.max().item() == pytest.approx(1 + 16 / 255, abs=1e-6)
@@ -87,7 +87,7 @@ def test_friendly_noise_is_clipped_before_the_random_noise(case):
 
 def test_the_transform_is_differentiable(case):
     data, ids, services, _, _ = case
-    transform = make_defense("friends-b", steps=1).published(data, ids, services, stream(0))
+    transform = make_defense("friends-b", steps=1).attacker_view(data, ids, services, stream(0))
     leaf = torch.full((3, 3, 8, 8), 0.5, requires_grad=True)
     slope = torch.autograd.grad(transform(leaf, stream(1)).sum(), leaf)[0]
     assert torch.equal(slope, torch.ones_like(leaf))
@@ -96,7 +96,7 @@ def test_the_transform_is_differentiable(case):
 def test_the_lent_network_and_the_data_are_left_as_they_were(case, snapshot, assert_untouched):
     data, ids, services, _, model = case
     before, images = snapshot(model), data.images.clone()
-    make_defense("friends-b", steps=1).published(data, ids, services, stream(0))
+    make_defense("friends-b", steps=1).attacker_view(data, ids, services, stream(0))
     assert_untouched(model, before)
     assert torch.equal(data.images, images)
 
@@ -104,4 +104,4 @@ def test_the_lent_network_and_the_data_are_left_as_they_were(case, snapshot, ass
 def test_a_defense_without_a_transform_says_so_in_one_line(case):
     data, ids, services, _, _ = case
     with pytest.raises(TrialFailed, match="defense 'mine' has no transform of the training images to adapt to"):
-        Defense(Defense.Settings(), "mine").published(data, ids, services, stream(0))
+        Defense(Defense.Settings(), "mine").attacker_view(data, ids, services, stream(0))
