@@ -18,9 +18,9 @@ HEAD = ("attack", "defense", "trials", "done", "to run", "s each")
 def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> str:
     """width: tasks at a time. A table per part, then the effort."""
     folder = out / "records"
-    found = read(folder, [], say, curves=False) if folder.is_dir() else []
-    records = {record["key"]: record for record in found}
-    done = {key for key, record in records.items() if record["status"] == "done"}
+    past_records = read(folder, [], say, curves=False) if folder.is_dir() else []
+    records = {record["key"]: record for record in past_records}
+    finished = {key for key, record in records.items() if record["status"] == "done"}
     past = Past(list(records.values()))
     tables, missing = [], {}
     for part in plan.parts:
@@ -29,7 +29,7 @@ def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> st
             cells.setdefault(str(task.expected["cell"]), []).append(task)
         rows = []
         for tasks in cells.values():
-            to_run = [task for task in tasks if task.key not in done]
+            to_run = [task for task in tasks if task.key not in finished]
             missing.update({task.key: task for task in to_run})
             seconds = past.seconds(tasks[0])
             each = f"{seconds:.1f}" if seconds is not None else "?"

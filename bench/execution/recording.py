@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 from collections.abc import Callable, Mapping
@@ -28,16 +29,17 @@ def record_of(
     space: Workspace, records: Records, case: Case, attack: SelectedAttack, defense: SelectedDefense
 ) -> Record:
     """The record of a trial: from the disk, or made by training its victim behind the defense and judging it."""
-
-    def make(expected: Fields) -> Fields:
-        if torch.device(case.study.device).type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        started = _now()
-        verdict = judge(space, case, attack, defense)
-        save(space.store.root.parent, verdict.crafted, verdict.poisons, verdict.clean)
-        return finished(case, attack, defense, expected, verdict, started)
-
+    make = functools.partial(_judged, space, case, attack, defense)
     return _once(space, records, case.study.identities.record(attack, defense, case.index), make)
+
+
+def _judged(space: Workspace, case: Case, attack: SelectedAttack, defense: SelectedDefense, expected: Fields) -> Fields:
+    if torch.device(case.study.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    started = _now()
+    verdict = judge(space, case, attack, defense)
+    save(space.store.root.parent, verdict.crafted, verdict.poisons, verdict.clean)
+    return finished(case, attack, defense, expected, verdict, started)
 
 
 def failure(
@@ -45,8 +47,8 @@ def failure(
 ) -> Record:
     """Write the record of a trial that failed; it will be tried again by the next run. Where another run has
     finished it meanwhile, that is its record."""
-    expected = case.study.identities.record(attack, defense, case.index)
-    return _once(space, records, expected, lambda expected: failed(case, attack, defense, expected, error))
+    make = functools.partial(failed, case, attack, defense, error)
+    return _once(space, records, case.study.identities.record(attack, defense, case.index), make)
 
 
 def _once(space: Workspace, records: Records, expected: Fields, make: Callable[[Fields], Fields]) -> Record:
@@ -102,7 +104,7 @@ def finished(
 
 
 def failed(
-    case: Case, attack: SelectedAttack, defense: SelectedDefense, expected: Mapping[str, Any], error: str
+    case: Case, attack: SelectedAttack, defense: SelectedDefense, error: str, expected: Mapping[str, Any]
 ) -> Fields:
     moment = _now()
     return {

@@ -41,7 +41,7 @@ def code(*makers: Any) -> str:
         modules |= _closure(maker.__module__)
     total = hashlib.sha256()
     for name in sorted(modules):
-        total.update(f"{name if not name.startswith('plugin_') else 'plugin'} {_meaning(name)}\n".encode())
+        total.update(f"{name if not name.startswith('plugin_') else 'plugin'} {_meaning(_source(name))}\n".encode())
     return total.hexdigest()
 
 
@@ -57,15 +57,15 @@ def _science() -> frozenset[str]:
 @functools.cache
 def _closure(module: str) -> frozenset[str]:
     """The module and all that it imports, directly or not, from its own package and from the plug-in packages."""
-    own = module.rpartition(".")[0]
-    packages = tuple(f"{package}." for package in {own, *PLUGINS} if package)
-    found, todo = {module}, [module]
+    home = module.rpartition(".")[0]
+    packages = tuple(f"{package}." for package in {home, *PLUGINS} if package)
+    modules, todo = {module}, [module]
     while todo:
         for name in _imports(todo.pop()):
-            if name.startswith(packages) and name not in found and _is_module(name):
-                found.add(name)
+            if name.startswith(packages) and name not in modules and _is_module(name):
+                modules.add(name)
                 todo.append(name)
-    return frozenset(found)
+    return frozenset(modules)
 
 
 def _imports(module: str) -> Iterator[str]:
@@ -81,8 +81,8 @@ def _imports(module: str) -> Iterator[str]:
 
 
 @functools.cache
-def _meaning(module: str) -> str:
-    tree = ast.parse(_source(module))
+def _meaning(source: str) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node
@@ -101,6 +101,7 @@ def _loaded(module: str) -> ModuleType:
     return sys.modules.get(module) or importlib.import_module(module)
 
 
+@functools.cache
 def _source(module: str) -> str:
     loaded = _loaded(module)
     return Path(loaded.__file__).read_text("utf-8") if loaded.__file__ else inspect.getsource(loaded)

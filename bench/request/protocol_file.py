@@ -118,8 +118,8 @@ def _merge(values: dict[str, Any], sets: Sequence[str]) -> tuple[list[tuple[str,
         if not dot and section in PLAIN:
             values[section] = literal(text)
         elif not dot or section not in SECTIONS:
-            known = [f"{section}." for section in SECTIONS] + list(PLAIN)
-            raise BadInput(f"--set {key}: unknown key '{key}'{nearest(key if not dot else section + '.', known)}")
+            keys = [f"{section}." for section in SECTIONS] + list(PLAIN)
+            raise BadInput(f"--set {key}: unknown key '{key}'{nearest(key if not dot else section + '.', keys)}")
         elif section in PLUGINS:
             changes.append((key, literal(text)))
         else:
@@ -155,6 +155,6 @@ def _source(section: dict[str, Any], where: str) -> Source:
 def _other(name: str, section: dict[str, Any], typed: set[str]) -> Source:
     """The data set of --dataset: settings of the preset that it knows as well (how many images per class) still hold,
     and what was typed must be known."""
-    known = find("dataset", name.partition(":")[0]).make.Settings.model_fields
-    settings = {key: value for key, value in section.items() if key in known or key in typed}
+    fields = find("dataset", name.partition(":")[0]).make.Settings.model_fields
+    settings = {key: value for key, value in section.items() if key in fields or key in typed}
     return _source({**settings, NAMED_DATASET: name}, "dataset")

@@ -133,15 +133,15 @@ def select_defenses(references: Sequence[str], protocol: Protocol, changes: Chan
     hooks of several do not go together."""
     references = list(dict.fromkeys(references))
     singles = [single for reference in references for single in composed(reference) or [reference]]
-    found = {single: _found("defense", single) for single in singles}
-    _check_owners("defense", changes, [plugin.name for plugin, _ in found.values()])
+    plugins = {single: _found("defense", single) for single in singles}
+    _check_owners("defense", changes, [plugin.name for plugin, _ in plugins.values()])
     selected = []
     for reference in references:
         parts = composed(reference)
         if parts:
-            selected.append(_composition([_part(part, found, parts, protocol, changes) for part in parts]))
+            selected.append(_composition([_part(part, plugins, parts, protocol, changes) for part in parts]))
             continue
-        plugin, bracketed = found[reference]
+        plugin, bracketed = plugins[reference]
         values = _values(plugin, protocol.defense_settings, changes, bracketed)
         settings = build(plugin.make.Settings, values, "defense")
         selected.append(SelectedDefense(parse(reference)[0], plugin.name, plugin.make, settings))
@@ -150,21 +150,21 @@ def select_defenses(references: Sequence[str], protocol: Protocol, changes: Chan
 
 def _part(
     reference: str,
-    found: dict[str, tuple[Plugin, dict[str, Any]]],
+    plugins: dict[str, tuple[Plugin, dict[str, Any]]],
     parts: Sequence[str],
     protocol: Protocol,
     changes: Changes,
 ) -> SelectedDefense:
     """A part of a composition. A setting without an owner goes to the parts that know it."""
-    plugin, bracketed = found[reference]
-    known = plugin.make.Settings.model_fields
-    every = {name for part in parts for name in found[part][0].make.Settings.model_fields}
+    plugin, bracketed = plugins[reference]
+    fields = plugin.make.Settings.model_fields
+    all_fields = {name for part in parts for name in plugins[part][0].make.Settings.model_fields}
     for key, _ in changes:
         kind, _, name = key.partition(".")
-        if kind == "defense" and "." not in name and name not in every:
-            raise BadInput(f"unknown key '{key}'{nearest(name, every)}")
-    mine = [(key, value) for key, value in changes if key.count(".") > 1 or key.partition(".")[2] in known]
-    values = _values(plugin, protocol.defense_settings, mine, bracketed)
+        if kind == "defense" and "." not in name and name not in all_fields:
+            raise BadInput(f"unknown key '{key}'{nearest(name, all_fields)}")
+    of_part = [(key, value) for key, value in changes if key.count(".") > 1 or key.partition(".")[2] in fields]
+    values = _values(plugin, protocol.defense_settings, of_part, bracketed)
     return SelectedDefense(
         parse(reference)[0], plugin.name, plugin.make, build(plugin.make.Settings, values, "defense")
     )

@@ -98,11 +98,11 @@ def check_budget(dataset: Dataset, threat: Threat) -> None:
     if threat.per_class > smallest:
         raise BadInput(f"threat.per_class {threat.per_class}: the smallest class has only {smallest} training images")
     n = victim_size(dataset, threat)
-    wanted, smallest = threat.poisons(n), threat.per_class or smallest
-    if wanted > smallest:
+    count, smallest = threat.poisons(n), threat.per_class or smallest
+    if count > smallest:
         most = math.floor(1e4 * smallest / n) / 1e4
         raise BadInput(
-            f"threat.budget {threat.budget:g} asks for {wanted} poisons of one class, but the smallest class of "
+            f"threat.budget {threat.budget:g} asks for {count} poisons of one class, but the smallest class of "
             f"'{dataset.name}' has {smallest} training images; allowed: at most {most:g}"
         )
     fewest = int(torch.bincount(dataset.test.labels, minlength=len(dataset.classes)).min())
