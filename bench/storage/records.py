@@ -22,16 +22,9 @@ from bench.foundation import files
 from bench.foundation.errors import BadInput
 
 SCHEMA = 1
-DEPENDS_ON_THE_DAY = {
-    "seconds",
-    "reused",
-    "memory_peak_mib",
-    "started",
-    "finished",
-    "environment",
-    "revision",
-    "cached",
-}
+DEPENDS_ON_THE_DAY = (
+    *("seconds", "reused", "memory_peak_mib", "started", "finished", "environment", "revision", "cached"),
+)
 """What may differ between two runs of the same trial. All else must be equal, bit for bit on one kind of CPU."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -78,12 +71,6 @@ class Data(TypedDict, total=False):
     train: Count
 
 
-class Surroundings(TypedDict, total=False):
-    torch: str
-    device: str
-    device_name: str
-
-
 class Record(TypedDict):
     """A trial, finished or failed. `success` and `clean_accuracy` are None only when it failed; `seconds` is by stage,
     as if nothing had been cached; `cached` (of a run's results, never on disk): it was there before the run."""
@@ -119,29 +106,23 @@ class Record(TypedDict):
     data: Data
     code: dict[str, str]
     revision: str | None
-    environment: Surroundings
+    environment: dict[str, Any]
     reused: dict[str, Any]
     memory_peak_mib: float | None
     cached: NotRequired[bool]
 
 
-def _whole(record: Record) -> Record:
-    if record["status"] == "done" and (record["success"] is None or record["clean_accuracy"] is None):
-        raise ValueError("done, but without success or clean accuracy")
-    return record
-
-
 assert SCHEMA == 1  # what Record describes
-_CHECK: TypeAdapter[Record] = TypeAdapter(Annotated[Record, AfterValidator(_whole)])
+_CHECK = TypeAdapter(Record)
 
 # What older versions did not write, with what then held.
 _RENAMED = {"true_class": "source_class", "adversarial_class": "target_class"}
 _LATER_SETTINGS = {"holdout": 0.05, "per_class": 0}  # of the threat model
-_LATER: dict[str, Callable[[], Any]] = {
-    **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), lambda: None),
-    **dict.fromkeys(("history", "knowledge", "adapted_to"), list),
-    **dict.fromkeys(("variants", "seeds", "poisons", "surrogates", "notes", "external"), dict),
-    **dict.fromkeys(("data", "code", "environment", "reused"), dict),
+_LATER_FIELDS = {
+    **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), "null"),
+    **dict.fromkeys(("history", "knowledge", "adapted_to"), "[]"),
+    **dict.fromkeys(("variants", "seeds", "poisons", "surrogates", "notes", "external"), "{}"),
+    **dict.fromkeys(("data", "code", "environment", "reused"), "{}"),
 }
 
 
@@ -154,26 +135,27 @@ def _checked(record: Any) -> Record:
     if isinstance(record, dict):
         _bring_up_to_date(record)
     _CHECK.validate_python(record, strict=True)
+    if record["status"] == "done" and None in (record["success"], record["clean_accuracy"]):
+        raise ValueError("done, but without success or clean accuracy")
     return cast("Record", record)
 
 
 def _bring_up_to_date(record: dict[str, Any]) -> None:
     """Fill in what an older version left out. Values of the wrong kind are left for the check to find."""
-    for name, make in _LATER.items():
+    for name, value in _LATER_FIELDS.items():
         if name not in record:
-            record[name] = make()
+            record[name] = json.loads(value)
     record.setdefault("started", record.get("finished"))
-    draw, settings, poisons = record.get("draw"), record.get("settings"), record["poisons"]
+    draw, poisons, threat = record.get("draw"), record["poisons"], record.get("settings")
     if isinstance(draw, dict):
         for old, new in _RENAMED.items():
             if old in draw:
                 draw[new] = draw.pop(old)
-    threat: Any = settings
     for level in ("protocol", "threat"):
         threat = threat.get(level) if isinstance(threat, dict) else None
     if isinstance(threat, dict):
-        for name, value in _LATER_SETTINGS.items():
-            threat.setdefault(name, value)
+        for name, default in _LATER_SETTINGS.items():
+            threat.setdefault(name, default)
     if isinstance(poisons, dict) and poisons.get("adapted_to") and not record["adapted_to"]:
         record["adapted_to"] = [poisons["adapted_to"]]
 
@@ -188,11 +170,14 @@ def read(
     one line, so are all damaged records of a file together. BadInput when a place cannot be read at all.
     """
 
-    def skip(path: Path, why: str) -> None:
-        say(f"record {path} is skipped: {why}")
+    def skip(path: Path, error: OSError | ValueError) -> None:
+        say(f"record {path} is skipped: {_why(error)}")
 
     records: list[Record] = []
-    for part in (*([_below(folder, skip)] if folder is not None else []), *(_of_file(path, say) for path in paths)):
+    for part in (
+        *([_parsed(_paths(folder), skip)] if folder is not None else []),
+        *(_of_file(path, say) for path in paths),
+    ):
         for record in part:
             if not curves:
                 record["history"] = []
@@ -233,11 +218,13 @@ class Records:
     def all(self) -> Iterator[Record]:
         """Every readable record, finished or failed, in the order of the file names."""
         if self.root.is_dir():
-            yield from _below(self.root, self._set_aside)
+            yield from _parsed(_paths(self.root), self._set_aside)
 
-    def _set_aside(self, path: Path, why: str) -> None:
+    def _set_aside(self, path: Path, error: OSError | ValueError) -> None:
+        if isinstance(error, OSError):
+            raise error  # the record may be sound
         aside = path.with_suffix(".damaged")
-        self.say(f"record {path} is damaged ({why}); moved to {aside.name}, the trial will be run again")
+        self.say(f"record {path} is damaged ({_why(error)}); moved to {aside.name}, the trial will be run again")
         with contextlib.suppress(FileNotFoundError):  # another process has moved it
             path.replace(aside)
 
@@ -247,11 +234,7 @@ def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in DEPENDS_ON_THE_DAY}
 
 
-def _below(folder: Path, on_damage: Callable[[Path, str], None]) -> Iterator[Record]:
-    return _parsed(sorted(_paths(os.fspath(folder), 3)), on_damage)
-
-
-def _parsed(paths: Iterable[str], on_damage: Callable[[Path, str], None]) -> Iterator[Record]:
+def _parsed(paths: Iterable[str], on_damage: Callable[[Path, Any], None]) -> Iterator[Record]:
     """The records in the files that are there and not damaged."""
     for path in paths:
         try:
@@ -260,34 +243,36 @@ def _parsed(paths: Iterable[str], on_damage: Callable[[Path, str], None]) -> Ite
         except FileNotFoundError:
             continue  # replaced while we were looking
         except (OSError, ValueError) as error:
-            on_damage(Path(path), _why(error))
+            on_damage(Path(path), error)
         else:
             yield record
 
 
-def _paths(folder: str, depth: int) -> Iterator[str]:
-    """Paths folder/protocol/attack/defense/*.json."""
+def _paths(root: Path) -> list[str]:
+    """Paths root/protocol/attack/defense/*.json, sorted. BadInput when the folder cannot be read."""
+    folders = [os.fspath(root)]
     try:
-        entries = list(os.scandir(folder))
+        for _ in range(3):
+            folders = [entry.path for folder in folders for entry in os.scandir(folder) if entry.is_dir()]
+        names = [entry for folder in folders for entry in os.scandir(folder)]
     except OSError as error:
-        raise BadInput(f"records: '{folder}' cannot be read: {error.strerror}; fix: give --out DIR") from None
-    for entry in entries:
-        if depth and entry.is_dir():
-            yield from _paths(entry.path, depth - 1)
-        elif not depth and entry.name.endswith(".json") and not entry.name.startswith("."):
-            yield entry.path
+        raise BadInput(f"records: '{error.filename}' cannot be read: {error.strerror}; fix: give --out DIR") from None
+    return sorted(e.path for e in names if e.name.endswith(".json") and not e.name.startswith("."))
 
 
 def _of_file(path: Path, say: Callable[[str], None]) -> Iterator[Record]:
-    """Records of a file with one, or an array of them, per line, or with one value over many lines."""
+    """Records of a file with one, or an array of them, per line, or with one or an array over many lines."""
     try:
         text = path.read_bytes()
     except OSError as error:
         raise BadInput(
             f"--records: '{path}' cannot be read: {error.strerror}; fix: give a file of records, one per line"
         ) from None
-    damaged: list[str] = []
-    for number, line in enumerate([text] if _is_json(text) else text.splitlines(), 1):
+    lines, damaged = text.splitlines(), []
+    with contextlib.suppress(ValueError):
+        from_json(text)
+        lines = [text]  # one value over many lines
+    for number, line in enumerate(lines, 1):
         try:
             values = from_json(line, allow_inf_nan=False) if line.strip() else []
         except ValueError as error:
@@ -300,13 +285,6 @@ def _of_file(path: Path, say: Callable[[str], None]) -> Iterator[Record]:
                 damaged.append(f"line {number}, {_why(error)}")
     if damaged:
         say(f"records {path}: {len(damaged)} damaged record{'s' * (len(damaged) > 1)} skipped: {damaged[0]}")
-
-
-def _is_json(text: bytes) -> bool:
-    with contextlib.suppress(ValueError):
-        from_json(text)
-        return True
-    return False
 
 
 def _why(error: OSError | ValueError) -> str:

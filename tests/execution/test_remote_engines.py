@@ -15,13 +15,14 @@ import pytest
 from distributed import LocalCluster
 
 from bench.execution import runner
-from bench.execution.engines import folders, shared
+from bench.execution.engines import shared
 from bench.execution.engines.base import Done, Engine
 from bench.execution.engines.dask import Dask
 from bench.execution.engines.local import Local
 from bench.execution.engines.slurm import Slurm, SlurmSettings
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.progress import Heartbeat
+from bench.foundation.scratch import scratch_folder
 from bench.storage.records import comparable
 from tests import plans
 from tests.tiny import ATTACK_SETS, SETS
@@ -64,7 +65,7 @@ def test_dask_makes_the_records_of_the_local_engine(
 ) -> None:
     engine = Dask(dask_cluster.scheduler_address, quiet=True)
     assert study_records(engine, tmp_path) == of_local
-    assert engine.width == 2 and not list(tmp_path.glob("engine/*"))
+    assert engine.width == 2 and not list(tmp_path.glob("scratch/*"))
 
 
 def test_slurm_makes_the_records_of_the_local_engine(of_local: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_a_worker_that_does_not_see_the_folder(
     def elsewhere(out: Path) -> Iterator[Path]:
         yield out / "not-there"
 
-    monkeypatch.setattr("bench.execution.engines.dask.stage_folder", elsewhere)
+    monkeypatch.setattr("bench.execution.engines.dask.scratch_folder", elsewhere)
     with pytest.raises(BadInput, match="does not see '.*'; fix: an --out folder that all machines share"):
         done_by(Dask(dask_cluster.scheduler_address), tmp_path, ["a"])
 
@@ -172,12 +173,12 @@ def test_a_unit_tells_when_its_machine_does_not_see_the_folder(tmp_path: Path) -
 
 
 def test_folders_of_killed_commands_are_removed_and_those_of_running_ones_kept(tmp_path: Path) -> None:
-    (tmp_path / "engine" / "left").mkdir(parents=True)
-    with folders.stage_folder(tmp_path) as first:
-        with folders.stage_folder(tmp_path) as second:
-            assert sorted((tmp_path / "engine").iterdir()) == sorted([first, second])
+    (tmp_path / "scratch" / "left").mkdir(parents=True)
+    with scratch_folder(tmp_path) as first:
+        with scratch_folder(tmp_path) as second:
+            assert sorted((tmp_path / "scratch").iterdir()) == sorted([first, second])
         assert first.is_dir()
-    assert not (tmp_path / "engine").exists()
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_gpus_must_be_asked_for() -> None:

@@ -22,7 +22,7 @@ def begin(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """A run whose temporary directory is `tmp_path / tmp` and whose warnings are heard."""
     (tmp_path / "tmp").mkdir()
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "bench", *RUN, "--tracking", "none", "--out", str(out)]
+    command = [sys.executable, "-m", "bench", *RUN, "--out", str(out)]
 
     def heed() -> None:  # also where the tests themselves run in the background and do not
         for number in SIGNALS:
@@ -70,7 +70,7 @@ def test_a_run_that_is_told_to_end(
     stderr = assert_clean(process, tmp_path)
     assert process.returncode == 128 + number
     assert stderr.splitlines()[-1] == "bench: interrupted; the same command goes on where this one stopped"
-    assert not (tmp_path / "out" / "engine").exists()
+    assert not (tmp_path / "out" / "scratch").exists()
 
 
 @pytest.mark.slow
@@ -82,4 +82,4 @@ def test_a_run_that_is_killed_and_the_next_one(begin: Callable[..., subprocess.P
     wait_for(lambda: loky_workers(again.pid), again)
     os.kill(min(loky_workers(again.pid)), signal.SIGKILL)
     assert_clean(again, tmp_path)
-    assert again.returncode == 0 and not (tmp_path / "out" / "engine").exists()
+    assert again.returncode == 0 and not (tmp_path / "out" / "scratch").exists()

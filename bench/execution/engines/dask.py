@@ -19,10 +19,10 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
-from bench.execution.engines.folders import stage_folder
 from bench.execution.engines.shared import SHARE, Post, Seen, attempt_there, look, tried
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import Progress
+from bench.foundation.scratch import scratch_folder
 
 PATIENCE = 20  # seconds to wait for the scheduler, and for the first worker
 LOOK_EVERY = 5.0  # seconds without news before a look at whether workers are there
@@ -56,7 +56,7 @@ class Dask(Engine):
     def open(self, out: Path) -> Iterator[None]:
         self._out = out.resolve()
         with self._connected() as client:
-            with stage_folder(self._out) as folder:
+            with scratch_folder(self._out) as folder:
                 for seen in self._look(client, folder).values():
                     if not (seen.folder and seen.lock):
                         lack = "does not share the locks of" if seen.folder else "does not see"
@@ -104,7 +104,7 @@ class Dask(Engine):
     def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
         client = self._client
         assert client is not None, "open the engine first"
-        with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
+        with scratch_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
             posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
             futures = _Futures(client, title.replace(" ", "-"), units, work, posts)
             for index in range(len(units)):

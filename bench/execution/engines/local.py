@@ -21,10 +21,10 @@ from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from bench.execution.engines.base import KILLED, Done, Engine, Work, attempt
-from bench.execution.engines.folders import stage_folder
 from bench.foundation.devices import visible
 from bench.foundation.files import take_lock
 from bench.foundation.progress import Heartbeat, Progress
+from bench.foundation.scratch import scratch_folder
 
 
 class Local(Engine):
@@ -50,7 +50,7 @@ class Local(Engine):
         if len(self.devices) < 2:
             yield
             return
-        with stage_folder(out) as folder:
+        with scratch_folder(out) as folder:
             gpus = visible(self.devices)
             self._slots = tuple(f"{folder}/{slot}-{gpus[slot % len(gpus)]}" for slot in range(self.width))
             try:
@@ -60,7 +60,7 @@ class Local(Engine):
 
     def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
         assert self._out is not None, "open the engine first"
-        with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
+        with scratch_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
             missing = dict(enumerate(units))
             for index, done in self._attempts(missing, work, folder):
                 del missing[index]

@@ -18,9 +18,9 @@ from typing import Any
 from filelock import Timeout
 
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Work, attempt
-from bench.execution.engines.folders import LOCK
 from bench.foundation.files import take_lock
 from bench.foundation.progress import Heartbeat
+from bench.foundation.scratch import LOCK
 
 LOOK_EVERY = 1.0  # seconds between looks at whether the command still wants the work
 SHARE = "fix: an --out folder that all machines share, with locks"

@@ -14,10 +14,10 @@ from submitit import AutoExecutor, Job
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
-from bench.execution.engines.folders import stage_folder
 from bench.execution.engines.shared import Post, attempt_there, tried
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import Progress
+from bench.foundation.scratch import scratch_folder
 from bench.foundation.settings import Settings
 
 LARGEST_ARRAY = 1000  # SLURM's usual MaxArraySize is 1001
@@ -75,7 +75,7 @@ class Slurm(Engine):
         yield
 
     def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
-        with stage_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
+        with scratch_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
             posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
             running: dict[int, Job[Done]] = {}
             try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -41,9 +40,9 @@ FILTER = "tags.\"bench.kind\" = 'cell'"
 class Book:
     """A run is whole when it has an end and the tag bench.complete, which is written last."""
 
-    def __init__(self, client: MlflowClient, protocol: str, out: Path | None) -> None:
-        """out: the folder for artefacts; None: the server knows better."""
-        self.client = client
+    def __init__(self, client: MlflowClient, protocol: str, out: Path | None, scratch: Path) -> None:
+        """out: the folder for artefacts; None: the server knows better. scratch: for files on their way there."""
+        self.client, self._scratch = client, scratch
         self.experiment = self._open(protocol, out)
         self._at_hand: dict[str, list[Record]] = {}  # by cell
         self._trials: dict[str, list[Record]] = {}  # by cell: at hand, and read back
@@ -195,9 +194,8 @@ class Book:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         place = get_artifact_repository(run.info.artifact_uri, self.client.tracking_uri)
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, name).write_bytes(content)
-            place.log_artifact(str(Path(folder, name)))
+        (self._scratch / name).write_bytes(content)
+        place.log_artifact(str(self._scratch / name))
 
     def _search(self, tag: str, value: str) -> list[Run]:
         runs: list[Run] = []

@@ -21,53 +21,31 @@ if TYPE_CHECKING:
 
 Point = tuple[str, float, int, int]  # a metric: name, value, milliseconds, step
 
-STAGES = {
-    "surrogates": "surrogates_s",
-    "craft": "craft_s",
-    "external": "external_s",
-    "train": "train_s",
-    "evaluate": "evaluate_s",
-}
+STAGES = {stage: f"{stage}_s" for stage in ("surrogates", "craft", "external", "train", "evaluate")}
 RATES = ("asr_all", "asr_excluding", "asr_conditional", "base_rate")
 CURVE_POINTS = 50  # enough for a chart; every point is a row in the database
 LONGEST_TAG, LONGEST_PARAM = 500, 6000  # characters
 LONGEST_TARGET = 8000  # characters of a list of targets, all that MLflow takes
 
 
-def common_tags(record: Record) -> dict[str, str]:
-    """Of a cell and of its trials."""
-    surroundings = record["environment"]
-    return _tags(
-        {
-            "bench.attack": record["attack"],
-            "bench.defense": record["defense"],
-            "bench.protocol": record["protocol"],
-            "bench.status": record["status"],
-            "bench.cell": record["cell"],
-            "bench.knowledge": ", ".join(record["knowledge"]),
-            "bench.adapted_to": ", ".join(record["adapted_to"]),
-            "bench.revision": record["revision"],
-            "bench.device": " ".join(filter(None, (surroundings.get("device"), surroundings.get("device_name")))),
-        }
-    )
-
-
 def cell_tags(record: Record, setting: str, row: Published | None) -> dict[str, str]:
     place = f"{row.place}; differs: {'; '.join(row.differs) or 'nothing'}" if row else ""
-    return common_tags(record) | _tags({"bench.kind": "cell", "bench.scene": setting, "bench.published": place})
+    return _tags(record, "cell", {"bench.scene": setting, "bench.published": place})
 
 
 def trial_tags(record: Record, parent: str) -> dict[str, str]:
-    tags = common_tags(record) | _tags(
-        {
-            "bench.kind": "trial",
-            "bench.record": record["key"],
-            "mlflow.parentRunId": parent,
-            "bench.error": record["error"],
-            "bench.reused": ", ".join(stage for stage, reused in record["reused"].items() if reused),
-        }
-    )
-    return tags | target_tag(record)
+    reused = ", ".join(stage for stage, reused in record["reused"].items() if reused)
+    more = {"bench.record": record["key"], "bench.error": record["error"], "bench.reused": reused}
+    return _tags(record, "trial", more | {"mlflow.parentRunId": parent}) | target_tag(record)
+
+
+def _tags(record: Record, kind: str, more: dict[str, Any]) -> dict[str, str]:
+    values: Mapping[str, Any] = record
+    tags = {name: values[name] for name in ("attack", "defense", "protocol", "status", "cell", "revision")}
+    tags |= {name: ", ".join(values[name]) for name in ("knowledge", "adapted_to")}
+    tags["device"] = " ".join(filter(None, map(record["environment"].get, ("device", "device_name"))))
+    every = {f"bench.{name}": value for name, value in (tags | {"kind": kind}).items()} | more
+    return {name: str(value)[:LONGEST_TAG] for name, value in every.items() if value}
 
 
 def target_tag(record: Record) -> dict[str, str]:
@@ -75,10 +53,6 @@ def target_tag(record: Record) -> dict[str, str]:
     draw = record.get("draw")
     text = json.dumps([draw["target_ids"], draw["target_class"]], separators=(",", ":")) if draw else ""
     return {"bench.target": text} if 0 < len(text) <= LONGEST_TARGET else {}
-
-
-def _tags(values: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value)[:LONGEST_TAG] for name, value in values.items() if value}
 
 
 def params_of(record: Record) -> dict[str, str]:
@@ -91,7 +65,6 @@ def read_back(run: Run, like: Record) -> Record:
     cell."""
     tags, metrics = run.data.tags, run.data.metrics
     same_cell = like["cell"] == tags["bench.cell"]
-    finished = datetime.fromtimestamp(run.info.end_time / 1000, UTC).isoformat()
     record: Record = {
         **like,
         "key": tags["bench.record"],
@@ -107,7 +80,7 @@ def read_back(run: Run, like: Record) -> Record:
         "revision": tags.get("bench.revision"),
         "poisons": {},
         "filter": None,
-        "finished": finished,
+        "finished": datetime.fromtimestamp(run.info.end_time / 1000, UTC).isoformat(),
     }
     record.pop("draw", None)
     if "bench.target" in tags:
@@ -118,21 +91,12 @@ def read_back(run: Run, like: Record) -> Record:
 
 def cell_metrics(entry: Entry) -> dict[str, float]:
     """The figures of a cell, as the leaderboard has them; those that are not known are left out."""
-    figures, seconds = entry.figures, entry.figures.seconds
-    numbers = {
-        "n_trials": figures.n,
-        "n_failed": figures.failed,
-        "successes": figures.successes,
-        "success_rate": figures.success_rate,
-        "success_low": figures.success_low,
-        "success_high": figures.success_high,
-        "clean_acc": figures.clean_accuracy,
-        "clean_acc_std": figures.clean_accuracy_std,
-        "acc_drop": entry.drop.mean if entry.drop else None,
-        "train_cost": entry.train_cost,
-        **{name: seconds.get(stage) for stage, name in STAGES.items()},
-    }
-    return _numbers(numbers)
+    cell, drop = entry.figures, entry.drop.mean if entry.drop else None
+    numbers = {"n_trials": cell.n, "n_failed": cell.failed, "successes": cell.successes}
+    numbers |= {"success_rate": cell.success_rate, "success_low": cell.success_low, "success_high": cell.success_high}
+    numbers |= {"clean_acc": cell.clean_accuracy, "clean_acc_std": cell.clean_accuracy_std}
+    stages = {name: cell.seconds.get(stage) for stage, name in STAGES.items()}
+    return _numbers({**numbers, "acc_drop": drop, "train_cost": entry.train_cost, **stages})
 
 
 def filters_of(record: Record) -> dict[str, float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.foundation.errors import BadInput
+from bench.foundation.scratch import scratch_folder
 from bench.storage.records import Record
 from bench.views.cells import by_cell
 from bench.views.mlflow.book import Book, Images
@@ -47,11 +48,12 @@ def sync(records: Sequence[Record], uri: str, out: Path, images: Images | None =
     if not cells:
         return SyncReport(0, 0, 0)
     try:
-        with only_writer(uri, out), unhurried_disk(uri, out):
+        with only_writer(uri, out), unhurried_disk(uri, out), scratch_folder(out) as scratch:
             client = connect(uri)
             place = None if uri.startswith(("http", "databricks")) else out
             logged = sum(
-                Book(client, protocol, place).log(protocols[protocol], images) for protocol in sorted(protocols)
+                Book(client, protocol, place, scratch).log(protocols[protocol], images)
+                for protocol in sorted(protocols)
             )
     except Exception as error:
         library = type(error).__module__.partition(".")[0]

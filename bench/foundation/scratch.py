@@ -1,5 +1,5 @@
-"""The folders in which running units say how far they are: below the output folder, so that no killed command leaves
-one in a place that nobody clears."""
+"""Folders for what is of use while a command runs only: below its output folder, where the next command removes those
+that killed ones have left. In the temporary directory nobody would."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from filelock import BaseFileLock, Timeout
 
 from bench.foundation.files import room_for, take_lock
 
-LOCK = "lock"
+ROOT, LOCK = "scratch", "lock"
 
 
 @contextlib.contextmanager
-def stage_folder(out: Path) -> Iterator[Path]:
-    """A new folder below `out/engine`, gone afterwards; and those that killed commands have left are removed."""
-    root = out.resolve() / "engine"
+def scratch_folder(out: Path) -> Iterator[Path]:
+    """A new folder below `out/scratch`, gone afterwards; those that killed commands have left are removed first."""
+    root = out.resolve() / ROOT
     clear(root)
     folder, held = _new(root)
     try:
         yield folder
     finally:
         with contextlib.suppress(OSError):  # somebody has removed it
-            # Under another name first: a unit that reports while the folder is emptied would keep it alive.
+            # Under another name first: a worker that reports while the folder is emptied would keep it alive.
             folder = folder.rename(folder.with_name(f"{folder.name}.gone"))
         held.release()
         shutil.rmtree(folder, ignore_errors=True)
