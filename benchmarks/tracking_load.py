@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.execution.engines.local import Local
 from bench.foundation.progress import Heartbeat, say
-from bench.science.protocol import resolve
+from bench.request.protocol_file import resolve
 from bench.storage.records import Record, parse
 from bench.views.mlflow import sync as syncing
 from bench.views.mlflow.server import resolve_uri
@@ -92,23 +92,25 @@ def measure(trials: int, jobs: int, seconds: float, uri: str, out: Path) -> Load
         finally:
             spent.append((time.perf_counter() - began, time.thread_time() - computed))
 
+    starter, engine = Local(jobs, quiet=True), Local(jobs)
     syncing.sync = timed
     try:
-        # Processes are started before the clock: that is no trial's time.
-        list(Local(jobs, quiet=True).run("start", [(i, 1.0) for i in range(jobs)], nap))
-        began = time.perf_counter()
-        said: list[str] = []
-        tracker = syncing.Tracker(uri, out, said.append)
-        adds: list[float] = []
-        units = [(number, seconds) for number in range(trials)]
-        for done in Local(jobs).run("trials", units, nap):
-            made = record(done.unit[0], trials, seconds)
+        with starter.open(out), engine.open(out):
+            # Processes are started before the clock: that is no trial's time.
+            list(starter.run("start", [(i, 1.0) for i in range(jobs)], nap))
+            began = time.perf_counter()
+            said: list[str] = []
+            tracker = syncing.Tracker(uri, out, said.append)
+            adds: list[float] = []
+            units = [(number, seconds) for number in range(trials)]
+            for done in engine.run("trials", units, nap):
+                made = record(done.unit[0], trials, seconds)
+                clock = time.perf_counter()
+                tracker.add(made)
+                adds.append(time.perf_counter() - clock)
             clock = time.perf_counter()
-            tracker.add(made)
-            adds.append(time.perf_counter() - clock)
-        clock = time.perf_counter()
-        left = tracker.close(600)
-        end = time.perf_counter()
+            left = tracker.close(600)
+            end = time.perf_counter()
     finally:
         syncing.sync = real
     return Load(end - began, adds, end - clock, *map(sum, zip(*spent, strict=True)), len(spent), left, said)

@@ -44,7 +44,7 @@ class Artefact:
 
 
 class Store:
-    """Artefacts below `root`, one file each: root/kind/ab/abcdef....safetensors. say: tells a person one line."""
+    """Artefacts below `root`, one file each: root/kind/ab/abcdef....safetensors. say: takes one line for a person."""
 
     def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
         self.root = root
@@ -58,7 +58,7 @@ class Store:
         return files.lock(self.root / "locks" / f"{key}.lock")
 
     def get(self, kind: str, key: str) -> Artefact | None:
-        """The artefact, or None when it is not there. A damaged one is said, removed, and counts as not there."""
+        """The artefact, or None when it is not there. A damaged one is reported, removed and counts as missing."""
         path = self.path(kind, key)
         try:
             tensors, meta = decode(path.read_bytes())
@@ -72,14 +72,14 @@ class Store:
 
     def get_or_make(self, kind: str, key: str, make: Callable[[], Made]) -> Artefact:
         """The artefact from the store, or made, stored and returned. Only one process makes it; others wait for it."""
-        found = self.get(kind, key)
-        if found is not None:
-            return found
+        stored = self.get(kind, key)
+        if stored is not None:
+            return stored
         path = self.path(kind, key)
         with self.lock(key):
-            found = self.get(kind, key)
-            if found is not None:
-                return found
+            stored = self.get(kind, key)
+            if stored is not None:
+                return stored
             tensors, meta = make()
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             files.clear_leftovers(path)

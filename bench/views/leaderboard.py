@@ -186,7 +186,7 @@ def _entry(cell: _Trials, rivals: Sequence[_Trials], controls: Sequence[_Trials]
         background = background_of(first)
         control = _nearest(cell, [c for c in controls if background_of(c.first) == background])
     drop, cost = _lost(cell.records, bare.records) if bare else (None, None)
-    mixture = flags_of_mixture(cell.records, *(other.records for other in (bare, base) if other))
+    mixture = flags_of_mixture(cell.records, *(compared.records for compared in (bare, base) if compared))
     adapted_to = tuple(dict.fromkeys(name for record in cell.records for name in record["adapted_to"]))
     return Entry(
         cell=first["cell"],
