@@ -323,6 +323,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", "bench", "sweep", *arguments, "--tracking", "none"]
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_craft_once_and_end_with_the_same_records(counted: tuple[str, Path], tmp_path: Path) -> None:
     file, log = counted
     out = tmp_path / "out"
@@ -346,6 +347,7 @@ WAITING = """
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(counted: tuple[str, Path], tmp_path: Path) -> None:
     file, log = counted
     whole = Path(file).read_text()

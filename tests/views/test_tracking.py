@@ -346,6 +346,7 @@ print(json.dumps([report.trials_new, report.trials_present]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_use_a_fresh_store_at_once(tmp_path: Path) -> None:
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     files[0].write_text(json.dumps([make(0), make(1)]))
