@@ -95,7 +95,7 @@ def assert_in_step(out: Path, uri: str) -> None:
     for cell in {record["cell"] for record in told.values()}:
         done = [record for record in told.values() if record["cell"] == cell and record["status"] == "done"]
         assert cells[cell]["n_trials"] == len(done)
-        assert abs(cells[cell]["clean_acc"] - fmean(record["clean_accuracy"] for record in done)) < 1e-9
+        assert abs(cells[cell]["clean_acc"] - fmean(record["clean_accuracy"] for record in done)) < 1e-9  # type: ignore[misc]
     client = MlflowClient(uri, uri)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     assert not client.search_runs(ids, "attributes.status = 'RUNNING'", ViewType.ALL)

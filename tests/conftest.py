@@ -89,6 +89,7 @@ def scramble_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
     chance = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             shape = module.running_mean.shape
             module.running_mean.copy_(0.3 * torch.randn(shape, generator=chance))
             module.running_var.copy_(0.5 + torch.rand(shape, generator=chance))

@@ -127,13 +127,13 @@ def postgres() -> Iterator[str]:
             if who:
                 shutil.chown(folder, "nobody", "nogroup")
             initdb = [programs / "initdb", "-D", folder / "data", "-U", "bench", "-A", "trust", "-E", "UTF8", "-N"]
-            made = subprocess.run([*initdb, "--locale=C"], cwd=folder, capture_output=True, text=True, **who)
+            made = subprocess.run([*initdb, "--locale=C"], cwd=folder, capture_output=True, text=True, **who)  # type: ignore[call-overload]
         except (LookupError, PermissionError) as error:
             pytest.skip(f"PostgreSQL refuses to run as root, and there is no other user to run it as: {error}")
         assert made.returncode == 0, made.stderr
         options = ["-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-F"]
         with (folder / "log").open("w") as log:
-            server = subprocess.Popen([programs / "postgres", *options], cwd=folder, stdout=log, stderr=log, **who)
+            server = subprocess.Popen([programs / "postgres", *options], cwd=folder, stdout=log, stderr=log, **who)  # type: ignore[call-overload]
         try:
             deadline = time.monotonic() + 60
             while True:

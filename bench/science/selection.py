@@ -128,9 +128,12 @@ def select_attacks(references: Sequence[str], protocol: Protocol, changes: Chang
     ]  # fmt: skip
 
 
-def select_defenses(references: Sequence[str], protocol: Protocol, changes: Changes = ()) -> list[SelectedDefense]:
+def select_defenses(
+    references: Sequence[str], protocol: Protocol | None, changes: Changes = ()
+) -> list[SelectedDefense]:
     """The defenses with their settings, compositions as one. BadInput as for attacks, and with the reason where the
-    hooks of several do not go together."""
+    hooks of several do not go together. protocol: None outside a study."""
+    of_protocol = protocol.defense_settings if protocol is not None else {}
     references = list(dict.fromkeys(references))
     singles = [single for reference in references for single in composed(reference) or [reference]]
     plugins = {single: _found("defense", single) for single in singles}
@@ -139,10 +142,10 @@ def select_defenses(references: Sequence[str], protocol: Protocol, changes: Chan
     for reference in references:
         parts = composed(reference)
         if parts:
-            selected.append(_composition([_part(part, plugins, parts, protocol, changes) for part in parts]))
+            selected.append(_composition([_part(part, plugins, parts, of_protocol, changes) for part in parts]))
             continue
         plugin, bracketed = plugins[reference]
-        values = _values(plugin, protocol.defense_settings, changes, bracketed)
+        values = _values(plugin, of_protocol, changes, bracketed)
         settings = build(plugin.make.Settings, values, "defense")
         selected.append(SelectedDefense(parse(reference)[0], plugin.name, plugin.make, settings))
     return selected
@@ -152,7 +155,7 @@ def _part(
     reference: str,
     plugins: dict[str, tuple[Plugin, dict[str, Any]]],
     parts: Sequence[str],
-    protocol: Protocol,
+    of_protocol: dict[str, dict[str, Any]],
     changes: Changes,
 ) -> SelectedDefense:
     """A part of a composition. A setting without an owner goes to the parts that know it."""
@@ -164,7 +167,7 @@ def _part(
         if kind == "defense" and "." not in name and name not in all_fields:
             raise BadInput(f"unknown key '{key}'{nearest(name, all_fields)}")
     of_part = [(key, value) for key, value in changes if key.count(".") > 1 or key.partition(".")[2] in fields]
-    values = _values(plugin, protocol.defense_settings, of_part, bracketed)
+    values = _values(plugin, of_protocol, of_part, bracketed)
     return SelectedDefense(
         parse(reference)[0], plugin.name, plugin.make, build(plugin.make.Settings, values, "defense")
     )

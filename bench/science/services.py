@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from bench.foundation.errors import TrialFailed
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.recipe import Recipe
+
+T = TypeVar("T")
 
 
 class Fit(Protocol):
@@ -46,11 +48,9 @@ class Note(Protocol):
 
 
 class WithoutCache:
-    """`keep` outside a study: makes the tensors on every call."""
+    """`keep` outside a study: calls `make` every time."""
 
-    def __call__(
-        self, name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Tensor]], /, external: bool = False
-    ) -> dict[str, Tensor]:
+    def __call__(self, name: str, inputs: dict[str, Any], make: Callable[[], T], /, external: bool = False) -> T:
         return make()
 
 

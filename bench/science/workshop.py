@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.poisons import Poisons
+from bench.science.services import WithoutCache
 
 Transform = Callable[[Tensor, Generator], Tensor]
 """(pixels [n, 3, h, w] in [0, 1], stream) -> pixels, as a defense changes them at a step before augmentation."""
@@ -67,13 +68,6 @@ class Unavailable:
 
     def __call__(self, *arguments: object, **named: object) -> NoReturn:
         raise NotImplementedError("this scene has no workshop")
-
-
-class WithoutCache:
-    """`keep` outside a study: makes the tensor on every call."""
-
-    def __call__(self, name: str, inputs: dict[str, Any], make: Callable[[], Tensor], /) -> Tensor:
-        return make()
 
 
 class Untimed:

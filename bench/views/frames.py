@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.storage.records import Record
+from bench.foundation.errors import BadInput
+from bench.storage.records import SCHEMA, Record, parse
 from bench.views.cells import one_per_key
 from bench.views.differences import flat
 from bench.views.leaderboard import Entry
@@ -30,6 +32,7 @@ CELL_COLUMNS = (
     *(f"{kind}_{name}" for kind in ("comparison", "over_control") for name in _COMPARISON),
     *("flags", "cell"),
 )
+_EXACT = ("settings.", "draw.", "poisons.", "filter.", "data.")
 _WHOLE_NUMBERS = ("rank", "published_line", "published_trials", "comparison_n", "over_control_n")  # some unknown
 
 
@@ -42,9 +45,19 @@ def records_frame(records: Iterable[Record]) -> DataFrame:
     import pandas
 
     rows = [_trial(record) for record in one_per_key(records)]
-    return pandas.DataFrame(
-        rows, columns=list(dict.fromkeys([*TRIAL_COLUMNS, *(name for row in rows for name in row)]))
-    )
+    names = dict.fromkeys([*TRIAL_COLUMNS, *(name for row in rows for name in row)])
+    settings = [name for name in names if name.startswith(_EXACT)]
+    frame = pandas.DataFrame(rows, columns=[name for name in names if name not in settings])
+    # As objects, so that 8 stays 8 where another defense has no such setting: `records_of` gives them back.
+    return pandas.concat([frame, pandas.DataFrame(rows, columns=settings, dtype=object)], axis=1)
+
+
+def records_of(frame: DataFrame) -> list[Record]:
+    """What the leaderboard needs of the records behind a frame of trials, or some rows of it. BadInput for another
+    frame."""
+    if lacking := [name for name in TRIAL_COLUMNS if name not in frame]:
+        raise BadInput(f"these are no trial records: no column '{lacking[0]}'; fix: bench.records(...)")
+    return [_record(row) for row in frame.to_dict("records")]
 
 
 def leaderboard_frame(entries: Sequence[Entry]) -> DataFrame:
@@ -63,6 +76,23 @@ def _trial(record: Record) -> dict[str, Any]:
     for part in _NESTED:
         row |= dict(flat(values.get(part) or {}, f"{part}."))
     return row | {f"poisons.{name}": values["poisons"].get(name) for name in _POISONS}
+
+
+def _record(row: dict[Any, Any]) -> Record:
+    values: dict[str, Any] = {"schema": SCHEMA, "seconds": {}, "settings": {}}
+    for name, value in row.items():
+        is_missing = value is None or (not isinstance(value, list) and value != value)  # NaN is not itself
+        levels = 1 if str(name).startswith("seconds.") else -1  # seconds["train.networks"] is one name
+        *parts, last = str(name).split(".", levels)
+        if is_missing and parts:
+            continue
+        place = values
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = None if is_missing else value
+    for name in _LISTS:
+        values[name] = [item for item in (values.get(name) or "").split("; ") if item]
+    return parse(json.dumps(values).encode())
 
 
 def _spread(cell: dict[str, Any]) -> dict[str, Any]:

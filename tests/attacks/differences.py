@@ -1,10 +1,20 @@
 """Central finite differences, the oracle of every gradient, and how to get at the gradient of an attack."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+
+from bench.science.attack import Scene
 
 
-def assert_slope(function, pixels, slope, rel=1e-6, step=1e-5, seed=0):
+def assert_slope(
+    function: Callable[..., Any], pixels: Tensor, slope: Tensor, rel: float = 1e-6, step: float = 1e-5, seed: Any = 0
+) -> None:
     """`slope` is the gradient of the float `function` at float64 `pixels`: along single pixels and random ways."""
     chance = torch.Generator().manual_seed(seed)
     assert slope.abs().max() > 0
@@ -19,11 +29,18 @@ def assert_slope(function, pixels, slope, rel=1e-6, step=1e-5, seed=0):
         assert (slope * way).sum().item() == pytest.approx((up - down) / (2 * step), rel=rel, abs=tolerance)
 
 
-def objective_of(attack, scene, monkeypatch, engine_of="bench.attacks.crafting.feature_matching"):
+def objective_of(
+    attack: Any,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    engine_of: str = "bench.attacks.crafting.feature_matching",
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The (gradient, score) that an attack hands to the crafting engine, as the module `engine_of` calls it."""
     handed = []
 
-    def engine(scene, settings, std, gradient, score):
+    def engine(
+        scene: Scene, settings: Any, std: Tensor, gradient: Callable[..., Any], score: Callable[..., Any]
+    ) -> tuple[Tensor, list[list[float]], list[float]]:
         handed.append((gradient, score))
         return torch.zeros_like(scene.base_pixels()), [[0.0]], [0.0]
 

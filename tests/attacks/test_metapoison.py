@@ -1,16 +1,25 @@
 """MetaPoison: the gradient through unrolled training steps, the adjoint, the CW loss, and whose age it is."""
 
+from __future__ import annotations
+
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from bench.attacks.metapoison import Unrolled, carlini_wagner
 from bench.foundation.errors import BadInput
+from bench.science.attack import Scene
+from bench.science.classifier import Classifier
+from bench.science.dataset import Images
 from bench.science.gradients import ParameterGradients
+from bench.science.poisons import Poisons
 from bench.science.training import Recipe, to_pixels, train
 from bench.science.workshop import Workshop
 from tests.attacks.differences import assert_slope, objective_of
@@ -19,23 +28,25 @@ from tests.plugins import make_attack
 LR = 0.3
 
 
-def with_snapshots(scene, histories):
+def with_snapshots(scene: Scene, histories: list[list[Classifier]]) -> Scene:
     return replace(scene, workshop=Workshop(snapshots=lambda: histories))
 
 
-def batches(steps, poisons=3, clean=4, seed=0):
+def batches(steps: int, poisons: Any = 3, clean: int = 4, seed: Any = 0) -> list[tuple[Tensor, Tensor]]:
     """The unrolled batches, float64: the first begins with the poisons."""
     chance = torch.Generator().manual_seed(seed)
     sizes = [poisons + clean, *([clean] * (steps - 1))]
     return [(torch.rand(n, 3, 8, 8, dtype=torch.float64, generator=chance), torch.arange(n) % 3) for n in sizes]
 
 
-def aim(n=2):
+def aim(n: Any = 2) -> tuple[Tensor, Tensor]:
     chance = torch.Generator().manual_seed(9)
     return torch.rand(n, 3, 8, 8, dtype=torch.float64, generator=chance), torch.full((n,), 1)
 
 
-def plain_losses(model, weights, parts, target, wanted):
+def plain_losses(
+    model: Classifier, weights: dict[str, Tensor], parts: list[tuple[Tensor, Tensor]], target: Tensor, wanted: Tensor
+) -> Tensor:
     """The mean CW loss after each step of plain SGD, with its graph back to `weights` and the images."""
     total = 0.0
     for pixels, labels in parts:
@@ -46,15 +57,15 @@ def plain_losses(model, weights, parts, target, wanted):
         for row, label in zip(logits, wanted.tolist(), strict=True):
             best = max(value for c, value in enumerate(row) if c != label)
             total = total + (best - row[label]) / len(target) / len(parts)
-    return total
+    return total  # type: ignore[return-value]
 
 
-def weights_of(model):
+def weights_of(model: Classifier) -> dict[str, Tensor]:
     return {name: p.detach().clone().requires_grad_(True) for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_loss_is_that_of_plain_training_steps(make_smooth, steps):
+def test_the_loss_is_that_of_plain_training_steps(make_smooth: Callable[..., Classifier], steps: int) -> None:
     model, parts, (target, wanted) = make_smooth(), batches(steps), aim()
     expected = plain_losses(model, weights_of(model), parts, target, wanted)
     found = Unrolled(ParameterGradients(model), parts, LR).loss(target, wanted)
@@ -62,7 +73,7 @@ def test_the_loss_is_that_of_plain_training_steps(make_smooth, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_adjoint_is_the_derivative_after_the_first_step(make_smooth, steps):
+def test_the_adjoint_is_the_derivative_after_the_first_step(make_smooth: Callable[..., Classifier], steps: int) -> None:
     """By plain autograd through the later steps, from the weights after the first one."""
     model, parts, (target, wanted) = make_smooth(), batches(steps), aim()
     source = ParameterGradients(model)
@@ -80,14 +91,16 @@ def test_the_adjoint_is_the_derivative_after_the_first_step(make_smooth, steps):
 
 @pytest.mark.parametrize("clean", [0, 4])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_what_the_attack_composes_is_the_gradient_in_the_poisons(make_smooth, steps, clean):
+def test_what_the_attack_composes_is_the_gradient_in_the_poisons(
+    make_smooth: Callable[..., Classifier], steps: int, clean: int
+) -> None:
     model, (target, wanted) = make_smooth(), aim()
     parts = batches(steps, clean=max(clean, 2))
     poisons, labels = parts[0][0][:3], parts[0][1]
     rest = parts[0][0][3 : 3 + clean]
     source = ParameterGradients(model)
 
-    def unrolled(at):
+    def unrolled(at: Tensor) -> Unrolled:
         return Unrolled(source, [(torch.cat([at, rest]), labels[: 3 + clean]), *parts[1:]], LR)
 
     share, direction = 3 / (3 + clean), unrolled(poisons).direction(target, wanted)
@@ -102,8 +115,12 @@ def test_what_the_attack_composes_is_the_gradient_in_the_poisons(make_smooth, st
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("unroll", [1, 2, 3])
 def test_the_gradient_of_the_attack_is_that_of_finite_differences(
-    make_scene, make_smooth, monkeypatch, unroll, augment
-):
+    make_scene: Callable[..., Scene],
+    make_smooth: Callable[..., Classifier],
+    monkeypatch: pytest.MonkeyPatch,
+    unroll: int,
+    augment: bool,
+) -> None:
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene = with_snapshots(make_scene(n=4, k=2), histories)
     attack = make_attack("metapoison", unroll=unroll, clean=5, inner_lr=LR, ages=(1, 2), augment=augment)
@@ -113,7 +130,9 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
         assert_slope(lambda at, step=step: gradient(at, step)[0], pixels, gradient(pixels, step)[1])
 
 
-def test_the_score_is_the_mean_over_surrogates_and_ages(make_scene, make_smooth, monkeypatch):
+def test_the_score_is_the_mean_over_surrogates_and_ages(
+    make_scene: Callable[..., Scene], make_smooth: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene, attack = make_scene(n=4, k=2), make_attack("metapoison", unroll=1, clean=0, inner_lr=LR, ages=(1, 2))
     _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch, "bench.attacks.metapoison")
@@ -129,7 +148,9 @@ def test_the_score_is_the_mean_over_surrogates_and_ages(make_scene, make_smooth,
 
 
 @pytest.mark.parametrize("clean", [0, 1])
-def test_batches_of_few_or_no_clean_images_are_crafted_with(make_scene, make_small, clean):
+def test_batches_of_few_or_no_clean_images_are_crafted_with(
+    make_scene: Callable[..., Scene], make_small: Callable[..., Classifier], clean: int
+) -> None:
     scene = with_snapshots(make_scene(n=4), [[make_small()]])
     poisons = make_attack("metapoison", clean=clean, steps=2, ages=(1,)).craft(scene)
     assert poisons.distance(scene.train) > 0
@@ -138,7 +159,7 @@ def test_batches_of_few_or_no_clean_images_are_crafted_with(make_scene, make_sma
 # The CW loss.
 
 
-def by_definition(logits, wanted):
+def by_definition(logits: Tensor, wanted: Tensor) -> float:
     total = 0.0
     for row, label in zip(logits.tolist(), wanted.tolist(), strict=True):
         total += max(max(value for c, value in enumerate(row) if c != label) - row[label], -100.0)
@@ -146,24 +167,24 @@ def by_definition(logits, wanted):
 
 
 @pytest.mark.parametrize("shift", [-50.0, 0.0, 50.0])
-def test_the_wanted_class_is_left_out_and_not_set_to_0(shift):
+def test_the_wanted_class_is_left_out_and_not_set_to_0(shift: float) -> None:
     logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)) + shift
     wanted = torch.arange(40) % 5
     assert carlini_wagner(logits, wanted).item() == pytest.approx(by_definition(logits, wanted), rel=1e-5)
 
 
-def test_all_logits_negative_and_the_wanted_one_largest_is_below_0():
+def test_all_logits_negative_and_the_wanted_one_largest_is_below_0() -> None:
     assert carlini_wagner(torch.tensor([[-5.0, -3.0, -9.0]]), torch.tensor([1])).item() == -2.0
 
 
-def test_the_loss_is_bounded_below_and_flat_there():
+def test_the_loss_is_bounded_below_and_flat_there() -> None:
     logits = torch.tensor([[0.0, 400.0, 1.0]], requires_grad=True)
     loss = carlini_wagner(logits, torch.tensor([1]))
     assert loss.item() == -100.0
     assert not torch.autograd.grad(loss, logits)[0].any()
 
 
-def test_two_classes_are_enough():
+def test_two_classes_are_enough() -> None:
     assert carlini_wagner(torch.tensor([[2.0, 5.0]]), torch.tensor([0])).item() == 3.0
 
 
@@ -171,24 +192,28 @@ def test_two_classes_are_enough():
 
 
 @pytest.mark.parametrize("ages", [[], [2, 2], [4, 2], [0, 1], [-1]])
-def test_ages_must_be_rising_epochs(ages):
+def test_ages_must_be_rising_epochs(ages: list[Any]) -> None:
     with pytest.raises(BadInput, match="ages must be rising epochs from 1 on") as caught:
         make_attack("metapoison", ages=ages)
     assert "\n" not in str(caught.value)
 
 
-def test_the_snapshots_wanted_are_the_ages():
+def test_the_snapshots_wanted_are_the_ages() -> None:
     assert make_attack("metapoison", ages=(1, 3)).snapshots == (1, 3)
     assert make_attack("metapoison").snapshots == (2, 4, 8, 12, 16, 20, 24, 28)
 
 
-def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(make_scene, make_small, monkeypatch):
+def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(
+    make_scene: Callable[..., Scene], make_small: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     histories = [[make_small(3 * k + age) for age in range(3)] for k in range(2)]
     whose = {model.head.bias.data_ptr(): (k, age) for k, h in enumerate(histories) for age, model in enumerate(h)}
     seen = []
 
     class Watched(Unrolled):
-        def __init__(self, source, parts, lr, chunk=256):
+        def __init__(
+            self, source: ParameterGradients, parts: list[tuple[Tensor, Tensor]], lr: float, chunk: int = 256
+        ) -> None:
             seen.append((whose[source.weights["head.bias"].data_ptr()], [len(labels) for _, labels in parts]))
             super().__init__(source, parts, lr, chunk)
 
@@ -203,11 +228,15 @@ def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(make_scene
     assert all(sizes == [9, 5, 5] for _, sizes in seen)
 
 
-def test_clean_images_are_never_bases_and_change_with_the_step(make_scene, make_small, monkeypatch):
+def test_clean_images_are_never_bases_and_change_with_the_step(
+    make_scene: Callable[..., Scene], make_small: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene, seen = with_snapshots(make_scene(n=4), [[make_small()]]), []
 
     class Watched(Unrolled):
-        def __init__(self, source, parts, lr, chunk=256):
+        def __init__(
+            self, source: ParameterGradients, parts: list[tuple[Tensor, Tensor]], lr: float, chunk: int = 256
+        ) -> None:
             seen.append(parts)
             super().__init__(source, parts, lr, chunk)
 
@@ -232,14 +261,14 @@ def test_clean_images_are_never_bases_and_change_with_the_step(make_scene, make_
 
 
 @pytest.fixture
-def histories(make_images, make_small):
+def histories(make_images: Callable[..., Images], make_small: Callable[..., Classifier]) -> list[list[Classifier]]:
     """Two surrogates after 2, 4 and 6 epochs of their training on the scene's training set."""
 
-    def history(seed):
+    def history(seed: int) -> list[Classifier]:
         network, kept = make_small(seed), []
         recipe = Recipe(epochs=6, batch=10, lr=0.05, drops=(), augment="none", flip=False)
 
-        def look(epoch, of, figures):
+        def look(epoch: int, of: int, figures: dict[str, float]) -> None:
             if epoch % 2 == 0:
                 kept.append(copy.deepcopy(network).eval())
 
@@ -249,7 +278,12 @@ def histories(make_images, make_small):
     return [history(0), history(1)]
 
 
-def test_crafting_lowers_its_own_objective(make_scene, histories, snapshot, assert_untouched):
+def test_crafting_lowers_its_own_objective(
+    make_scene: Callable[..., Scene],
+    histories: list[list[Classifier]],
+    snapshot: Callable[[nn.Module], dict[str, Any]],
+    assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
+) -> None:
     scene = with_snapshots(make_scene(n=8, k=2), histories)
     before = snapshot(histories[1][2])
     poisons = make_attack("metapoison", steps=30, ages=(2, 4, 6), clean=8, inner_lr=0.2, augment=False).craft(scene)
@@ -259,8 +293,8 @@ def test_crafting_lowers_its_own_objective(make_scene, histories, snapshot, asse
     assert len(poisons.provenance["losses"][0]) == 30
 
 
-def test_poisons_depend_on_the_seed_alone(make_scene, histories):
-    def craft(seed):
+def test_poisons_depend_on_the_seed_alone(make_scene: Callable[..., Scene], histories: list[list[Classifier]]) -> None:
+    def craft(seed: int) -> Poisons:
         scene = with_snapshots(make_scene(n=4, k=2, seed=seed), histories)
         return make_attack("metapoison", steps=3, ages=(2, 4, 6), clean=4).craft(scene)
 
@@ -274,7 +308,12 @@ def test_poisons_depend_on_the_seed_alone(make_scene, histories):
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-def test_the_chunk_does_not_change_the_gradient(make_scene, make_smooth, monkeypatch, chunk):
+def test_the_chunk_does_not_change_the_gradient(
+    make_scene: Callable[..., Scene],
+    make_smooth: Callable[..., Classifier],
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+) -> None:
     scene = with_snapshots(make_scene(n=4), [[make_smooth()]])
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = []

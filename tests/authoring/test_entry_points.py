@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def install(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def bench(site: Path, *arguments: str, **more: str) -> tuple[int, str, str, int]:
+def bench(site: Path, *arguments: str, **more: Any) -> tuple[int, str, str, int]:
     """`python -m bench` with the packages of `site` installed: exit code, stdout, stderr, number of the process."""
     paths = os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(

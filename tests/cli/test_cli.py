@@ -57,17 +57,27 @@ def test_the_table_names_the_cells_and_the_base_rate(undisturbed: Path, capsys: 
         (["--set", "attack.step=2"], "did you mean 'steps'?"),
         (["--set", "threat.eps=-1"], "'threat.eps': -1; allowed: whole number, at least 1, at most 255"),
         (["--set", "threat.budget=2"], "'threat.budget': 2; allowed: number, more than 0, at most 1"),
-        (["--trials", "0"], "'trials': 0; allowed: whole number, 1 to"),
-        (["--trials", "two"], "'trials': 'two'"),
+        (["--trials", "0"], "'trials': 0; allowed: whole number or nothing, at least 1, at most 100000"),
+        (["--trials", "two"], "invalid value for '--trials': 'two' is not a valid integer"),
         (["--device", "tpu"], "unknown device 'tpu'; allowed: auto, cpu, cuda"),
-        (["--device", "cuda:99"], "is not there"),
+        (["--device", "cuda:99"], "no device 'cuda:99': torch sees"),
         (["--dataset", "folder:/nonexistent"], "has no readable sub-folder 'train/'"),
         (["--dataset", "mnist"], "unknown dataset 'mnist'"),
         (["--protocol", "cifar10-mini", "--data", "/nonexistent"], "fix: put cifar-10-python.tar.gz"),
         (["--out", "/proc/nothing"], "cannot be written"),
         (["--jobs", "0"], "--jobs 0; allowed: 1 to 1024"),
-        (["--seed", "x"], "invalid int value"),
-        (["--frobnicate"], "unrecognized arguments"),
+        (["--seed", "x"], "invalid value for '--seed': 'x' is not a valid integer; see: python -m bench run --help"),
+        (["--frobnicate"], "no such option '--frobnicate'"),
+        (["--deffense", "none"], "no such option '--deffense'; did you mean '--defense'?"),
+        (["--seed", "1", "--seed", "2"], "--seed is given more than once; fix: give it once"),
+        (["--out", "a", "--out", "b"], "--out is given more than once; fix: give it once"),
+        (["--only", "--only"], "--only is given more than once; fix: give it once"),
+        (["--defense", "friends-b[mu]"], "write 'mu' as setting=value"),
+        (["--defense", "friends-b[mux=8]"], "unknown key 'defense.mux'; did you mean 'mu'?"),
+        (["--defense", "friends-b[mu=0]"], "'defense.mu': 0; allowed: whole number, at least 1"),
+        (["nowhere.toml"], "no readable sweep file 'nowhere.toml'"),
+        (["friends-tabl1"], "did you mean 'friends-table1'?"),
+        (["friends-table1", "--attack", "gm"], "--attack: the sweep file names them"),
         (["--defense", "nowhere/my.py"], "no defense file 'nowhere/my.py'"),
         (["--tracking", "./mlruns"], "fix: sqlite:///"),
     ],
@@ -91,8 +101,8 @@ def test_an_output_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_failed_trial_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bad.py"
     file.write_text(
-        "from bench.registry import register\n"
-        "from defenses.base import Defense\n"
+        "from bench.foundation.registry import register\n"
+        "from bench.science.defense import Defense\n"
         '@register("defense", "bad")\n'
         "class Bad(Defense):\n"
         '    """Fails."""\n'
@@ -199,8 +209,8 @@ def test_mlflow_shows_cells_and_trials_live_and_after_sync(
     for folder in (live, late):
         client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
         experiment = client.get_experiment_by_name("quick")
-        cells = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'cell'")
-        trials = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'trial'")
+        cells = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'cell'")  # type: ignore[union-attr]
+        trials = client.search_runs([experiment.experiment_id], "tags.`bench.kind` = 'trial'")  # type: ignore[union-attr]
         assert sorted(run.info.run_name for run in cells) == ["gm x friends-b", "gm x none", "none x none"]
         assert len(trials) == 6 and {run.info.status for run in (*cells, *trials)} == {"FINISHED"}
         (poisoned,) = [run for run in cells if run.info.run_name == "gm x none"]

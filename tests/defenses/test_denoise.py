@@ -6,12 +6,15 @@ import json
 import math
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.defenses.denoise import Denoise, DenoisedImages, DenoiseSettings
 from bench.defenses.diffusion import sources, unet
@@ -33,8 +36,9 @@ from bench.execution.runner import execute
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.settings import build
 from bench.science.classifier import build_model
+from bench.science.dataset import Images
 from bench.science.defense import Services
-from bench.science.training import Recipe, train
+from bench.science.training import Recipe, Run, train
 from tests.plans import prepare
 from tests.tiny import SETS
 
@@ -48,7 +52,7 @@ def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 0.02) 
 
 
 @pytest.mark.parametrize("sigma", TABLE)
-def test_the_step_is_the_first_with_noise_enough(sigma):
+def test_the_step_is_the_first_with_noise_enough(sigma: float) -> None:
     cosine, linear = cosine_schedule(), linear_schedule()
     assert (len(cosine), len(linear)) == (4000, 1000)
     found = [step_for(schedule, k * sigma) for schedule in (cosine, linear) for k in (2, 1)]
@@ -58,7 +62,7 @@ def test_the_step_is_the_first_with_noise_enough(sigma):
         assert noise_of(schedule)[step] >= k * sigma > noise_of(schedule)[step - 1]
 
 
-def test_a_noise_beyond_the_schedule_is_refused():
+def test_a_noise_beyond_the_schedule_is_refused() -> None:
     with pytest.raises(TrialFailed, match="ends at 157"):
         step_for(linear_schedule(), 1000)
 
@@ -66,11 +70,11 @@ def test_a_noise_beyond_the_schedule_is_refused():
 # One-shot denoising.
 
 
-def denoiser_of(predict, alphas=None, **more):
+def denoiser_of(predict: Callable[..., Any], alphas: Tensor | None = None, **more: Any) -> Any:
     return Denoiser(predict, cosine_schedule() if alphas is None else alphas, {"source": "test"}, **more)
 
 
-def test_a_denoiser_that_knows_the_noise_gives_the_image_back(make_images):
+def test_a_denoiser_that_knows_the_noise_gives_the_image_back(make_images: Callable[..., Images]) -> None:
     images, chance = make_images(6).images, torch.Generator().manual_seed(1)
     noise = torch.randn(6, 3, 8, 8, generator=chance)
     pixels = images.float() / 255
@@ -82,11 +86,11 @@ def test_a_denoiser_that_knows_the_noise_gives_the_image_back(make_images):
 
 
 @pytest.mark.parametrize("sigma", TABLE)
-def test_what_the_network_sees_has_noise_sigma_in_units_of_the_pixels(sigma):
+def test_what_the_network_sees_has_noise_sigma_in_units_of_the_pixels(sigma: float) -> None:
     """x_t / sqrt(abar), back on [0, 1], is the image with noise of deviation sigma: doubled once and only once."""
     seen = {}
 
-    def look(x, step):
+    def look(x: Tensor, step: int) -> Tensor:
         seen[step] = x
         return torch.zeros_like(x)
 
@@ -100,12 +104,12 @@ def test_what_the_network_sees_has_noise_sigma_in_units_of_the_pixels(sigma):
 
 
 @pytest.mark.parametrize("sigma", TABLE)
-def test_gaussian_images_come_back_as_their_posterior_mean(sigma):
+def test_gaussian_images_come_back_as_their_posterior_mean(sigma: float) -> None:
     """For pixels N(m, d^2), each apart, E[x | x + sigma z] is known in closed form."""
     schedule, mean, deviation = cosine_schedule(), 0.1, 0.05  # of [-1, 1]
     chance = torch.Generator().manual_seed(0)
 
-    def predict(x, step):
+    def predict(x: Tensor, step: int) -> Tensor:
         kept, added = float(schedule[step]) ** 0.5, float(1 - schedule[step]) ** 0.5
         clean = mean + kept * deviation**2 / (kept**2 * deviation**2 + added**2) * (x - kept * mean)
         return (x - kept * clean) / added
@@ -119,16 +123,16 @@ def test_gaussian_images_come_back_as_their_posterior_mean(sigma):
     assert torch.allclose(one_shot(denoiser_of(predict), pixels, noise, step), expected.clamp(0, 1), atol=1e-5)
 
 
-def test_values_that_are_not_finite_end_the_trial():
+def test_values_that_are_not_finite_end_the_trial() -> None:
     with pytest.raises(TrialFailed, match="not finite"):
         one_shot(denoiser_of(lambda x, step: x / 0), torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), 100)
 
 
 @pytest.mark.parametrize(("levels", "more"), [(0.4, 0), (0.6, 1), (-0.4, 0), (-0.6, -1)])
-def test_pixels_stay_in_range_and_are_rounded(levels, more):
+def test_pixels_stay_in_range_and_are_rounded(levels: float, more: int) -> None:
     images, ids = torch.tensor([0, 9, 128, 255]).repeat(48).view(1, 3, 8, 8).to(torch.uint8), torch.tensor([5])
 
-    def predict(x, step):
+    def predict(x: Tensor, step: int) -> Tensor:
         """Leaves the image and a share of a level: at abar 0.5, image and noise have the same weight."""
         return noise_by_name(3, [5], images) - levels / 127.5
 
@@ -136,12 +140,12 @@ def test_pixels_stay_in_range_and_are_rounded(levels, more):
     assert torch.equal(out.int(), (images.int() + more).clamp(0, 255))
 
 
-def smooth(x, step):
+def smooth(x: Tensor, step: int) -> Tensor:
     """Predicts as noise what differs from the image's mean."""
     return x - x.mean((1, 2, 3), keepdim=True)
 
 
-def test_neither_chunk_nor_order_nor_other_images_matter(make_images):
+def test_neither_chunk_nor_order_nor_other_images_matter(make_images: Callable[..., Images]) -> None:
     data = make_images(10)
     whole = denoise_images(denoiser_of(smooth), data.images, data.ids, 1158, 4, 10)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
@@ -151,27 +155,27 @@ def test_neither_chunk_nor_order_nor_other_images_matter(make_images):
     assert (whole.int() - other.int()).abs().max() > 8
 
 
-def test_every_image_has_noise_of_its_own():
+def test_every_image_has_noise_of_its_own() -> None:
     noise = noise_by_name(0, [1, 2, 1, "1"], torch.zeros(4, 3, 16, 16))
     assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
     assert abs(float((noise[0] * noise[1]).mean())) < 0.15
     assert float(noise.std()) == pytest.approx(1, abs=0.05)
 
 
-def test_sizes_that_the_denoiser_cannot_take_are_named():
+def test_sizes_that_the_denoiser_cannot_take_are_named() -> None:
     for size, network, words in [(10, {"multiple": 4}, "multiples of 4"), (16, {"size": 32}, "images of 32 pixels")]:
         with pytest.raises(TrialFailed, match=words):
-            denoiser_of(smooth, **network).must_take(size)
+            denoiser_of(smooth, **network).must_take(size)  # type: ignore[arg-type]
     denoiser_of(smooth, multiple=4, size=32).must_take(32)
 
 
 # The fitted network.
 
 
-def test_a_little_training_takes_out_most_of_the_noise():
+def test_a_little_training_takes_out_most_of_the_noise() -> None:
     """Images of one colour each, in noise of half the range."""
 
-    def plain(n, seed):
+    def plain(n: int, seed: int) -> Tensor:
         colours = torch.randint(40, 216, (n, 3, 1, 1), generator=torch.Generator().manual_seed(seed))
         return colours.expand(n, 3, 8, 8).to(torch.uint8).contiguous()
 
@@ -185,7 +189,7 @@ def test_a_little_training_takes_out_most_of_the_noise():
     assert error < 0.9 * spread  # what the mean image would leave
 
 
-def test_the_fit_depends_on_its_seed_alone(make_images):
+def test_the_fit_depends_on_its_seed_alone(make_images: Callable[..., Images]) -> None:
     public = make_images(12).images
     torch.manual_seed(0)
     first = fit_unet(public, 8, 3, 4, 0).state_dict()
@@ -195,7 +199,7 @@ def test_the_fit_depends_on_its_seed_alone(make_images):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_fit_that_diverges_is_said(make_images, monkeypatch):
+def test_a_fit_that_diverges_is_said(make_images: Callable[..., Images], monkeypatch: pytest.MonkeyPatch) -> None:
     # The module itself: no images and no settings that are allowed make this fit diverge.
     monkeypatch.setattr(unet, "cosine_schedule", lambda: cosine_schedule() * torch.nan)
     monkeypatch.setattr(unet, "step_for", lambda alphas, s: 1)
@@ -205,48 +209,51 @@ def test_a_fit_that_diverges_is_said(make_images, monkeypatch):
 
 # The defense.
 
-QUICK = {"steps": 2, "width": 8, "batch": 4}
+QUICK: dict[str, Any] = {"steps": 2, "width": 8, "batch": 4}
 
 
 class Keeper:
     """`services.keep` of a study: makes each thing once, and remembers what was asked."""
 
-    def __init__(self):
-        self.asked, self.things = [], {}
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.things: dict[str, Any] = {}
 
-    def __call__(self, name, inputs, make, external=False):
+    def __call__(
+        self, name: str, inputs: dict[str, Any], make: Callable[..., Any], external: bool = False
+    ) -> dict[str, Tensor]:
         key = json.dumps([name, inputs], sort_keys=True)
         self.asked.append((name, external))
         if key not in self.things:
             self.things[key] = make()
         return self.things[key]
 
-    def made(self, name):
+    def made(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(key)[1] for key in self.things if json.loads(key)[0] == name]
 
 
 @pytest.fixture
-def world(make_images):
+def world(make_images: Callable[..., Images]) -> tuple[Services, Images, dict[Any, Any]]:
     """Services with a keeper and notes, and a training set."""
-    notes = {}
+    notes: dict[Any, Any] = {}
     public = make_images(12, 16, classes=5, seed=8)
     services = Services(
-        Recipe(epochs=4, batch=8, drops=(), shift=1), 3, lambda *_: None, lambda *_: None, "lenet", 1, Keeper(),
+        Recipe(epochs=4, batch=8, drops=(), shift=1), 3, lambda *_: None, lambda *_: None, "lenet", 1, Keeper(),  # type: ignore[arg-type]
         notes.__setitem__, public=lambda: public,
     )  # fmt: skip
     return services, make_images(12, 16), notes
 
 
-def defense(**changes):
+def defense(**changes: Any) -> Denoise:
     return Denoise(build(DenoiseSettings, {**QUICK, **changes}, "defense"), "denoise")
 
 
-def after(guard, data, services, seed=7):
+def after(guard: Denoise, data: Images, services: Services, seed: Any = 7) -> tuple[list[Images], Any]:
     """A training behind the defense; the training set of every epoch, and what `finish` gives."""
     sets = []
 
-    class Spy(type(guard)):
-        def epoch(self, run, epoch):
+    class Spy(type(guard)):  # type: ignore[misc]
+        def epoch(self, run: Run, epoch: int) -> None:
             super().epoch(run, epoch)
             sets.append(run.data)
 
@@ -257,19 +264,21 @@ def after(guard, data, services, seed=7):
     return sets, guard.finish([trained], services)
 
 
-def test_one_network_serves_all_noise_levels_and_variants(world):
+def test_one_network_serves_all_noise_levels_and_variants(world: tuple[Services, Images, dict[Any, Any]]) -> None:
     services, data, _ = world
     for changes in ({"sigma": 0.1}, {"sigma": 0.5, "scale": 1}, {"warm_start": 0.25}, {"denoise_test": True}):
         after(defense(**changes), data, services)
-    (network,) = services.keep.made("denoiser")
+    (network,) = services.keep.made("denoiser")  # type: ignore[attr-defined]
     assert set(network) == {"source", "public", "width", "steps", "batch"}
-    assert {external for name, external in services.keep.asked if name == "denoiser"} == {True}
-    assert {external for name, external in services.keep.asked if name == "denoised images"} == {False}
-    kept = services.keep.made("denoised images")
+    assert {external for name, external in services.keep.asked if name == "denoiser"} == {True}  # type: ignore[attr-defined]
+    assert {external for name, external in services.keep.asked if name == "denoised images"} == {False}  # type: ignore[attr-defined]
+    kept = services.keep.made("denoised images")  # type: ignore[attr-defined]
     assert [(inputs["sigma"], inputs["scale"]) for inputs in kept] == [(0.1, 2), (0.5, 1), (0.25, 2)]
 
 
-def test_the_denoised_set_is_shared_by_trials_and_keeps_labels_and_ids(world):
+def test_the_denoised_set_is_shared_by_trials_and_keeps_labels_and_ids(
+    world: tuple[Services, Images, dict[Any, Any]],
+) -> None:
     services, data, notes = world
     (job,) = defense().jobs(data, services)
     (again,) = defense().jobs(data, replace(services, seed=99, keep=Keeper()))
@@ -283,7 +292,7 @@ def test_the_denoised_set_is_shared_by_trials_and_keeps_labels_and_ids(world):
     assert notes["denoise"]["noise"] == pytest.approx(0.5, rel=0.01)
 
 
-def test_a_warm_start_trains_on_the_raw_set_first(world):
+def test_a_warm_start_trains_on_the_raw_set_first(world: tuple[Services, Images, dict[Any, Any]]) -> None:
     services, data, _ = world
     sets, _ = after(defense(warm_start=0.5), data, services)
     (job,) = defense().jobs(data, services)
@@ -298,7 +307,9 @@ def test_a_warm_start_trains_on_the_raw_set_first(world):
     assert all(torch.equal(seen.images, job.data.images) for seen in sets)
 
 
-def test_pretrained_features_are_learned_on_the_public_images_with_their_own_classes(world, make_run):
+def test_pretrained_features_are_learned_on_the_public_images_with_their_own_classes(
+    world: tuple[Services, Images, dict[Any, Any]], make_run: Callable[..., Run]
+) -> None:
     services, data, _ = world
     guard = defense(init="pretrained")
     features = []
@@ -312,15 +323,15 @@ def test_pretrained_features_are_learned_on_the_public_images_with_their_own_cla
         features.append(torch.cat([value.flatten() for value in model.body.state_dict().values()]))
         guard.epoch(run, 1)
     assert torch.equal(*features)
-    (kept,) = services.keep.things.values()
+    (kept,) = services.keep.things.values()  # type: ignore[attr-defined]
     assert kept["head.weight"].shape[0] == 5
-    assert [external for _, external in services.keep.asked] == [True, True]
+    assert [external for _, external in services.keep.asked] == [True, True]  # type: ignore[attr-defined]
     run.model.body = nn.Sequential(nn.Flatten())
     with pytest.raises(TrialFailed, match="replaced the layers"):
         guard.epoch(run, 0)
 
 
-def test_both_ways_with_test_images_are_judged(world):
+def test_both_ways_with_test_images_are_judged(world: tuple[Services, Images, dict[Any, Any]]) -> None:
     services, data, _ = world
     _, raw = after(defense(), data, services)
     _, denoised = after(defense(denoise_test=True), data, services)
@@ -331,9 +342,9 @@ def test_both_ways_with_test_images_are_judged(world):
     assert not torch.allclose(raw.scores(pixels), denoised.scores(pixels))
 
 
-def test_the_noise_of_a_test_image_depends_on_nothing_but_the_image(make_images):
+def test_the_noise_of_a_test_image_depends_on_nothing_but_the_image(make_images: Callable[..., Images]) -> None:
     class Look:
-        def scores(self, pixels):
+        def scores(self, pixels: Tensor) -> Tensor:
             return pixels.flatten(1)
 
     pixels = make_images(7).images.float() / 255
@@ -345,19 +356,21 @@ def test_the_noise_of_a_test_image_depends_on_nothing_but_the_image(make_images)
     assert not torch.allclose(DenoisedImages(Look(), denoiser_of(smooth), 1158, 4, 2).scores(pixels), whole, atol=0.1)
 
 
-def test_images_of_a_side_that_does_not_divide_are_refused(world, make_images):
+def test_images_of_a_side_that_does_not_divide_are_refused(
+    world: tuple[Services, Images, dict[Any, Any]], make_images: Callable[..., Images]
+) -> None:
     services, _, _ = world
     with pytest.raises(TrialFailed, match="images of 10 pixels; allowed: multiples of 4"):
         list(defense().jobs(make_images(6, 10), replace(services, public=lambda: make_images(6, 10))))
 
 
-def test_public_images_are_wanted_only_where_they_are_used():
+def test_public_images_are_wanted_only_where_they_are_used() -> None:
     assert defense().wants_public and defense(source="a/b", init="pretrained").wants_public
     assert not defense(source="a/b").wants_public
     assert defense().external() == {}
 
 
-def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
+def test_a_trial_runs_from_end_to_end_in_composition(tmp_path: Path) -> None:
     sets = [
         *SETS,
         "trials=1",
@@ -385,7 +398,9 @@ def test_a_trial_runs_from_end_to_end_in_composition(tmp_path):
         ("missing.pt", "file not found: 'missing.pt'"),
     ],
 )
-def test_a_source_that_is_not_there_is_named_before_any_work(source, words, monkeypatch):
+def test_a_source_that_is_not_there_is_named_before_any_work(
+    source: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     present = types.ModuleType("diffusers")
     present.__spec__ = ModuleSpec("diffusers", None)
     monkeypatch.setitem(sys.modules, "diffusers", present)
@@ -393,22 +408,22 @@ def test_a_source_that_is_not_there_is_named_before_any_work(source, words, monk
         defense(source=source).external()
 
 
-def test_without_the_package_the_fix_is_named(monkeypatch):
+def test_without_the_package_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(BadInput, match=r"pip install 'poisoning-bench\[diffusion\]'"):
         outside("google/ddpm-cifar10-32")
 
 
 @pytest.fixture(scope="module")
-def diffusers():
+def diffusers() -> Any:
     return pytest.importorskip("diffusers")
 
 
 @pytest.fixture
-def save_model(diffusers, tmp_path):
+def save_model(diffusers: Any, tmp_path: Path) -> Callable[..., tuple[Any, Any]]:
     """A tiny diffusion model on the disk, as a pipeline or all in one folder."""
 
-    def save(split=False, predicted="epsilon", steps=50, **changes):
+    def save(split: bool = False, predicted: str = "epsilon", steps: int = 50, **changes: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
         unet = diffusers.UNet2DModel(
             **{
@@ -426,7 +441,9 @@ def save_model(diffusers, tmp_path):
 
 
 @pytest.mark.parametrize("predicted", ["epsilon", "v_prediction", "sample"])
-def test_a_diffusers_model_gives_what_its_own_scheduler_says(save_model, tmp_path, predicted):
+def test_a_diffusers_model_gives_what_its_own_scheduler_says(
+    save_model: Callable[..., tuple[Any, Any]], tmp_path: Path, predicted: str
+) -> None:
     unet, scheduler = save_model(split=predicted == "sample", predicted=predicted)
     before = torch.random.get_rng_state()
     found = loaded(str(tmp_path), torch.device("cpu"))
@@ -442,7 +459,9 @@ def test_a_diffusers_model_gives_what_its_own_scheduler_says(save_model, tmp_pat
     assert (found.size, found.multiple) == (16, 2)
 
 
-def test_the_files_of_a_diffusers_model_are_part_of_the_identity(save_model, tmp_path, diffusers):
+def test_the_files_of_a_diffusers_model_are_part_of_the_identity(
+    save_model: Callable[..., tuple[Any, Any]], tmp_path: Path, diffusers: Any
+) -> None:
     save_model()
     before = outside(str(tmp_path))["denoiser"]
     assert before["diffusers"] == diffusers.__version__ and len(before["files"]) == 3
@@ -452,7 +471,7 @@ def test_the_files_of_a_diffusers_model_are_part_of_the_identity(save_model, tmp
     assert {name for name in after if after[name] != before["files"][name]} == {"scheduler_config.json"}
 
 
-def test_a_folder_without_safe_weights_is_refused(save_model, tmp_path):
+def test_a_folder_without_safe_weights_is_refused(save_model: Callable[..., tuple[Any, Any]], tmp_path: Path) -> None:
     save_model()
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.rename(tmp_path / "diffusion_pytorch_model.bin")
@@ -466,18 +485,22 @@ def test_a_folder_without_safe_weights_is_refused(save_model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"), [({"in_channels": 1, "out_channels": 1}, "3 channels"), ({"num_class_embeds": 4}, "uncond")]
 )
-def test_a_model_of_another_kind_is_refused(save_model, tmp_path, changes, words):
+def test_a_model_of_another_kind_is_refused(
+    save_model: Callable[..., tuple[Any, Any]], tmp_path: Path, changes: dict[str, int], words: str
+) -> None:
     save_model(**changes)
     with pytest.raises(BadInput, match=words):
         outside(str(tmp_path))
 
 
-def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_fix(save_model, tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_fix(
+    save_model: Callable[..., tuple[Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = pytest.importorskip("huggingface_hub")
     save_model()
     asked = []
 
-    def fetch(name, allow_patterns):
+    def fetch(name: str, allow_patterns: list[str]) -> str:
         asked.append((name, allow_patterns))
         if name == "who/cares":
             raise OSError("no network")
@@ -490,7 +513,12 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_fix(sav
     assert asked[0] == ("an/owner", ["*config.json", "*diffusion_pytorch_model.safetensors"])
 
 
-def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(save_model, tmp_path, make_images, world):
+def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(
+    save_model: Callable[..., tuple[Any, Any]],
+    tmp_path: Path,
+    make_images: Callable[..., Images],
+    world: tuple[Services, Images, dict[Any, Any]],
+) -> None:
     services, data, _ = world
     save_model()
     without = replace(services, public=None)
@@ -500,7 +528,7 @@ def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(sav
         list(defense(source=str(tmp_path), sigma=0.025, scale=1).jobs(make_images(6, 8), without))
 
 
-def test_the_published_network_has_the_published_size():
+def test_the_published_network_has_the_published_size() -> None:
     """52.5 million parameters, as the released unconditional CIFAR-10 model."""
     with torch.device("meta"):
         network = ImprovedUNet(Shape())
@@ -524,7 +552,7 @@ def test_the_published_network_has_the_published_size():
 SMALL = Shape(channels=32, widths=(1, 2), blocks=1, attention=(1,), heads=4)
 
 
-def as_in_diffusers(network):
+def as_in_diffusers(network: ImprovedUNet) -> dict[str, Tensor]:
     """The weights of an improved-diffusion network of shape SMALL under the names of diffusers' UNet2DModel."""
     mine = network.state_dict()
     places = {
@@ -566,7 +594,7 @@ def as_in_diffusers(network):
     return theirs
 
 
-def test_the_improved_network_computes_what_diffusers_does_with_its_weights(diffusers):
+def test_the_improved_network_computes_what_diffusers_does_with_its_weights(diffusers: Any) -> None:
     torch.manual_seed(3)
     network = ImprovedUNet(SMALL).eval()
     with torch.no_grad():
@@ -588,7 +616,7 @@ def test_the_improved_network_computes_what_diffusers_does_with_its_weights(diff
 
 
 @pytest.fixture
-def small_network(monkeypatch):
+def small_network(monkeypatch: pytest.MonkeyPatch) -> ImprovedUNet:
     """The published checkpoint's shape, made small in the module that reads it: a checkpoint says no shape of its own,
     and the published one is 200 MB."""
     monkeypatch.setattr(sources, "Shape", lambda: SMALL)
@@ -596,7 +624,7 @@ def small_network(monkeypatch):
     return ImprovedUNet(SMALL).eval()
 
 
-def test_a_checkpoint_of_the_right_names_is_loaded(small_network, tmp_path):
+def test_a_checkpoint_of_the_right_names_is_loaded(small_network: ImprovedUNet, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(small_network.state_dict(), path)
     before = torch.random.get_rng_state()
@@ -623,7 +651,9 @@ def test_a_checkpoint_of_the_right_names_is_loaded(small_network, tmp_path):
         (lambda state: state.update({"out.2.bias": 3}), "named tensors"),
     ],
 )
-def test_a_checkpoint_of_another_network_is_refused_in_one_line(small_network, tmp_path, change, words):
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(
+    small_network: ImprovedUNet, tmp_path: Path, change: Callable[..., Any], words: str
+) -> None:
     state = dict(small_network.state_dict())
     change(state)
     path = tmp_path / "other.pt"
@@ -634,11 +664,13 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(small_network, t
 
 
 class Hostile:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return print, ("executed",)
 
 
-def test_nothing_in_a_checkpoint_is_executed(small_network, tmp_path, capsys):
+def test_nothing_in_a_checkpoint_is_executed(
+    small_network: ImprovedUNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "hostile.pt"
     torch.save({"out.2.bias": Hostile()}, path)
     with pytest.raises(BadInput, match="not a checkpoint of tensors"):

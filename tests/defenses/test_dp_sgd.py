@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import logsumexp
-from torch import nn
+from torch import Tensor, nn
 
 from bench.authoring.contract import check
 from bench.defenses.dp_sgd import DpSgd, DpSgdSettings, epsilon, make_private
@@ -21,9 +23,10 @@ from bench.foundation.registry import find
 from bench.science import training
 from bench.science.classifier import Classifier
 from bench.science.composition import Composition
+from bench.science.dataset import Images
 from bench.science.defense import Services
 from bench.science.seeds import torch_stream
-from bench.science.training import Recipe, train
+from bench.science.training import Recipe, Run, train
 
 pytest.importorskip("opacus")
 from opacus.accountants import RDPAccountant  # noqa: E402
@@ -31,33 +34,35 @@ from opacus.accountants import RDPAccountant  # noqa: E402
 from tests.plugins import make_defense
 
 NAMES = ["convnet", "lenet", "resnet18", "vgg11", "mobilenet-v2", "alexnet"]
-PLAIN = {"drops": (), "augment": "none", "flip": False}
+PLAIN: dict[str, Any] = {"drops": (), "augment": "none", "flip": False}
 
 
 @pytest.fixture
-def make_step(make_run):
+def make_step(make_run: Callable[..., Run]) -> Callable[..., tuple[Run, Tensor]]:
     """One step on `rows`: (run, gradients that reach SGD as one vector, each parameter's shape and type)."""
 
-    def step(model, images, rows, batch=5, epoch=0, **settings):
+    def step(
+        model: Classifier, images: Images, rows: Tensor, batch: int = 5, epoch: int = 0, **settings: Any
+    ) -> tuple[Run, Tensor]:
         run = make_run(model, images, owner="dp-sgd", batch=batch, lr=0.1, **PLAIN)
         defense = DpSgd(DpSgdSettings(**settings), "dp-sgd")
         defense.setup(run)
         run.current_epoch = epoch
         defense.epoch(run, epoch)
-        run.sampler(torch.arange(len(images)), torch.Generator())
+        run.sampler(torch.arange(len(images)), torch.Generator())  # type: ignore[misc]
         run.model.train()
         kind = next(run.model.parameters()).dtype
         losses = F.cross_entropy(run.model(run.pixels(rows).to(kind)), run.data.labels[rows], reduction="none")
-        loss = defense.loss(losses, None, run)
+        loss = defense.loss(losses, None, run)  # type: ignore[arg-type]
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         run.optimizer.step()
-        return run, torch.cat([p.grad.flatten() for p in run.model.parameters() if p.requires_grad])
+        return run, torch.cat([p.grad.flatten() for p in run.model.parameters() if p.requires_grad])  # type: ignore[union-attr]
 
     return step
 
 
-def gradients(model, images, rows):
+def gradients(model: Classifier, images: Images, rows: Tensor) -> Tensor:
     """Each sample's own gradient [b, weights], one backward pass a sample."""
     model = copy.deepcopy(model).train()
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -69,7 +74,7 @@ def gradients(model, images, rows):
     return torch.stack(found)
 
 
-def own_noise(model, seed, epoch, deviation):
+def own_noise(model: Classifier, seed: int, epoch: int, deviation: float) -> Tensor:
     """What N(0, deviation^2) the defense's stream gives the weights in turn."""
     stream = torch_stream("cpu", seed, "plugin", "dp-sgd", 0, epoch, "noise")
     return torch.cat(
@@ -82,8 +87,10 @@ def own_noise(model, seed, epoch, deviation):
 
 
 def test_a_step_clips_each_sample_adds_noise_to_the_sum_and_divides_by_the_expected_batch(
-    make_small, make_images, make_step
-):
+    make_small: Callable[..., Classifier],
+    make_images: Callable[..., Images],
+    make_step: Callable[..., tuple[Run, Tensor]],
+) -> None:
     twin = group_norm_twin(make_small()).double()
     images, rows = make_images(12), torch.tensor([0, 3, 4, 7, 8, 9, 11])
     each = gradients(twin, images, rows)
@@ -100,8 +107,11 @@ def test_a_step_clips_each_sample_adds_noise_to_the_sum_and_divides_by_the_expec
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_gives_its_samples_own_gradients_and_takes_an_empty_batch(
-    name, make_model, make_images, make_step
-):
+    name: str,
+    make_model: Callable[..., Classifier],
+    make_images: Callable[..., Images],
+    make_step: Callable[..., tuple[Run, Tensor]],
+) -> None:
     size = 16 if name in ("lenet", "alexnet") else 8
     model, images, rows = make_model(name, size=size), make_images(4, size), torch.tensor([0, 2])
     for module in model.modules():
@@ -117,7 +127,11 @@ def test_every_network_gives_its_samples_own_gradients_and_takes_an_empty_batch(
     torch.testing.assert_close(found, own_noise(twin, 0, 0, 1.0) / 4)
 
 
-def test_one_sample_changes_the_sum_by_at_most_the_clip(make_small, make_images, make_step):
+def test_one_sample_changes_the_sum_by_at_most_the_clip(
+    make_small: Callable[..., Classifier],
+    make_images: Callable[..., Images],
+    make_step: Callable[..., tuple[Run, Tensor]],
+) -> None:
     model, images = group_norm_twin(make_small()), make_images(12)
     with torch.no_grad():
         model.head.weight.mul_(1e3)
@@ -132,21 +146,24 @@ def test_one_sample_changes_the_sum_by_at_most_the_clip(make_small, make_images,
     assert (with_it - without).norm() <= 0.3 * (1 + 1e-4)
 
 
-def test_gradients_of_half_precision_are_clipped_to_the_clip_and_not_a_little_above():
+def test_gradients_of_half_precision_are_clipped_to_the_clip_and_not_a_little_above() -> None:
     weights = [nn.Parameter(torch.zeros(50, 40)), nn.Parameter(torch.zeros(30))]
     optimizer = make_private(torch.optim.SGD(weights, lr=0.1), 0.0, 1.0, 1)
     chance = torch.Generator().manual_seed(0)
     for _ in range(20):
         for weight in weights:
-            weight.summed_grad = None
-            weight.grad_sample = torch.randn(1, *weight.shape, generator=chance).bfloat16()
+            weight.summed_grad = None  # type: ignore[attr-defined]
+            weight.grad_sample = torch.randn(1, *weight.shape, generator=chance).bfloat16()  # type: ignore[attr-defined]
         optimizer.step()
-        assert torch.cat([weight.grad.flatten() for weight in weights]).norm() <= 1 + 1e-5
+        assert torch.cat([weight.grad.flatten() for weight in weights]).norm() <= 1 + 1e-5  # type: ignore[union-attr]
 
 
 def test_the_noise_on_the_mean_has_the_deviation_sigma_c_over_b_as_noisy_sgd_with_n_sigma_over_b(
-    make_model, make_images, make_run, make_step
-):
+    make_model: Callable[..., Classifier],
+    make_images: Callable[..., Images],
+    make_run: Callable[..., Run],
+    make_step: Callable[..., tuple[Run, Tensor]],
+) -> None:
     images, none = make_images(40), torch.tensor([], dtype=torch.int64)
     _, noise = make_step(make_model("convnet"), images, none, batch=20, noise_multiplier=1.6, clip=0.5)
     assert noise.std().item() == pytest.approx(1.6 * 0.5 / 20, rel=0.01)
@@ -157,16 +174,18 @@ def test_the_noise_on_the_mean_has_the_deviation_sigma_c_over_b_as_noisy_sgd_wit
     other.epoch(run, 0)
     (0.0 * run.model(run.pixels(torch.arange(4))).sum()).backward()
     run.optimizer.step()
-    theirs = torch.cat([p.grad.flatten() for p in run.model.parameters()])
+    theirs = torch.cat([p.grad.flatten() for p in run.model.parameters()])  # type: ignore[union-attr]
     assert noise.std().item() == pytest.approx(theirs.std().item(), rel=0.01)
 
 
-def test_batches_are_drawn_sample_by_sample_with_the_rate_b_over_n(make_small, make_images, make_run):
+def test_batches_are_drawn_sample_by_sample_with_the_rate_b_over_n(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], make_run: Callable[..., Run]
+) -> None:
     run = make_run(make_small(), make_images(24), batch=50, **PLAIN)
     DpSgd(DpSgdSettings(), "dp-sgd").setup(run)
     rows = 3 * torch.arange(1020)
-    epochs = [run.sampler(rows, torch.Generator().manual_seed(k)) for k in range(30)]
-    again = run.sampler(rows, torch.Generator().manual_seed(3))
+    epochs = [run.sampler(rows, torch.Generator().manual_seed(k)) for k in range(30)]  # type: ignore[misc]
+    again = run.sampler(rows, torch.Generator().manual_seed(3))  # type: ignore[misc]
     assert {len(batches) for batches in epochs} == {20}
     assert all(torch.equal(a, b) for a, b in zip(epochs[3], again, strict=True))
     batches = [batch for batches in epochs for batch in batches]
@@ -177,12 +196,14 @@ def test_batches_are_drawn_sample_by_sample_with_the_rate_b_over_n(make_small, m
     assert counts.sum() == sizes.sum()  # no other row
     q = 50 / 1020
     assert counts.var().item() == pytest.approx(600 * q * (1 - q), rel=0.25)  # 0 where every epoch shows each once
-    assert len(run.sampler(torch.arange(9), torch.Generator())) == 1  # fewer samples than a batch: all, once
-    assert torch.equal(run.sampler(torch.arange(9), torch.Generator())[0], torch.arange(9))
-    assert run.optimizer.expected_batch_size == 9
+    assert len(run.sampler(torch.arange(9), torch.Generator())) == 1  # type: ignore[misc]  # fewer samples than a batch: all, once
+    assert torch.equal(run.sampler(torch.arange(9), torch.Generator())[0], torch.arange(9))  # type: ignore[misc]
+    assert run.optimizer.expected_batch_size == 9  # type: ignore[attr-defined]
 
 
-def test_without_noise_and_clipping_a_training_is_sgd_on_poisson_batches(make_small, make_images):
+def test_without_noise_and_clipping_a_training_is_sgd_on_poisson_batches(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     images, recipe = make_images(30), Recipe(epochs=3, batch=7, lr=0.05, schedule="one-cycle", **PLAIN)
     model = group_norm_twin(make_small())
     plain = copy.deepcopy(model)
@@ -202,14 +223,25 @@ def test_without_noise_and_clipping_a_training_is_sgd_on_poisson_batches(make_sm
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def trained(model, images, seed=1, beside=(), services=None, epochs=2, batch=8, **settings):
+def trained(
+    model: Classifier,
+    images: Images,
+    seed: int = 1,
+    beside: Any = (),
+    services: Services | None = None,
+    epochs: int = 2,
+    batch: int = 8,
+    **settings: Any,
+) -> Classifier:
     defense = DpSgd(DpSgdSettings(**settings), "dp-sgd")
     defense.beside = beside
     recipe = Recipe(epochs=epochs, batch=batch, lr=0.05, schedule="one-cycle", augment="bilinear", shift=1)
     return train(model, images, recipe, seed=seed, hooks=defense, services=services).model
 
 
-def test_a_training_follows_its_seed_and_draws_nothing_else(make_small, make_images, weights_of):
+def test_a_training_follows_its_seed_and_draws_nothing_else(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], weights_of: Callable[[nn.Module], Tensor]
+) -> None:
     before = torch.random.get_rng_state()
     one, same, other = (weights_of(trained(make_small(), make_images(), seed)) for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
@@ -217,7 +249,9 @@ def test_a_training_follows_its_seed_and_draws_nothing_else(make_small, make_ima
     assert not torch.equal(one, other)
 
 
-def test_what_comes_out_is_a_classifier_without_a_trace_of_opacus(make_model, make_images):
+def test_what_comes_out_is_a_classifier_without_a_trace_of_opacus(
+    make_model: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     model = trained(make_model("convnet"), make_images())
     assert type(model) is Classifier
     assert not model.training
@@ -233,7 +267,9 @@ def test_what_comes_out_is_a_classifier_without_a_trace_of_opacus(make_model, ma
     assert all(parameter.grad is not None and not vars(parameter) for parameter in model.parameters())
 
 
-def test_frozen_features_keep_their_batchnorm_and_only_the_head_is_trained(make_model, make_images):
+def test_frozen_features_keep_their_batchnorm_and_only_the_head_is_trained(
+    make_model: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     start = make_model("convnet").freeze_features()
     before = copy.deepcopy(start)
     model = trained(start, make_images(), norm="keep")
@@ -244,7 +280,12 @@ def test_frozen_features_keep_their_batchnorm_and_only_the_head_is_trained(make_
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_twin_has_the_same_weights_and_shapes_and_no_batchnorm(name, make_model, snapshot, assert_untouched):
+def test_the_twin_has_the_same_weights_and_shapes_and_no_batchnorm(
+    name: str,
+    make_model: Callable[..., Classifier],
+    snapshot: Callable[[nn.Module], dict[str, Any]],
+    assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
+) -> None:
     size = 16 if name in ("lenet", "alexnet") else 8
     model = make_model(name, size=size)
     before = snapshot(model)
@@ -263,19 +304,21 @@ def test_the_twin_has_the_same_weights_and_shapes_and_no_batchnorm(name, make_mo
         torch.testing.assert_close(twin(pixels)[:1], twin(pixels[:1]), rtol=1e-3, atol=1e-4)
 
 
-def test_a_relu_in_place_is_none_in_the_twin(wrap):
+def test_a_relu_in_place_is_none_in_the_twin(wrap: Callable[..., Classifier]) -> None:
     body = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     model = wrap(body, 6)
     twin = group_norm_twin(model)
-    assert model.body[2].inplace
-    assert not twin.body[2].inplace
-    assert isinstance(twin.body[1], nn.GroupNorm)
-    assert twin.body[1].num_groups == 2
+    assert model.body[2].inplace  # type: ignore[index]
+    assert not twin.body[2].inplace  # type: ignore[index]
+    assert isinstance(twin.body[1], nn.GroupNorm)  # type: ignore[index]
+    assert twin.body[1].num_groups == 2  # type: ignore[index]
 
 
-def test_a_network_that_mixes_samples_is_refused_with_the_fix(make_small, make_images, make_model):
+def test_a_network_that_mixes_samples_is_refused_with_the_fix(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], make_model: Callable[..., Classifier]
+) -> None:
     with pytest.raises(TrialFailed, match="1 BatchNorm layers.*--set defense.norm=group"):
         trained(make_small(), make_images(), norm="keep")
     trained(make_model("lenet", size=16), make_images(8, 16), norm="keep")
@@ -285,7 +328,7 @@ def test_a_network_that_mixes_samples_is_refused_with_the_fix(make_small, make_i
         trained(pretrained, make_images())
 
 
-def test_without_opacus_the_fix_is_named_before_any_work(monkeypatch):
+def test_without_opacus_the_fix_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     defense = DpSgd(DpSgdSettings(), "dp-sgd")
     assert defense.external()["opacus"][0].isdigit()
     monkeypatch.setitem(sys.modules, "opacus.grad_sample.grad_sample_module", None)
@@ -293,10 +336,10 @@ def test_without_opacus_the_fix_is_named_before_any_work(monkeypatch):
         defense.external()
 
 
-def integer_order_epsilon(q, sigma, steps, delta):
+def integer_order_epsilon(q: float, sigma: float, steps: int, delta: float) -> float:
     """RDP of the subsampled Gaussian at whole orders (Mironov et al. 2019), to epsilon as Balle et al. (2020) do."""
 
-    def rdp(a):
+    def rdp(a: int) -> float:
         terms = [
             math.log(math.comb(a, k)) + (a - k) * math.log1p(-q) + k * math.log(q) + k * (k - 1) / (2 * sigma**2)
             for k in range(a + 1)
@@ -307,32 +350,34 @@ def integer_order_epsilon(q, sigma, steps, delta):
 
 
 @pytest.mark.parametrize(("sigma", "known"), [(0.5, 15.6), (1.0, 1.86), (2.0, 0.68)])
-def test_epsilon_agrees_with_the_formula_at_whole_orders(sigma, known):
+def test_epsilon_agrees_with_the_formula_at_whole_orders(sigma: float, known: float) -> None:
     accountant, q, steps = RDPAccountant(), 128 / 50000, 40 * 391
     accountant.history = [(sigma, q, steps)]
     found = epsilon(accountant, 1e-5)
     independent = integer_order_epsilon(q, sigma, steps, 1e-5)
     assert independent == pytest.approx(known, rel=0.01)
     assert found == pytest.approx(independent, rel=0.03)
-    assert found <= independent * (1 + 1e-9)  # more orders can only be tighter
+    assert found <= independent * (1 + 1e-9)  # type: ignore[operator]  # more orders can only be tighter
 
 
-def test_epsilon_without_privacy_is_none_and_with_little_noise_huge():
+def test_epsilon_without_privacy_is_none_and_with_little_noise_huge() -> None:
     accountant = RDPAccountant()
     accountant.history = [(0.0, 0.01, 10)]
     assert epsilon(accountant, 1e-5) is None
     accountant.history = [(0.05, 128 / 50000, 40 * 391)]
-    assert 1e6 < epsilon(accountant, 1e-5) < 1e7
+    assert 1e6 < epsilon(accountant, 1e-5) < 1e7  # type: ignore[operator]
 
 
 @pytest.fixture
-def noting():
+def noting() -> tuple[dict[Any, Any], Services]:
     """Services whose notes are kept."""
-    notes = {}
-    return notes, Services(Recipe(), 3, None, lambda *_: None, note=notes.__setitem__)
+    notes: dict[Any, Any] = {}
+    return notes, Services(Recipe(), 3, None, lambda *_: None, note=notes.__setitem__)  # type: ignore[arg-type]
 
 
-def test_the_record_has_what_was_spent(make_small, make_images, noting):
+def test_the_record_has_what_was_spent(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], noting: tuple[dict[Any, Any], Services]
+) -> None:
     notes, services = noting
     trained(make_small(), make_images(30), services=services, epochs=3, batch=8, noise_multiplier=2.0, delta=1e-4)
     privacy = notes["privacy"]
@@ -342,7 +387,9 @@ def test_the_record_has_what_was_spent(make_small, make_images, noting):
     assert privacy["epsilon"] == pytest.approx(integer_order_epsilon(8 / 30, 2.0, 12, 1e-4), rel=0.03)
 
 
-def test_beside_another_defense_no_epsilon_is_claimed(make_small, make_images, noting):
+def test_beside_another_defense_no_epsilon_is_claimed(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], noting: tuple[dict[Any, Any], Services]
+) -> None:
     notes, services = noting
     parts = [
         make_defense("dp-sgd"),
@@ -357,7 +404,12 @@ def test_beside_another_defense_no_epsilon_is_claimed(make_small, make_images, n
             Composition.check([DpSgd, find("defense", other).make], ["dp-sgd", other])
 
 
-def test_it_trains_in_mixed_precision(make_model, make_images, monkeypatch, weights_of):
+def test_it_trains_in_mixed_precision(
+    make_model: Callable[..., Classifier],
+    make_images: Callable[..., Images],
+    monkeypatch: pytest.MonkeyPatch,
+    weights_of: Callable[[nn.Module], Tensor],
+) -> None:
     """As on a GPU: bfloat16 arithmetic, weights and pixels channels last."""
     plain = weights_of(trained(make_model("convnet"), make_images(), noise_multiplier=0.0))
     # The module itself: which precision it is follows from the device, and there is no GPU here.
@@ -369,6 +421,6 @@ def test_it_trains_in_mixed_precision(make_model, make_images, monkeypatch, weig
 
 
 @pytest.mark.parametrize("name", ["dp-sgd", "dp-sgd-0.05"])
-def test_the_contract_is_kept(name):
+def test_the_contract_is_kept(name: str) -> None:
     broken = [result for result in check(name) if not result.passed]
     assert not broken

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from bench.defenses.epic import (
     Epic,
@@ -18,10 +22,12 @@ from bench.defenses.epic import (
     similarity,
 )
 from bench.foundation.errors import TrialFailed
-from bench.science.training import Recipe, train
+from bench.science.classifier import Classifier
+from bench.science.dataset import Images
+from bench.science.training import Batch, Recipe, Run, Trained, train
 
 
-def naive(similar, count):
+def naive(similar: np.ndarray, count: int) -> tuple[list[int], float]:
     """The greedy choice by its definition, every gain taken anew at every step."""
     covered, chosen = np.zeros(len(similar)), []
     for _ in range(count):
@@ -36,7 +42,7 @@ def naive(similar, count):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_lazy_greedy_is_naive_greedy(seed):
+def test_lazy_greedy_is_naive_greedy(seed: int) -> None:
     gradients = torch.tensor(np.random.default_rng(seed).dirichlet(np.ones(4), size=200))
     similar = similarity(gradients).numpy()
     lazy = facility_location(similar, 20)
@@ -46,7 +52,7 @@ def test_lazy_greedy_is_naive_greedy(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ties_go_to_the_lower_index_in_lazy_greedy_too(seed):
+def test_ties_go_to_the_lower_index_in_lazy_greedy_too(seed: int) -> None:
     """Similarities in quarters, so that sums are exact, and every sample four times: most gains are tied."""
     chance = np.random.default_rng(seed)
     half = chance.integers(0, 5, size=(50, 50))
@@ -57,7 +63,7 @@ def test_ties_go_to_the_lower_index_in_lazy_greedy_too(seed):
     assert facility_location(similar, 40).tolist() == expected
 
 
-def test_samples_that_are_alone_are_those_of_the_naive_choice_in_every_class():
+def test_samples_that_are_alone_are_those_of_the_naive_choice_in_every_class() -> None:
     chance = np.random.default_rng(0)
     gradients, labels = chance.dirichlet(np.ones(3) / 2, size=150), chance.integers(3, size=150)
     counts = [14, 0, 25]
@@ -74,7 +80,7 @@ def test_samples_that_are_alone_are_those_of_the_naive_choice_in_every_class():
     assert found.tolist() == expected.tolist() and 0 < expected.sum() < 39
 
 
-def test_similarity_is_the_exponential_of_the_distance():
+def test_similarity_is_the_exponential_of_the_distance() -> None:
     gradients = torch.rand(9, 3, dtype=torch.float64)
     for i in range(9):
         for j in range(9):
@@ -82,7 +88,7 @@ def test_similarity_is_the_exponential_of_the_distance():
             assert similarity(gradients)[i, j].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_clusters_hold_every_sample_once():
+def test_clusters_hold_every_sample_once() -> None:
     similar = similarity(torch.rand(50, 3, generator=torch.Generator().manual_seed(0))).numpy()
     medoids = facility_location(similar, 12)
     sizes = cluster_sizes(similar, medoids)
@@ -91,7 +97,7 @@ def test_clusters_hold_every_sample_once():
     assert all(sizes[i] == (member == member[i]).sum() for i in range(50))
 
 
-def test_an_outlier_stands_alone():
+def test_an_outlier_stands_alone() -> None:
     gradients = torch.cat([0.01 * torch.rand(20, 3), torch.tensor([[5.0, 5.0, 5.0]])])
     similar = similarity(gradients).numpy()
     sizes = cluster_sizes(similar, facility_location(similar, 2))
@@ -99,14 +105,16 @@ def test_an_outlier_stands_alone():
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.33])
-def test_medoids_are_shared_out_by_class_size(fraction):
+def test_medoids_are_shared_out_by_class_size(fraction: float) -> None:
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor([50, 30, 21]))
     counts = medoids_per_class(labels, fraction, 3, torch.Generator().manual_seed(0))
     assert sum(counts) == int(fraction * 101)
     assert all(abs(count - size * fraction) <= 1.5 for count, size in zip(counts, (50, 30, 21), strict=True))
 
 
-def test_gradients_are_those_of_the_loss_in_the_logits(make_model, make_images):
+def test_gradients_are_those_of_the_loss_in_the_logits(
+    make_model: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     model, data = make_model(), make_images(6)
     logits = model(data.images.float() / 255).detach().requires_grad_(True)
     expected = torch.autograd.grad(F.cross_entropy(logits, data.labels, reduction="sum"), logits)[0]
@@ -116,28 +124,34 @@ def test_gradients_are_those_of_the_loss_in_the_logits(make_model, make_images):
 RECIPE = Recipe(epochs=6, batch=16, lr=0.05, drops=(), augment="none", flip=False)
 
 
-def run_with(make_small, data, **settings):
+def run_with(make_small: Callable[..., Classifier], data: Images, **settings: Any) -> Trained:
     defense = Epic(EpicSettings(**{"fraction": 0.3, "start": 2, **settings}), "epic")
     return train(make_small(), data, RECIPE, seed=0, hooks=defense)
 
 
-def test_drops_are_permanent_and_begin_when_they_should(make_small, make_images):
+def test_drops_are_permanent_and_begin_when_they_should(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     samples = [epoch["samples"] for epoch in run_with(make_small, make_images(90), every=2).history]
     assert samples[:2] == [90, 90]
     assert samples == sorted(samples, reverse=True) and samples[-1] < 90
     assert samples[2] == samples[3] and samples[4] == samples[5]  # every second epoch
 
 
-def test_what_was_dropped_is_suspected(make_small, make_images):
+def test_what_was_dropped_is_suspected(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     result = run_with(make_small, make_images(90))
     assert 90 - len(result.suspected.unique()) == result.history[-1]["samples"] < 90
 
 
-def test_who_was_dropped_never_comes_back(make_small, make_images):
-    trained_on = {}
+def test_who_was_dropped_never_comes_back(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
+    trained_on: dict[Any, Any] = {}
 
     class Watched(Epic):
-        def batch(self, batch, run, stage):
+        def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
             trained_on.setdefault(run.current_epoch, set()).update(batch.ids.tolist())
             return batch
 
@@ -148,31 +162,45 @@ def test_who_was_dropped_never_comes_back(make_small, make_images):
     assert len(trained_on[5]) < len(trained_on[1]) < 90
 
 
-def test_outputs_that_are_not_finite_fail_the_trial(make_model, make_images, make_run):
+def test_outputs_that_are_not_finite_fail_the_trial(
+    make_model: Callable[..., Classifier], make_images: Callable[..., Images], make_run: Callable[..., Run]
+) -> None:
     run = make_run(make_model(), make_images(9))
     run.model.head.weight.data.fill_(float("inf"))
     with pytest.raises(TrialFailed, match="'epic'.*not finite"):
         Epic(EpicSettings(start=0), "epic").epoch(run, 0)
 
 
-def test_nothing_is_dropped_from_stop_on(make_small, make_images):
+def test_nothing_is_dropped_from_stop_on(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     samples = [epoch["samples"] for epoch in run_with(make_small, make_images(90), stop=3).history]
     assert samples[2] < 90 and len(set(samples[2:])) == 1
 
 
-def test_a_larger_fraction_drops_more(make_small, make_images):
+def test_a_larger_fraction_drops_more(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     left = [run_with(make_small, make_images(90), fraction=f).history[-1]["samples"] for f in (0.1, 0.6)]
     assert left[1] < left[0]
 
 
-def test_the_model_is_left_alone_by_the_selection(make_model, make_images, make_run, snapshot, assert_untouched):
+def test_the_model_is_left_alone_by_the_selection(
+    make_model: Callable[..., Classifier],
+    make_images: Callable[..., Images],
+    make_run: Callable[..., Run],
+    snapshot: Callable[[nn.Module], dict[str, Any]],
+    assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
+) -> None:
     run = make_run(make_model().train(), make_images(30))
     before = snapshot(run.model)
     Epic(EpicSettings(start=0), "epic").epoch(run, 0)
     assert_untouched(run.model, before)
 
 
-def test_a_class_that_is_dropped_whole_fails_the_trial(make_model, make_images, make_run):
+def test_a_class_that_is_dropped_whole_fails_the_trial(
+    make_model: Callable[..., Classifier], make_images: Callable[..., Images], make_run: Callable[..., Run]
+) -> None:
     run = make_run(make_model(), make_images(9))
     with pytest.raises(TrialFailed, match="left no training sample of class"):
         Epic(EpicSettings(start=0, fraction=0.99), "epic").epoch(run, 0)

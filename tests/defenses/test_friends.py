@@ -4,43 +4,49 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from bench.defenses.friends import Friends, FriendsSettings, friendly_noise
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.settings import build
+from bench.science.classifier import Classifier
+from bench.science.dataset import Images
+from bench.science.defense import Services
 from bench.science.seeds import torch_stream
-from bench.science.training import Batch, Recipe, train
+from bench.science.training import Batch, Recipe, Run, train
 from tests.plugins import make_defense
 
-GENTLE = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
+GENTLE: dict[str, Any] = {"released": {"objective": "released", "lr": 3.0}, "paper": {"objective": "paper", "lr": 1.0}}
 """Learning rates that move the noise of a `sensitive` network but leave most of it inside zeta."""
 
 
-def settings_of(**changes):
+def settings_of(**changes: Any) -> FriendsSettings:
     return FriendsSettings(**{"steps": 5, "noise": "bernoulli", **changes})
 
 
-def noise_of(model, data, stream=0, **changes):
+def noise_of(model: Classifier, data: Images, stream: int = 0, **changes: Any) -> Tensor:
     return friendly_noise(model, data, settings_of(**changes), torch_stream("cpu", stream))
 
 
 class Spy(Friends):
     """Friends that keeps what went in and out of every pixel stage, and the friendly noise of every epoch."""
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any) -> None:
         super().__init__(settings_of(**settings), "friends")
-        self.steps, self.friendly = [], {}
+        self.steps: list[Any] = []
+        self.friendly: dict[Any, Any] = {}
 
-    def epoch(self, run, epoch):
+    def epoch(self, run: Run, epoch: int) -> None:
         super().epoch(run, epoch)
         self.friendly[epoch] = run.side["friendly"].clone() if "friendly" in run.side else None
 
-    def batch(self, batch, run, stage):
+    def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
         before = batch.pixels.clone()
         batch = super().batch(batch, run, stage)
         if stage == "pixel":
@@ -51,10 +57,12 @@ class Spy(Friends):
 
 
 @pytest.fixture
-def trained(make_small, make_images, services):
+def trained(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], services: Services
+) -> Callable[..., Spy]:
     """A spy after a training of four epochs on 20 grey-ish images that no noise can push out of range."""
 
-    def go(spy, data=None, seed=0):
+    def go(spy: Spy, data: Images | None = None, seed: int = 0) -> Spy:
         data = data or make_images(20, low=70, high=180)
         services_of = getattr(spy, "services", services)
         list(spy.jobs(data, services_of))
@@ -66,30 +74,34 @@ def trained(make_small, make_images, services):
 
 
 @pytest.fixture
-def make_sensitive(wrap, scramble):
+def make_sensitive(
+    wrap: Callable[..., Classifier], scramble: Callable[[nn.Module, int], nn.Module]
+) -> Callable[..., Classifier]:
     """Networks whose outputs answer to small noise, in eval mode."""
 
-    def make(seed=0, dropout=0.0):
+    def make(seed: int = 0, dropout: float = 0.0) -> Classifier:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             body = nn.Sequential(
                 nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Dropout(dropout)
             )
             model = scramble(wrap(body, 128), seed).eval()
-        model.head.weight.data *= 8
-        return model
+        model.head.weight.data *= 8  # type: ignore[operator, union-attr]
+        return model  # type: ignore[return-value]
 
     return make
 
 
 @pytest.fixture
-def model(make_sensitive):
+def model(make_sensitive: Callable[..., Classifier]) -> Classifier:
     return make_sensitive()
 
 
 @pytest.mark.parametrize("objective", GENTLE)
 @pytest.mark.parametrize("batch", [1, 4, 7, 16])
-def test_the_noise_does_not_depend_on_the_batch(model, make_images, batch, objective):
+def test_the_noise_does_not_depend_on_the_batch(
+    model: Classifier, make_images: Callable[..., Images], batch: int, objective: str
+) -> None:
     whole = noise_of(model, make_images(18), batch=18, **GENTLE[objective]).int()
     parts = noise_of(model, make_images(18), batch=batch, **GENTLE[objective]).int()
     assert (whole.abs() < 16).float().mean() > 0.9
@@ -97,7 +109,9 @@ def test_the_noise_does_not_depend_on_the_batch(model, make_images, batch, objec
     assert (whole != parts).float().mean() < 0.01
 
 
-def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(model, make_images, slopes):
+def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(
+    model: Classifier, make_images: Callable[..., Images], slopes: list[Any]
+) -> None:
     """The released form, a mean over the batch, has to scale its learning rate; ours does not depend on the batch."""
     data = make_images(1024, low=70, high=180)
     whole = noise_of(model, data, batch=1024, lr=10.0).int()
@@ -110,13 +124,13 @@ def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(model, mak
         torch.testing.assert_close(torch.cat(few[step::5]), position, rtol=0, atol=5e-5)
     assert (many[0] - many[-1]).abs().mean() > 0.004
 
-    def released(start, pixels, rate):
+    def released(start: Tensor, pixels: Tensor, rate: float) -> Tensor:
         noise = start.clone().requires_grad_(True)
         sgd = torch.optim.SGD([noise], lr=rate, momentum=0.9, nesterov=True)
         for _ in range(5):
             inside = noise.clamp(-16 / 255, 16 / 255)
             outputs = [F.log_softmax(model(x), 1) for x in ((pixels + inside).clamp(0, 1), pixels)]
-            loss = F.kl_div(*outputs, reduction="batchmean", log_target=True) - inside.square().mean()
+            loss = F.kl_div(*outputs, reduction="batchmean", log_target=True) - inside.square().mean()  # type: ignore[arg-type, misc]
             noise.grad = torch.autograd.grad(loss, noise)[0]
             sgd.step()
         return (noise.detach().clamp(-16 / 255, 16 / 255) * 255).round().int()
@@ -128,14 +142,16 @@ def test_1024_images_at_eight_times_the_rate_are_eight_batches_of_128(model, mak
         assert (noise - whole).abs().max() <= 1 and (noise != whole).float().mean() < 0.01
 
 
-def test_the_noise_of_an_image_does_not_depend_on_later_images(model, make_images):
+def test_the_noise_of_an_image_does_not_depend_on_later_images(
+    model: Classifier, make_images: Callable[..., Images]
+) -> None:
     data = make_images(10)
     alone = noise_of(model, data.subset(torch.arange(4)), **GENTLE["released"]).int()
     assert (noise_of(model, data, **GENTLE["released"])[:4].int() - alone).abs().max() <= 1
 
 
 @pytest.mark.parametrize("zeta", [1, 4, 16, 32, 127])
-def test_the_noise_stays_within_zeta(model, make_images, zeta):
+def test_the_noise_stays_within_zeta(model: Classifier, make_images: Callable[..., Images], zeta: int) -> None:
     noise = noise_of(model, make_images(6), zeta=zeta, lr=1e5, lambda_=100.0)
     assert noise.dtype == torch.int8
     assert noise.shape == (6, 3, 8, 8)
@@ -143,7 +159,13 @@ def test_the_noise_stays_within_zeta(model, make_images, zeta):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_network_and_the_data_are_left_as_they_were(model, make_images, snapshot, assert_untouched, training):
+def test_the_network_and_the_data_are_left_as_they_were(
+    model: Classifier,
+    make_images: Callable[..., Images],
+    snapshot: Callable[[nn.Module], dict[str, Any]],
+    assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
+    training: bool,
+) -> None:
     model.train(training)
     model.head.bias.requires_grad_(False)
     before, data = snapshot(model), make_images(6)
@@ -153,13 +175,15 @@ def test_the_network_and_the_data_are_left_as_they_were(model, make_images, snap
     assert torch.equal(data.images, images)
 
 
-def test_the_noise_is_made_in_eval_mode(make_sensitive, make_images):
+def test_the_noise_is_made_in_eval_mode(
+    make_sensitive: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
     model, data = make_sensitive(dropout=0.5), make_images(6)
     training, evaluating = (noise_of(model.train(mode), data, **GENTLE["released"]) for mode in (True, False))
     assert torch.equal(training, evaluating)
 
 
-def test_the_noise_depends_on_its_stream_alone(model, make_images):
+def test_the_noise_depends_on_its_stream_alone(model: Classifier, make_images: Callable[..., Images]) -> None:
     torch.manual_seed(0)
     first = noise_of(model, make_images(6))
     torch.manual_seed(1)
@@ -168,11 +192,11 @@ def test_the_noise_depends_on_its_stream_alone(model, make_images):
 
 
 @pytest.fixture
-def slopes(monkeypatch):
+def slopes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every (loss, noise, gradient) that is taken while the fixture is in use."""
     taken, plain = [], torch.autograd.grad
 
-    def spy(loss, leaf, *rest, **more):
+    def spy(loss: Tensor, leaf: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, ...]:
         result = plain(loss, leaf, *rest, **more)
         taken.append((loss.item(), leaf.detach().clone(), result[0].clone()))
         return result
@@ -181,7 +205,7 @@ def slopes(monkeypatch):
     return taken
 
 
-def friendly_loss(model, pixels, noise, zeta, weight, objective):
+def friendly_loss(model: Classifier, pixels: Tensor, noise: Tensor, zeta: int, weight: float, objective: str) -> Tensor:
     """The objective, from probabilities: a sum over images divided by the reference batch of 128."""
     inside = noise.clamp(-zeta / 255, zeta / 255)
     clean, moved = (F.softmax(model(x), 1) for x in (pixels, (pixels + inside).clamp(0, 1)))
@@ -196,7 +220,9 @@ def friendly_loss(model, pixels, noise, zeta, weight, objective):
 
 @pytest.mark.parametrize("objective", GENTLE)
 @pytest.mark.parametrize("weight", [1.0, 10.0])
-def test_loss_and_gradient_are_those_of_the_formulas(model, make_images, slopes, objective, weight):
+def test_loss_and_gradient_are_those_of_the_formulas(
+    model: Classifier, make_images: Callable[..., Images], slopes: list[Any], objective: str, weight: float
+) -> None:
     data = make_images(5)
     noise_of(model, data, lambda_=weight, zeta=12, **GENTLE[objective])
     reference, pixels = model.double(), data.images.double() / 255
@@ -209,7 +235,7 @@ def test_loss_and_gradient_are_those_of_the_formulas(model, make_images, slopes,
         assert ((slope - exact).norm() / exact.norm()).item() < 1e-3
 
 
-def test_the_two_objectives_differ(model, make_images, slopes):
+def test_the_two_objectives_differ(model: Classifier, make_images: Callable[..., Images], slopes: list[Any]) -> None:
     for objective in ("released", "paper"):
         noise_of(model, make_images(5), objective=objective, steps=1)
     (_, start, released), (_, same, paper) = slopes
@@ -217,7 +243,9 @@ def test_the_two_objectives_differ(model, make_images, slopes):
     assert ((released - paper).norm() / released.norm()).item() > 0.01
 
 
-def test_the_noise_starts_uniform_between_8_levels(model, make_images, slopes):
+def test_the_noise_starts_uniform_between_8_levels(
+    model: Classifier, make_images: Callable[..., Images], slopes: list[Any]
+) -> None:
     noise_of(model, make_images(40))
     start = slopes[0][1] * 255
     assert start.abs().max() <= 8
@@ -225,12 +253,16 @@ def test_the_noise_starts_uniform_between_8_levels(model, make_images, slopes):
     assert (counts - 1 / 8).abs().max() < 0.015
 
 
-def test_the_noise_starts_within_a_small_zeta(model, make_images, slopes):
+def test_the_noise_starts_within_a_small_zeta(
+    model: Classifier, make_images: Callable[..., Images], slopes: list[Any]
+) -> None:
     noise_of(model, make_images(40), zeta=3)
     assert 2.9 < (slopes[0][1] * 255).abs().max() <= 3
 
 
-def test_the_steps_are_those_of_nesterov_sgd_and_the_end_is_clamped(model, make_images, slopes):
+def test_the_steps_are_those_of_nesterov_sgd_and_the_end_is_clamped(
+    model: Classifier, make_images: Callable[..., Images], slopes: list[Any]
+) -> None:
     found = noise_of(model, make_images(5), lr=20.0, zeta=12)
     noise = slopes[0][1].double().requires_grad_(True)
     sgd = torch.optim.SGD([noise], lr=20.0, momentum=0.9, nesterov=True)
@@ -243,7 +275,9 @@ def test_the_steps_are_those_of_nesterov_sgd_and_the_end_is_clamped(model, make_
     assert (found.double() - expected).abs().max() <= 0.5 + 1e-3
 
 
-def test_friendly_noise_is_large_but_changes_outputs_little(model, make_images):
+def test_friendly_noise_is_large_but_changes_outputs_little(
+    model: Classifier, make_images: Callable[..., Images]
+) -> None:
     data = make_images(12, low=70, high=180)
     noise = noise_of(model, data, objective="paper", lr=3.0, steps=20).float()
     order = torch.randperm(noise[0].numel(), generator=torch_stream("cpu", 0))
@@ -252,13 +286,13 @@ def test_friendly_noise_is_large_but_changes_outputs_little(model, make_images):
     assert divergence(model, data, noise) < 0.1 * divergence(model, data, shuffled)
 
 
-def test_released_steps_bring_the_outputs_back(model, make_images):
+def test_released_steps_bring_the_outputs_back(model: Classifier, make_images: Callable[..., Images]) -> None:
     data = make_images(12, low=70, high=180)
     start, end = (noise_of(model, data, lr=lr, steps=20).float() for lr in (1e-9, 3.0))
     assert divergence(model, data, end) < 0.2 * divergence(model, data, start)
 
 
-def divergence(model, data, levels):
+def divergence(model: Classifier, data: Images, levels: Tensor) -> float:
     """KL(f(x) || f(x + levels / 255)), mean over images."""
     pixels = data.images.double() / 255
     with torch.no_grad():
@@ -267,16 +301,16 @@ def divergence(model, data, levels):
 
 
 @pytest.mark.parametrize("start", [0, 2, 3])
-def test_friendly_noise_starts_at_its_epoch_and_then_stays(trained, start):
+def test_friendly_noise_starts_at_its_epoch_and_then_stays(trained: Callable[..., Spy], start: int) -> None:
     spy = trained(Spy(start=start))
     assert [epoch for epoch in range(4) if spy.friendly[epoch] is not None] == list(range(start, 4))
     for epoch in range(start, 4):
         assert torch.equal(spy.friendly[epoch], spy.friendly[start])
 
 
-def test_friendly_noise_belongs_to_its_row_and_random_noise_is_redrawn(trained):
+def test_friendly_noise_belongs_to_its_row_and_random_noise_is_redrawn(trained: Callable[..., Spy]) -> None:
     spy = trained(Spy(start=1, mu=10))
-    draws = set()
+    draws: set[Any] = set()
     for epoch, rows, before, after in spy.steps:
         fixed = spy.friendly[epoch][rows].float() / 255 if epoch >= 1 else 0
         random = after - before - fixed
@@ -287,9 +321,9 @@ def test_friendly_noise_belongs_to_its_row_and_random_noise_is_redrawn(trained):
     assert len(draws) == 4 * 20
 
 
-def test_friendly_noise_stays_with_its_rows_when_samples_are_left_out(trained):
+def test_friendly_noise_stays_with_its_rows_when_samples_are_left_out(trained: Callable[..., Spy]) -> None:
     class Leaving(Spy):
-        def epoch(self, run, epoch):
+        def epoch(self, run: Run, epoch: int) -> None:
             super().epoch(run, epoch)
             run.active[::3] = epoch < 2
 
@@ -302,10 +336,12 @@ def test_friendly_noise_stays_with_its_rows_when_samples_are_left_out(trained):
 
 
 @pytest.fixture
-def crafted(make_small, make_images, make_run):
+def crafted(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], make_run: Callable[..., Run]
+) -> Callable[..., Tensor]:
     """A run whose friendly noise is given, and a batch of its first rows."""
 
-    def make(level, pixel, **settings):
+    def make(level: int, pixel: int, **settings: Any) -> Tensor:
         data = make_images(6)
         data = data.with_images(torch.full_like(data.images, pixel))
         run = make_run(make_small(), data, owner="friends")
@@ -319,18 +355,24 @@ def crafted(make_small, make_images, make_run):
 
 
 @pytest.mark.parametrize(("level", "pixel", "result"), [(16, 100, 116), (-16, 100, 84), (16, 250, 255), (-16, 10, 0)])
-def test_an_image_with_friendly_noise_is_clipped(crafted, level, pixel, result):
+def test_an_image_with_friendly_noise_is_clipped(
+    crafted: Callable[..., Tensor], level: int, pixel: int, result: int
+) -> None:
     pixels = crafted(level, pixel, noise="none")
     torch.testing.assert_close(pixels * 255, torch.full_like(pixels, result), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("level", "pixel", "middle"), [(16, 250, 255), (-16, 10, 0)])
-def test_random_noise_comes_after_the_clip_and_is_not_clipped(crafted, level, pixel, middle):
+def test_random_noise_comes_after_the_clip_and_is_not_clipped(
+    crafted: Callable[..., Tensor], level: int, pixel: int, middle: int
+) -> None:
     found = (crafted(level, pixel, noise="bernoulli", mu=16) * 255).round().unique().tolist()
     assert found == [middle - 16, middle + 16]
 
 
-def test_images_with_friendly_noise_stay_in_range_and_within_zeta(trained, make_images):
+def test_images_with_friendly_noise_stay_in_range_and_within_zeta(
+    trained: Callable[..., Spy], make_images: Callable[..., Images]
+) -> None:
     data = make_images(20)
     assert (data.images == 0).any() and (data.images == 255).any()
     spy = trained(Spy(start=1, noise="none", zeta=20, lr=1e4), data)
@@ -340,33 +382,38 @@ def test_images_with_friendly_noise_stay_in_range_and_within_zeta(trained, make_
     assert max((after - before).abs().max() for _, _, before, after in spy.steps) > 19.9 / 255
 
 
-def test_outputs_that_are_not_finite_fail_the_trial(model, make_images):
+def test_outputs_that_are_not_finite_fail_the_trial(model: Classifier, make_images: Callable[..., Images]) -> None:
     model.head.weight.data.fill_(float("inf"))
     with pytest.raises(TrialFailed, match="friendly noise.*not finite"):
         noise_of(model, make_images(6))
 
 
-def test_all_of_it_depends_on_the_seed_alone(trained):
+def test_all_of_it_depends_on_the_seed_alone(trained: Callable[..., Spy]) -> None:
     first, again, other = trained(Spy(start=1)), trained(Spy(start=1)), trained(Spy(start=1), seed=1)
     assert torch.equal(first.friendly[3], again.friendly[3])
     assert torch.equal(first.steps[-1][3], again.steps[-1][3])
     assert not torch.equal(first.friendly[3], other.friendly[3])
 
 
-def expected_noise(model, data, spy, epoch):
+def expected_noise(model: Classifier, data: Images, spy: Spy, epoch: int) -> Tensor:
     stream = torch_stream("cpu", 0, "plugin", "friends", 0, epoch, "friendly")
     return friendly_noise(model, data, spy.settings, stream)
 
 
-def test_a_source_model_makes_the_noise(make_sensitive, make_images, services, trained):
+def test_a_source_model_makes_the_noise(
+    make_sensitive: Callable[..., Classifier],
+    make_images: Callable[..., Images],
+    services: Services,
+    trained: Callable[..., Spy],
+) -> None:
     calls, source = [], make_sensitive(5)
 
-    def fit(data, name, epochs, *who):
+    def fit(data: Images, name: str, epochs: int, *who: str | int) -> Classifier:
         calls.append((data, name, epochs))
         return source
 
     spy = Spy(start=2, source_model="lenet", **GENTLE["released"])
-    spy.services = dataclasses.replace(services, fit=fit)
+    spy.services = dataclasses.replace(services, fit=fit)  # type: ignore[attr-defined]
     data = make_images(20, low=70, high=180)
     trained(spy, data)
     assert [call[1:] for call in calls] == [("lenet", 2)]
@@ -375,9 +422,11 @@ def test_a_source_model_makes_the_noise(make_sensitive, make_images, services, t
     assert not torch.equal(spy.friendly[2], expected_noise(make_sensitive(6), data, spy, 2))
 
 
-def test_without_a_source_model_the_victim_of_that_moment_makes_the_noise(trained, make_images, make_small):
+def test_without_a_source_model_the_victim_of_that_moment_makes_the_noise(
+    trained: Callable[..., Spy], make_images: Callable[..., Images], make_small: Callable[..., Classifier]
+) -> None:
     class Copying(Spy):
-        def epoch(self, run, epoch):
+        def epoch(self, run: Run, epoch: int) -> None:
             if epoch == 2:
                 self.victim = copy.deepcopy(run.model)
             super().epoch(run, epoch)
@@ -388,7 +437,9 @@ def test_without_a_source_model_the_victim_of_that_moment_makes_the_noise(traine
     assert not torch.equal(spy.friendly[2], expected_noise(make_small().eval(), data, spy, 2))
 
 
-def test_the_hooks_work_with_the_services_of_the_run(make_small, make_images, services):
+def test_the_hooks_work_with_the_services_of_the_run(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], services: Services
+) -> None:
     """A training that is started without iterating over `jobs` first."""
     spy = Spy(start=1)
     recipe = Recipe(epochs=2, batch=8, lr=0.02, drops=())
@@ -396,7 +447,7 @@ def test_the_hooks_work_with_the_services_of_the_run(make_small, make_images, se
     assert spy.friendly[1] is not None
 
 
-def test_progress_counts_images(model, make_images):
+def test_progress_counts_images(model: Classifier, make_images: Callable[..., Images]) -> None:
     seen = []
     settings, stream = settings_of(batch=4, steps=1), torch_stream("cpu", 0)
     friendly_noise(model, make_images(10), settings, stream, lambda *progress: seen.append(progress))
@@ -407,12 +458,12 @@ VARIANTS = [("friends-u", "uniform", 16), ("friends-b", "bernoulli", 16), ("frie
 
 
 @pytest.mark.parametrize(("name", "noise", "zeta"), [*VARIANTS, ("friendly", "none", 32)])
-def test_the_variants_have_the_published_settings(name, noise, zeta):
+def test_the_variants_have_the_published_settings(name: str, noise: str, zeta: int) -> None:
     settings = make_defense(name).settings
     assert (settings.noise, settings.zeta) == (noise, zeta)
     assert (settings.mu, settings.start, settings.steps) == (16, 5, 20)
 
 
-def test_an_unknown_source_model_is_refused_in_one_line():
+def test_an_unknown_source_model_is_refused_in_one_line() -> None:
     with pytest.raises(BadInput, match="unknown model 'lenett'.*did you mean 'lenet'"):
         build(FriendsSettings, {"source_model": "lenett"}, "defense")

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import log_softmax
+from torch import Tensor
 
 from bench.defenses.shared.mixing import box, cut_out, permutations, simplex_weights
-from bench.science.training import Batch
+from bench.science.classifier import Classifier
+from bench.science.dataset import Images
+from bench.science.training import Batch, Run
 from tests.plugins import make_defense
 
 
 @pytest.fixture
-def world(make_small, make_images, make_run):
+def world(
+    make_small: Callable[..., Classifier], make_images: Callable[..., Images], make_run: Callable[..., Run]
+) -> tuple[Run, Callable[..., Batch]]:
     """A run on 24 images of three classes, and a batch of the first 12 of them."""
     run = make_run(make_small(), make_images(24))
     rows = torch.arange(12)
 
-    def batch():
+    def batch() -> Batch:
         return Batch(run.pixels(rows), run.data.labels[rows], rows, run.data.ids[rows])
 
     return run, batch
 
 
-def at_view(defense, run, batch, epoch=9):
+def at_view(defense: Any, run: Run, batch: Batch, epoch: int = 9) -> Batch:
     run.current_epoch = epoch
     defense.epoch(run, epoch)
     return defense.batch(batch, run, "view")
 
 
-def loss_of(run, batch):
+def loss_of(run: Run, batch: Batch) -> Tensor:
     return F.cross_entropy(run.model(batch.pixels), batch.labels, reduction="none")
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "instahide"])
-def test_labels_stay_probabilities_and_nothing_is_done_before_augmentation(world, name):
+def test_labels_stay_probabilities_and_nothing_is_done_before_augmentation(
+    world: tuple[Run, Callable[..., Batch]], name: str
+) -> None:
     run, batch = world
     defense = make_defense(name)
     defense.epoch(run, 0)
@@ -52,7 +62,7 @@ def test_labels_stay_probabilities_and_nothing_is_done_before_augmentation(world
 
 
 @pytest.mark.parametrize("ways", [2, 3, 4])
-def test_mixup_finds_its_own_weights_back(world, ways):
+def test_mixup_finds_its_own_weights_back(world: tuple[Run, Callable[..., Batch]], ways: int) -> None:
     """Every mixed image is the combination of images that its label says it is."""
     run, batch = world
     run.model.eval()
@@ -63,7 +73,7 @@ def test_mixup_finds_its_own_weights_back(world, ways):
     torch.testing.assert_close(mixed.pixels.mean((2, 3)), mixed.labels)
 
 
-def test_the_loss_on_mixed_labels_is_the_weighted_sum_of_losses(world):
+def test_the_loss_on_mixed_labels_is_the_weighted_sum_of_losses(world: tuple[Run, Callable[..., Batch]]) -> None:
     run, batch = world
     run.model.eval()
     mixed = at_view(make_defense("mixup"), run, batch())
@@ -74,7 +84,9 @@ def test_the_loss_on_mixed_labels_is_the_weighted_sum_of_losses(world):
 
 
 @pytest.mark.parametrize("ways", [2, 4])
-def test_mixup_minimises_the_weighted_sum_of_its_partners_losses(world, ways):
+def test_mixup_minimises_the_weighted_sum_of_its_partners_losses(
+    world: tuple[Run, Callable[..., Batch]], ways: int
+) -> None:
     """As mixup is written: sum_i w_i CE(f(x), y_i), with scipy's logarithms and the draws of the same stream."""
     run, batch = world
     run.model.eval()
@@ -88,7 +100,7 @@ def test_mixup_minimises_the_weighted_sum_of_its_partners_losses(world, ways):
     assert len({tuple(order.tolist()) for order in orders}) == ways
 
 
-def test_simplex_weights_are_uniform_on_the_simplex():
+def test_simplex_weights_are_uniform_on_the_simplex() -> None:
     stream = torch.Generator().manual_seed(0)
     weights = torch.stack([simplex_weights(3, stream) for _ in range(20_000)])
     torch.testing.assert_close(weights.sum(1), torch.ones(20_000))
@@ -97,7 +109,7 @@ def test_simplex_weights_are_uniform_on_the_simplex():
     assert weights.var(0) == pytest.approx([1 / 18] * 3, abs=0.003)
 
 
-def test_cutmix_takes_a_box_of_one_other_image_and_labels_by_area(world):
+def test_cutmix_takes_a_box_of_one_other_image_and_labels_by_area(world: tuple[Run, Callable[..., Batch]]) -> None:
     run, batch = world
     changed = 0
     for epoch in range(30):
@@ -122,7 +134,7 @@ def test_cutmix_takes_a_box_of_one_other_image_and_labels_by_area(world):
     assert 5 < changed < 25  # half of the batches
 
 
-def test_boxes_are_whole_inside_and_cut_at_the_border():
+def test_boxes_are_whole_inside_and_cut_at_the_border() -> None:
     stream = torch.Generator().manual_seed(1)
     masks = box(4, 6, 16, 16, stream, 2000)
     sizes = masks.flatten(1).sum(1)
@@ -130,7 +142,7 @@ def test_boxes_are_whole_inside_and_cut_at_the_border():
     assert (masks.float().mean(0) > 0).all()  # every pixel is reached
 
 
-def test_cutout_blanks_one_box_per_image_with_the_mean_colour(world):
+def test_cutout_blanks_one_box_per_image_with_the_mean_colour(world: tuple[Run, Callable[..., Batch]]) -> None:
     run, batch = world
     out = at_view(make_defense("cutout"), run, batch())
     fill = torch.tensor(run.augmentation.fill).view(1, 3, 1, 1)
@@ -141,14 +153,14 @@ def test_cutout_blanks_one_box_per_image_with_the_mean_colour(world):
     assert torch.equal(out.labels, batch().labels)
 
 
-def test_cut_out_leaves_its_input_alone(world):
+def test_cut_out_leaves_its_input_alone(world: tuple[Run, Callable[..., Batch]]) -> None:
     pixels = world[1]().pixels
     before = pixels.clone()
     cut_out(pixels, (0.5, 0.5, 0.5), 0.5, torch.Generator().manual_seed(0))
     assert torch.equal(pixels, before)
 
 
-def test_maxup_learns_the_worst_copy_of_every_image(world):
+def test_maxup_learns_the_worst_copy_of_every_image(world: tuple[Run, Callable[..., Batch]]) -> None:
     run, batch = world
     defense = make_defense("maxup", trials=3)
     run.current_epoch = 5
@@ -163,7 +175,7 @@ def test_maxup_learns_the_worst_copy_of_every_image(world):
     torch.testing.assert_close(defense.loss(turned, copies, run), expected)
 
 
-def test_maxup_waits_for_its_start(world):
+def test_maxup_waits_for_its_start(world: tuple[Run, Callable[..., Batch]]) -> None:
     run, batch = world
     defense = make_defense("maxup", start=2)
     run.current_epoch = 1
@@ -173,7 +185,7 @@ def test_maxup_waits_for_its_start(world):
     assert defense.loss(losses, batch(), run) == losses.mean()
 
 
-def test_instahide_adds_laplace_noise_within_the_range(world):
+def test_instahide_adds_laplace_noise_within_the_range(world: tuple[Run, Callable[..., Batch]]) -> None:
     run, batch = world
     data = batch()
     data.pixels = torch.full((12, 3, 64, 64), 0.5)

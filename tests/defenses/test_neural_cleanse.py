@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor, nn
 
 from bench.defenses import neural_cleanse
 from bench.defenses.neural_cleanse import Costs, Stamping, Triggers, anomalies, flag, search, stamp, successes
-from bench.science.training import Batch, Recipe, Trained, to_pixels
+from bench.science.classifier import Classifier
+from bench.science.dataset import Images
+from bench.science.defense import Services
+from bench.science.evaluation import ModelPredictor
+from bench.science.training import Batch, Recipe, Run, Trained, to_pixels
 from tests.defenses import planted
 from tests.plugins import make_defense
 
-QUICK = {"epochs": 30, "steps": 8, "batch": 30, "patience": 2, "stop": 8, "repair_epochs": 80, "repair_lr": 0.2}
+QUICK: dict[str, Any] = {
+    "epochs": 30,
+    "steps": 8,
+    "batch": 30,
+    "patience": 2,
+    "stop": 8,
+    "repair_epochs": 80,
+    "repair_lr": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
-def holdout():
+def holdout() -> Images:
     return planted.noise(30, 2)
 
 
 @pytest.fixture(scope="module")
-def found(holdout):
+def found(holdout: Images) -> dict[float, Triggers]:
     """What is found in the network with the backdoor, and in the one without."""
 
-    def look(backdoor, seed=0):
+    def look(backdoor: float, seed: Any = 0) -> Triggers:
         chance = torch.Generator().manual_seed(seed)
         model = planted.network(backdoor)
         return search(
@@ -37,7 +52,7 @@ def found(holdout):
     return {backdoor: look(backdoor) for backdoor in (16.0, 0.0)}
 
 
-def test_the_planted_class_has_the_smallest_mask_and_is_flagged(found):
+def test_the_planted_class_has_the_smallest_mask_and_is_flagged(found: dict[float, Triggers]) -> None:
     triggers = found[16.0]
     assert triggers.norms.argmin() == planted.TARGET and triggers.met[planted.TARGET]
     assert flag(triggers, anomalies(triggers.norms), 2.0).tolist() == [planted.TARGET]
@@ -45,13 +60,15 @@ def test_the_planted_class_has_the_smallest_mask_and_is_flagged(found):
     assert corner.sum() > 0.5 * triggers.norms[planted.TARGET]  # it is where the patch was
 
 
-def test_a_clean_network_is_not_flagged(found):
+def test_a_clean_network_is_not_flagged(found: dict[float, Triggers]) -> None:
     triggers = found[0.0]
     assert flag(triggers, anomalies(triggers.norms), 2.0).tolist() == []
     assert triggers.norms.min() > 2 * found[16.0].norms.min()
 
 
-def test_what_is_found_meets_the_threshold_with_mask_and_pattern_in_range(found, holdout):
+def test_what_is_found_meets_the_threshold_with_mask_and_pattern_in_range(
+    found: dict[float, Triggers], holdout: Images
+) -> None:
     for backdoor, triggers in found.items():
         for part in (triggers.masks, triggers.patterns):
             assert part.min() >= 0 and part.max() <= 1
@@ -67,7 +84,7 @@ def test_what_is_found_meets_the_threshold_with_mask_and_pattern_in_range(found,
         assert triggers.met.tolist() == [rate >= 0.99 for rate in rates]
 
 
-def test_the_classes_are_sought_as_if_each_were_alone(holdout, monkeypatch):
+def test_the_classes_are_sought_as_if_each_were_alone(holdout: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, pixels = make_defense("neural-cleanse", **{**QUICK, "epochs": 3}).settings, to_pixels(holdout.images)
     model = planted.network(16.0)
     together = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
@@ -77,7 +94,7 @@ def test_the_classes_are_sought_as_if_each_were_alone(holdout, monkeypatch):
     torch.testing.assert_close(together.masks, alone.masks, atol=1e-3, rtol=1e-3)
 
 
-def test_the_cost_follows_good_and_bad_epochs():
+def test_the_cost_follows_good_and_bad_epochs() -> None:
     costs = Costs(3, 1.0, patience=2)
     met = torch.tensor([True, False, True])
     costs.epoch(met)
@@ -92,21 +109,21 @@ def test_the_cost_follows_good_and_bad_epochs():
     assert costs.turned.tolist() == [True, True, False]
 
 
-def test_the_anomaly_index_is_the_distance_in_deviations():
+def test_the_anomaly_index_is_the_distance_in_deviations() -> None:
     norms = np.random.default_rng(0).normal(50, 5, 10)
     expected = np.abs(norms - np.median(norms)) / stats.median_abs_deviation(norms, scale="normal")
     np.testing.assert_allclose(anomalies(torch.tensor(norms)), expected, rtol=1e-3)
     assert torch.isfinite(anomalies(torch.tensor([3.0, 3.0, 3.0, 9.0]))).all()
 
 
-def test_only_small_masks_that_work_are_flagged():
+def test_only_small_masks_that_work_are_flagged() -> None:
     norms = torch.tensor([2.0, 3.0, 50.0, 51.0, 52.0, 53.0, 54.0, 116.0])
     met = torch.tensor([True, False, *[True] * 6])
     empty = torch.zeros(8, 1, 2, 2)
     assert flag(Triggers(empty, empty, norms, met, 1), anomalies(norms), 2.0).tolist() == [0]
 
 
-def finish(guard, model, services, clean, notes):
+def finish(guard: Any, model: Classifier, services: Services, clean: Images, notes: dict[Any, Any]) -> ModelPredictor:
     lent = dataclasses.replace(
         services, classes=planted.CLASSES, clean_holdout=clean, seed=3, note=notes.__setitem__,
         recipe=Recipe(batch=30, augment="none", flip=False, lr=0.1, weight_decay=0),
@@ -114,7 +131,7 @@ def finish(guard, model, services, clean, notes):
     return guard.finish([Trained(model, [], 0.0, torch.zeros(0, dtype=torch.long))], lent)
 
 
-def rate(model, n=120):
+def rate(model: Classifier, n: Any = 120) -> tuple[float, float]:
     """How often the patch opens the backdoor, and how often fresh images without it are classified right."""
     fresh = planted.noise(n, 9)
     pixels, others = to_pixels(fresh.images), fresh.labels != planted.TARGET
@@ -122,13 +139,16 @@ def rate(model, n=120):
     return hits.float().mean().item(), (model(pixels).argmax(1) == fresh.labels).float().mean().item()
 
 
-def test_the_repair_unlearns_the_planted_trigger(services, holdout, weights_of):
-    model, notes = planted.network(16.0), {}
+def test_the_repair_unlearns_the_planted_trigger(
+    services: Services, holdout: Images, weights_of: Callable[[nn.Module], Tensor]
+) -> None:
+    model = planted.network(16.0)
+    notes: dict[str, Any] = {}
     before = rate(model)
     state = torch.random.get_rng_state()
     predictor = finish(make_defense("neural-cleanse", **QUICK), model, services, holdout, notes)
     assert torch.equal(state, torch.random.get_rng_state())
-    after = rate(predictor.model)
+    after = rate(predictor.model)  # type: ignore[arg-type]
     assert before[0] > 0.9 and after[0] < 0.75 * before[0]
     assert after[1] > before[1] - 0.1
     noted = notes["neural_cleanse"]
@@ -139,15 +159,23 @@ def test_the_repair_unlearns_the_planted_trigger(services, holdout, weights_of):
     assert torch.equal(weights_of(model), weights_of(again))
 
 
-def test_nothing_flagged_leaves_the_network_as_it_is(services, holdout, assert_untouched, snapshot):
-    model, notes = planted.network(0.0), {}
+def test_nothing_flagged_leaves_the_network_as_it_is(
+    services: Services,
+    holdout: Images,
+    assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
+    snapshot: Callable[[nn.Module], dict[str, Any]],
+) -> None:
+    model = planted.network(0.0)
+    notes: dict[str, Any] = {}
     before = snapshot(model)
     predictor = finish(make_defense("neural-cleanse", **QUICK), model, services, holdout, notes)
     assert predictor.model is model and notes["neural_cleanse"]["flagged"] == []
     assert_untouched(model, before)
 
 
-def test_frozen_features_stay_frozen_in_the_repair(services, holdout, make_small):
+def test_frozen_features_stay_frozen_in_the_repair(
+    services: Services, holdout: Images, make_small: Callable[..., Classifier]
+) -> None:
     """As in `transfer`: the head alone is trained, BatchNorm keeps its statistics."""
     model = make_small(classes=planted.CLASSES).freeze_features()
     body = {name: value.clone() for name, value in model.body.state_dict().items()}
@@ -155,7 +183,7 @@ def test_frozen_features_stay_frozen_in_the_repair(services, holdout, make_small
     short = make_defense(
         "neural-cleanse", **{**QUICK, "epochs": 2, "threshold": 0.01, "index": 1e-6, "repair_epochs": 2}
     )
-    notes = {}
+    notes: dict[Any, Any] = {}
     finish(short, model, services, holdout, notes)
     assert notes["neural_cleanse"]["flagged"]
     assert not torch.equal(head, model.head.weight)
@@ -165,7 +193,9 @@ def test_frozen_features_stay_frozen_in_the_repair(services, holdout, make_small
     assert model.features_frozen and not model.training
 
 
-def test_a_share_of_the_images_is_stamped_after_augmentation_with_their_own_labels(make_small, make_run):
+def test_a_share_of_the_images_is_stamped_after_augmentation_with_their_own_labels(
+    make_small: Callable[..., Classifier], make_run: Callable[..., Run]
+) -> None:
     data = planted.noise(400)
     masks = torch.zeros(2, 1, planted.SIZE, planted.SIZE)
     masks[0, :, 0, 0], masks[1, :, -1, -1] = 1, 0.5
@@ -174,7 +204,7 @@ def test_a_share_of_the_images_is_stamped_after_augmentation_with_their_own_labe
     run = make_run(make_small(classes=planted.CLASSES), data)
     hooks.epoch(run, 0)
 
-    def batch():
+    def batch() -> Batch:
         return Batch(to_pixels(data.images), data.labels, torch.arange(400), data.ids)
 
     assert torch.equal(hooks.batch(batch(), run, "pixel").pixels, to_pixels(data.images))

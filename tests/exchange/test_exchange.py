@@ -135,7 +135,7 @@ def test_a_target_that_is_no_test_image_is_shown(
 
 
 CONTAINERS: dict[str, Callable[[list[int]], Any]] = {
-    "list": list, "tuple": tuple, "ndarray": np.array, "int32": np.int32, "tensor": torch.tensor,
+    "list": list, "tuple": tuple, "ndarray": np.array, "int32": np.int32, "tensor": torch.tensor,  # type: ignore[dict-item]
     "numpy scalars": lambda ids: list(map(np.int64, ids)),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from bench.foundation.errors import BadInput
 
 IMAGE = Image.fromarray(np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3))
 DTYPE = np.dtype("int64")
-RECONSTRUCT, RECONSTRUCTED, _ = np.arange(3).__reduce__()
+RECONSTRUCT, RECONSTRUCTED, _ = np.arange(3).__reduce__()  # type: ignore[str-unpack]
 TENSOR, TENSOR_PARTS = torch.arange(6.0).__reduce_ex__(2)
 
 
@@ -51,7 +51,7 @@ def refused(read: Callable[[], Any]) -> str:
     [
         np.arange(6), np.arange(12.0).reshape(3, 4), np.asfortranarray(np.arange(12).reshape(3, 4)),
         np.arange(24).reshape(2, 3, 4).transpose(2, 0, 1), np.arange(3, dtype=">i4"), np.array([True, False]),
-        np.float32([1.5, np.nan]), np.uint8([7]),
+        np.float32([1.5, np.nan]), np.uint8([7]),  # type: ignore[arg-type]
     ],
     ids=str,
 )  # fmt: skip
@@ -115,7 +115,7 @@ def _tensor(**changes: Any) -> Calls:
 
 
 def _array(shape: Any = (1,), dtype: Any = DTYPE, data: Any = bytes(8)) -> Calls:
-    return Calls(RECONSTRUCT, *RECONSTRUCTED, state=(1, shape, dtype, False, data))
+    return Calls(RECONSTRUCT, *RECONSTRUCTED, state=(1, shape, dtype, False, data))  # type: ignore[arg-type]
 
 
 def _image(mode: Any = "RGB", size: Any = (1, 1), pixels: Any = bytes(3)) -> Calls:
@@ -146,7 +146,7 @@ LIES = {
     "array of text": (np.array(["ab"]), "'U2'"),
     "array of dates": (np.zeros(2, "M8[s]"), "'M8'"),
     "array of complex numbers": (np.zeros(2, complex), "'c16'"),
-    "array without state": (Calls(RECONSTRUCT, *RECONSTRUCTED), "without content"),
+    "array without state": (Calls(RECONSTRUCT, *RECONSTRUCTED), "without content"),  # type: ignore[arg-type]
     "array whose type is no type": (_array(dtype="int64"), "objects"),
     "tensor larger than its storage": (_tensor(size=(10**12,)), "6 numbers"),
     "tensor beyond its storage": (_tensor(offset=3), "out of bounds"),
@@ -226,8 +226,8 @@ EVIL = {
 def test_nothing_is_run(name: str, wrap: str, tmp_path: Path) -> None:
     function, argument, called = EVIL[name]
     canary = str(tmp_path / "canary")
-    filled = [part.format(canary) for part in argument] if isinstance(argument, list) else argument.format(canary)
-    evil: Any = Calls(function, filled)
+    filled = [part.format(canary) for part in argument] if isinstance(argument, list) else argument.format(canary)  # type: ignore[attr-defined]
+    evil: Any = Calls(function, filled)  # type: ignore[arg-type]
     if wrap in ("legacy torch", "zipped torch"):
         data = (_legacy if wrap == "legacy torch" else _zipped)([torch.ones(1), evil])
         line = refused(lambda: unpickle.load_torch(data, "'some file'"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from bench.execution.poison_image import GUTTER, poison_grid
 
@@ -23,7 +24,7 @@ def images(n: int, side: int = 32) -> torch.Tensor:
     return torch.randint(16, 240, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_layout_is_base_poison_difference():
+def test_layout_is_base_poison_difference() -> None:
     base = images(3)
     poison = base.clone()
     poison[0, 0, 0, 0] += 8
@@ -37,7 +38,7 @@ def test_layout_is_base_poison_difference():
     assert (sheet[GUTTER : GUTTER + 64 : 2, GUTTER : GUTTER + 64 : 2] == base[0].permute(1, 2, 0).numpy()).all()
 
 
-def test_difference_spans_the_grey_range():
+def test_difference_spans_the_grey_range() -> None:
     base = images(2)
     poison = base.clone()
     poison[0, 0, 0, 0] += 8
@@ -49,7 +50,7 @@ def test_difference_spans_the_grey_range():
     assert bottom[63, 63].tolist() == [127, 127, 64]  # half of the largest change, rounded half to even
 
 
-def test_unchanged_poisons_are_flat_grey_and_bytes_repeat():
+def test_unchanged_poisons_are_flat_grey_and_bytes_repeat() -> None:
     base = images(1, side=96)
     png = poison_grid(base, base)
     assert png == poison_grid(base, base)
@@ -59,6 +60,6 @@ def test_unchanged_poisons_are_flat_grey_and_bytes_repeat():
 @pytest.mark.parametrize("base, poison", [
     (images(0), images(0)), (images(2), images(1)), (images(1).float(), images(1)), (images(1)[0],) * 2,
 ])  # fmt: skip
-def test_refuses_what_is_no_batch_of_images(base, poison):
+def test_refuses_what_is_no_batch_of_images(base: Tensor, poison: Tensor) -> None:
     with pytest.raises(ValueError):
         poison_grid(base, poison)

@@ -24,7 +24,7 @@ from bench.science.defense import Defense
 from bench.science.evaluation import ModelPredictor
 from bench.science.poisons import Poisons
 from bench.science.workspace import Workspace
-from bench.storage.records import Records, comparable
+from bench.storage.records import Record, Records, comparable
 from bench.storage.store import Store
 from tests import plans
 from tests.tiny import ATTACK_SETS, SETS
@@ -37,35 +37,35 @@ def prepare(
     return plans.prepare("quick", [*SETS, *own, *sets], attack=attack, defenses=defenses, **options)
 
 
-def execute(plan: Plan, out: Path, jobs: int = 1) -> tuple[list[dict[str, Any]], list[str]]:
+def execute(plan: Plan, out: Path, jobs: int = 1) -> tuple[list[Record], list[str]]:
     said: list[str] = []
     results = runner.execute(plan, out, Local(jobs, 1, quiet=True), said.append, lambda record: None)
     return results, said
 
 
-def bare(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def bare(records: list[Record]) -> list[dict[str, Any]]:
     return [comparable(record) for record in records]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     """A finished study: clean control, undefended and friends-b, two trials."""
     out = tmp_path_factory.mktemp("done")
     results, _ = execute(prepare(), out)
     return out, results
 
 
-def test_the_cells_are_control_undefended_and_defended(done: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_the_cells_are_control_undefended_and_defended(done: tuple[Path, list[Record]]) -> None:
     _, results = done
     names = [(record["attack"], record["defense"], record["trial"]) for record in results]
     cells = [("none", "none"), ("gm", "none"), ("gm", "friends-b")]
     assert names == [(*cell, trial) for cell in cells for trial in (0, 1)]
     assert all(record["status"] == "done" for record in results)
-    assert all(record["success"] in (0.0, 1.0) and 0 <= record["clean_accuracy"] <= 1 for record in results)
+    assert all(record["success"] in (0.0, 1.0) and 0 <= record["clean_accuracy"] <= 1 for record in results)  # type: ignore[operator]
     assert all(record["seconds"]["train"] > 0 for record in results)
 
 
-def test_defenses_face_the_same_poisons_and_trial(done: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_defenses_face_the_same_poisons_and_trial(done: tuple[Path, list[Record]]) -> None:
     _, results = done
     undefended, defended = results[2:4], results[4:6]
     for one, other in zip(undefended, defended, strict=True):
@@ -73,7 +73,7 @@ def test_defenses_face_the_same_poisons_and_trial(done: tuple[Path, list[dict[st
     assert results[2]["poisons"]["key"] != results[3]["poisons"]["key"]
 
 
-def test_a_second_run_does_no_work(done: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_no_work(done: tuple[Path, list[Record]], monkeypatch: pytest.MonkeyPatch) -> None:
     out, results = done
 
     def never(*_: object, **__: object) -> None:
@@ -86,7 +86,7 @@ def test_a_second_run_does_no_work(done: tuple[Path, list[dict[str, Any]]], monk
 
 
 def test_another_defense_crafts_and_trains_no_surrogate(
-    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[Path, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = shutil.copytree(done[0], tmp_path / "out")
 
@@ -101,7 +101,7 @@ def test_another_defense_crafts_and_trains_no_surrogate(
 
 @pytest.mark.parametrize("lost", ["records", "store/networks", "store/poisons", "store"])
 def test_what_is_lost_is_made_again_and_comes_out_equal(
-    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path, lost: str
+    done: tuple[Path, list[Record]], tmp_path: Path, lost: str
 ) -> None:
     out = shutil.copytree(done[0], tmp_path / "out")
     shutil.rmtree(out / lost)
@@ -110,17 +110,17 @@ def test_what_is_lost_is_made_again_and_comes_out_equal(
     assert bare(again) == bare(done[1])
 
 
-def test_two_workers_give_the_records_of_one(done: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_two_workers_give_the_records_of_one(done: tuple[Path, list[Record]], tmp_path: Path) -> None:
     results, _ = execute(prepare(), tmp_path, jobs=2)
     assert bare(results) == bare(done[1])
 
 
-def test_a_trial_does_not_depend_on_how_many_are_run(done: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_a_trial_does_not_depend_on_how_many_are_run(done: tuple[Path, list[Record]], tmp_path: Path) -> None:
     results, _ = execute(prepare(sets=("trials=1",)), tmp_path)
     assert bare(results) == bare(done[1][::2])
 
 
-def test_a_damaged_poison_file_is_found_and_made_again(done: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_a_damaged_poison_file_is_found_and_made_again(done: tuple[Path, list[Record]], tmp_path: Path) -> None:
     out = shutil.copytree(done[0], tmp_path / "out")
     shutil.rmtree(out / "records")
     (first, *_) = sorted((out / "store" / "poisons").rglob("*.safetensors"))
@@ -132,7 +132,7 @@ def test_a_damaged_poison_file_is_found_and_made_again(done: tuple[Path, list[di
     assert [line for line in said if "damaged" in line and first.name in line]
 
 
-def test_the_stored_poisons_are_what_the_record_says(done: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_the_stored_poisons_are_what_the_record_says(done: tuple[Path, list[Record]]) -> None:
     out, results = done
     study = prepare().study
     for record in results[2:]:
@@ -280,7 +280,7 @@ def test_a_failed_trial_is_tried_again(tmp_path: Path, monkeypatch: pytest.Monke
 def test_poisons_beyond_eps_fail_the_trial(tmp_path: Path) -> None:
     results, _ = execute(prepare("test-cheat", ("none",), only=True), tmp_path)
     assert {record["status"] for record in results} == {"failed"}
-    assert "more than eps = " in results[0]["error"]
+    assert "more than eps = " in results[0]["error"]  # type: ignore[operator]
 
 
 def test_only_leaves_the_other_cells_out() -> None:
@@ -330,7 +330,7 @@ def test_trial_failed_is_a_clean_message(tmp_path: Path) -> None:
 
 
 def test_a_failure_does_not_replace_what_another_run_has_finished(
-    done: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+    done: tuple[Path, list[Record]], tmp_path: Path
 ) -> None:
     out = shutil.copytree(done[0], tmp_path / "out")
     plan = prepare()
@@ -399,10 +399,10 @@ def test_what_a_defense_keeps_notes_suspects_and_varies(tmp_path: Path) -> None:
         images = poisons_of(space, study.case(record["trial"]), plan.cells[0].attack)[0]
         assert record["notes"]["sum"] == int(images.applied_to(study.case(record["trial"]).clean).images.sum())
         assert not set(record["notes"]["holdout"]) & set(record["draw"]["base_ids"])
-        assert record["filter"]["dropped"] == 7 and record["external"] == {"file": "abc"}
+        assert record["filter"]["dropped"] == 7 and record["external"] == {"file": "abc"}  # type: ignore[index]
         other = record["variants"]["upside down"]
-        assert other.keys() == record["outcome"].keys()
-        assert other["target_predictions"] != record["outcome"]["target_predictions"]
+        assert other.keys() == record["outcome"].keys()  # type: ignore[union-attr]
+        assert other["target_predictions"] != record["outcome"]["target_predictions"]  # type: ignore[index]
         seconds = record["seconds"]
         assert seconds["external"] >= 0.2 and 0.2 <= seconds["train.networks"] < seconds["train"]
     shutil.rmtree(tmp_path / "records")

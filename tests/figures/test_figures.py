@@ -163,7 +163,7 @@ class _Mean(nn.Module):
 def test_a_surface_is_the_mean_loss_at_clipped_images() -> None:
     base = torch.tensor([0.5, 0.9]).view(2, 1, 1, 1).expand(2, 3, 2, 2)
     along, across = torch.full_like(base, 0.2), torch.full_like(base, -0.05)
-    grid = landscape.surface(_Mean(), base, along, across, torch.tensor([0, 1]))
+    grid = landscape.surface(_Mean(), base, along, across, torch.tensor([0, 1]))  # type: ignore[arg-type]
     assert grid.shape == (17, 25)
 
     def by_hand(u: float, v: float) -> float:

@@ -22,11 +22,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
 
-class Widget(tqdm.tqdm):  # type: ignore[type-arg]
+class Widget(tqdm.tqdm):
     shown: list[tuple[float, str]] = []
 
-    def refresh(self, *arguments: Any, **more: Any) -> bool:
-        Widget.shown.append((self.n, self.postfix or ""))
+    def refresh(self, *arguments: Any, **more: Any) -> bool:  # type: ignore[override]
+        Widget.shown.append((self.n, self.postfix or ""))  # type: ignore[arg-type]
         return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,12 @@ HERE = ["--jobs", "1", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One output folder for all tests, so that the poisons are crafted once."""
     return tmp_path_factory.mktemp("out")
 
 
-def run(capsys, out: Path, *arguments: str) -> list[dict]:
+def run(capsys: Any, out: Path, *arguments: str) -> list[dict]:
     capsys.readouterr()
     code = main(["run", *arguments, *STUDY, *HERE, "--out", str(out), "--tracking", "none", "--json", "--only"])
     assert code == 0
@@ -41,7 +42,9 @@ def there_and_back(out: Path, folder: Path, attack: str, name: str, *extra: str)
 
 
 @pytest.mark.parametrize("name", names("format"))
-def test_a_targeted_attack_succeeds_as_it_did(name, out, tmp_path, capsys):
+def test_a_targeted_attack_succeeds_as_it_did(
+    name: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = run(capsys, out, "--attack", "gm", "--trials", "2", *CRAFT)
     after = run(capsys, out, "--poisons", str(there_and_back(out, tmp_path, "gm", name)))
     assert [record["outcome"] for record in after] == [record["outcome"] for record in before]
@@ -50,7 +53,9 @@ def test_a_targeted_attack_succeeds_as_it_did(name, out, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["native", "friendly-noise", "metapoison", "packed", "numpy"])
-def test_a_backdoor_succeeds_as_it_did(name, out, tmp_path, capsys):
+def test_a_backdoor_succeeds_as_it_did(
+    name: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = run(capsys, out, "--attack", "random-noise-trigger", "--trials", "2")
     export = ["export", str(tmp_path / "t"), "--attack", "random-noise-trigger", "--format", name, "--trials", "2"]
     assert main([*export, *STUDY, *HERE, "--out", str(out)]) == 0
@@ -65,7 +70,9 @@ def test_a_backdoor_succeeds_as_it_did(name, out, tmp_path, capsys):
             assert one["outcome"]["backdoor"] == other["outcome"]["backdoor"]
 
 
-def test_the_benchmark_format_keeps_the_first_of_the_images_with_a_trigger(out, tmp_path, capsys):
+def test_the_benchmark_format_keeps_the_first_of_the_images_with_a_trigger(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = run(capsys, out, "--attack", "random-noise-trigger", "--trials", "2")
     export = ["export", str(tmp_path / "t"), "--attack", "random-noise-trigger", "--format", "benchmark"]
     assert main([*export, "--trials", "2", *STUDY, *HERE, "--out", str(out)]) == 0
@@ -76,7 +83,9 @@ def test_the_benchmark_format_keeps_the_first_of_the_images_with_a_trigger(out, 
         assert one["outcome"]["target_predictions"] == other["outcome"]["target_predictions"][:1]
 
 
-def test_imported_poisons_go_behind_any_defense_and_beside_the_control(out, tmp_path, capsys):
+def test_imported_poisons_go_behind_any_defense_and_beside_the_control(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ours = there_and_back(out, tmp_path, "gm", "packed")
     command = ["run", "--poisons", str(ours), "--defense", "noise-b", *STUDY, *HERE, "--out", str(out)]
     assert main([*command, "--tracking", "none", "--json"]) == 0
@@ -87,7 +96,7 @@ def test_imported_poisons_go_behind_any_defense_and_beside_the_control(out, tmp_
     assert str(tmp_path) not in json.dumps([r["settings"] for r in records])
 
 
-def test_listed_trials_are_run_as_listed(out, tmp_path, capsys):
+def test_listed_trials_are_run_as_listed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = prepare("quick", SETS, attack="none", defenses=["none"], only=True).study
     trials = [study.case(index).trial for index in (7, 3, 11)]
     write_setups(tmp_path / "setups.pickle", trials)
@@ -112,7 +121,9 @@ def test_listed_trials_are_run_as_listed(out, tmp_path, capsys):
         (["--poisons", "SETUPS", "--setups", "SETUPS"], "brings its own trials"),
     ],
 )
-def test_what_is_no_list_of_trials_is_one_line(arguments, says, tmp_path, capsys):
+def test_what_is_no_list_of_trials_is_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = prepare("quick", SETS, attack="none", defenses=["none"], only=True).study
     write_setups(tmp_path / "setups.pickle", [study.case(0).trial])
     (tmp_path / "empty").mkdir()
@@ -124,7 +135,7 @@ def test_what_is_no_list_of_trials_is_one_line(arguments, says, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_import_writes_nothing(tmp_path, capsys):
+def test_a_wrong_import_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "theirs"
     source.mkdir()
     for name in ("poisons", "base_indices", "target"):
@@ -134,14 +145,18 @@ def test_a_wrong_import_writes_nothing(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_poisons_beyond_eps_are_refused_before_anything_is_run(out, tmp_path, capsys):
+def test_poisons_beyond_eps_are_refused_before_anything_is_run(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ours = there_and_back(out, tmp_path, "random-noise", "benchmark")
     command = ["run", "--poisons", str(ours), *STUDY, "--set", "threat.eps=4", *HERE, "--out", str(tmp_path / "o")]
     assert main([*command, "--tracking", "none"]) == 2
     assert "fix: --set threat.eps=10" in capsys.readouterr().err
 
 
-def test_export_refuses_a_folder_that_is_there_and_an_unknown_format(out, tmp_path, capsys):
+def test_export_refuses_a_folder_that_is_there_and_an_unknown_format(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("mine")
     common = [*STUDY, *HERE, "--out", str(out), "--attack", "random-noise"]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bench.execution.engines.local import Local
 from bench.execution.runner import execute
 from bench.foundation.registry import register
-from bench.science.defense import Defense
+from bench.science.dataset import Images
+from bench.science.defense import Defense, Job, Services
 from bench.science.evaluation import ModelPredictor
 from bench.science.lending import Lent, lent
+from bench.science.study import Study
+from bench.science.training import Batch, Run, Trained
 from tests.plans import prepare
 from tests.tiny import SETS
 
@@ -23,25 +29,25 @@ handed: list[Any] = []
 class Curious(Defense):
     """Keeps all that it is ever handed."""
 
-    def jobs(self, data, services):
+    def jobs(self, data: Images, services: Services) -> Iterator[Job]:
         handed.extend([data, services])
         yield from super().jobs(data, services)
 
-    def setup(self, run):
+    def setup(self, run: Run) -> None:
         handed.append(run)
 
-    def epoch(self, run, epoch):
+    def epoch(self, run: Run, epoch: int) -> None:
         handed.append(run)
 
-    def batch(self, batch, run, stage):
+    def batch(self, batch: Batch, run: Run, stage: str) -> Batch:
         handed.extend([batch, run])
         return batch
 
-    def loss(self, losses, batch, run):
+    def loss(self, losses: Tensor, batch: Batch, run: Run) -> Tensor:
         handed.extend([losses, batch])
         return losses.mean()
 
-    def finish(self, trained, services):
+    def finish(self, trained: Sequence[Trained], services: Services) -> ModelPredictor:
         handed.extend([trained, services])
         return ModelPredictor(trained[0].model)
 
@@ -62,7 +68,8 @@ class Public(Curious):
     needs = ("external_model",)
     wants_public = True
 
-    def finish(self, trained, services):
+    def finish(self, trained: Sequence[Trained], services: Services) -> ModelPredictor:
+        assert services.public is not None
         handed.append(services.public())
         return super().finish(trained, services)
 
@@ -94,10 +101,10 @@ def reachable(roots: list[Any]) -> list[Any]:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Callable[..., tuple[Study, list[Any]]]:
     """Runs a tiny sleeper-like trial behind a curious defense; returns its study and all that can be reached."""
 
-    def go(maker):
+    def go(maker: type[Any]) -> tuple[Study, list[Any]]:
         handed.clear()
         name = maker.__name__.lower()
         register("defense", name)(maker)
@@ -112,7 +119,9 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("maker", [Curious, Informed, Holding, Public])
-def test_nothing_that_is_handed_leads_to_the_secrets(run, maker):
+def test_nothing_that_is_handed_leads_to_the_secrets(
+    run: Callable[..., tuple[Study, list[Any]]], maker: type[Any]
+) -> None:
     study, found = run(maker)
     trial = study.case(0).trial
     tensors = [item for item in found if isinstance(item, torch.Tensor)]
@@ -140,22 +149,24 @@ def test_nothing_that_is_handed_leads_to_the_secrets(run, maker):
     }
 
 
-def test_the_walk_would_find_a_secret_behind_a_closure(run):
+def test_the_walk_would_find_a_secret_behind_a_closure(run: Callable[..., tuple[Study, list[Any]]]) -> None:
     """The test above can fail: a function that knows the study leads to it."""
     study, _ = run(Curious)
-    found = reachable([lambda: study.trial])
+    found = reachable([lambda: study.case])
     assert "Study" in {type(item).__name__ for item in found}
     secret = study.case(0).trial
     assert any(item is secret for item in reachable([[{"x": (secret,)}]]))
 
 
-def test_the_poison_rate_is_handed_only_to_those_who_declare_it(run):
+def test_the_poison_rate_is_handed_only_to_those_who_declare_it(run: Callable[..., tuple[Study, list[Any]]]) -> None:
     for maker, expected in [(Curious, {None}), (Informed, {0.05})]:
         _, found = run(maker)
         assert {item.poison_rate for item in found if type(item).__name__ == "Services"} == expected
 
 
-def test_the_holdout_and_the_public_images_are_handed_only_to_those_who_declare_them(run):
+def test_the_holdout_and_the_public_images_are_handed_only_to_those_who_declare_them(
+    run: Callable[..., tuple[Study, list[Any]]],
+) -> None:
     expected = {Curious: (False, False), Holding: (True, False), Public: (False, True)}
     for maker, (holdout, public) in expected.items():
         _, found = run(maker)
@@ -165,7 +176,9 @@ def test_the_holdout_and_the_public_images_are_handed_only_to_those_who_declare_
         assert {item.public is not None for item in services} == {public}
 
 
-def test_the_holdout_is_clean_and_the_public_images_are_not_those_of_the_test(run):
+def test_the_holdout_is_clean_and_the_public_images_are_not_those_of_the_test(
+    run: Callable[..., tuple[Study, list[Any]]],
+) -> None:
     study, found = run(Holding)
     (holdout,) = {
         id(item.clean_holdout): item.clean_holdout for item in found if type(item).__name__ == "Services"
@@ -181,7 +194,7 @@ def test_the_holdout_is_clean_and_the_public_images_are_not_those_of_the_test(ru
     assert not test & {image.numpy().tobytes() for image in elsewhere}
 
 
-def test_a_loan_ends():
+def test_a_loan_ends() -> None:
     with lent(lambda a, b=1: a + b) as (borrowed,):
         assert isinstance(borrowed, Lent) and borrowed(2, b=3) == 5
         assert reachable([borrowed]) == [borrowed]

@@ -21,7 +21,7 @@ from bench.science.crafting import poisons_of
 from bench.science.defense import Defense, Services
 from bench.science.training import Trained
 from bench.science.workspace import Workspace
-from bench.storage.records import comparable
+from bench.storage.records import Record, comparable
 from bench.storage.store import Store
 from tests import plans
 from tests.tiny import SETS
@@ -61,7 +61,7 @@ def prepare(attack: str = "pf", sets: Sequence[str] = (), preset: str = "quick-t
     return plans.prepare(preset, [*base, *own, *sets], attack=attack, **options)
 
 
-def execute(plan: Plan, out: Path) -> list[dict[str, Any]]:
+def execute(plan: Plan, out: Path) -> list[Record]:
     said: list[str] = []
     results = runner.execute(plan, out, Local(1, 1, quiet=True), said.append, lambda record: None)
     assert [record["error"] for record in results] == [None] * len(results)
@@ -254,7 +254,7 @@ SLEEPER = ["attack.steps=4", "attack.retrain=1", "attack.augment=false"]
 
 
 @pytest.fixture(scope="module")
-def slept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def slept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
     """A finished study of sleeper: the control and the undefended cell, two trials."""
     out = tmp_path_factory.mktemp("slept")
     return out, execute(sleeping(), out)
@@ -264,7 +264,7 @@ def sleeping() -> Plan:
     return prepare("sleeper", (*SLEEPER, "trials=2"), preset="quick", only=False, defenses=("none",))
 
 
-def test_control_and_attack_show_the_same_images(slept: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_control_and_attack_show_the_same_images(slept: tuple[Path, list[Record]]) -> None:
     plan, space = sleeping(), space_of(sleeping(), slept[0])
     control, attack = (cell.attack for cell in plan.cells)
     for index in (0, 1):
@@ -280,14 +280,14 @@ def test_control_and_attack_show_the_same_images(slept: tuple[Path, list[dict[st
         assert shown.places is not None
         assert torch.equal(shown.images, trigger.paste(test.images[test.rows_of(shown.ids)], shown.places))
     first, second = (poisons_of(space, space.study.case(index), attack)[0].shown for index in (0, 1))
-    assert first is not None and second is not None and not torch.equal(first.places, second.places)
+    assert first is not None and second is not None and not torch.equal(first.places, second.places)  # type: ignore[arg-type]
 
 
 def test_the_record_of_a_backdoor_has_three_rates_and_the_parts_of_its_time(
-    slept: tuple[Path, list[dict[str, Any]]],
+    slept: tuple[Path, list[Record]],
 ) -> None:
     for record in slept[1]:
-        rates = record["outcome"]["backdoor"]
+        rates = record["outcome"]["backdoor"]  # type: ignore[index]
         assert {"asr_all", "asr_excluding", "asr_conditional", "base_rate", "n", "n_conditional"} == set(rates)
         assert rates["n"] == 5 and record["success"] == rates["asr_all"]
         assert all(0 <= rates[name] <= 1 for name in ("asr_all", "asr_excluding", "asr_conditional", "base_rate"))
@@ -309,7 +309,7 @@ def test_the_record_of_a_backdoor_has_three_rates_and_the_parts_of_its_time(
 
 
 def test_poisons_that_are_lost_come_out_equal_without_another_training(
-    slept: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slept: tuple[Path, list[Record]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = shutil.copytree(slept[0], tmp_path / "out")
     shutil.rmtree(out / "records")
@@ -330,7 +330,7 @@ def test_poisons_that_are_lost_come_out_equal_without_another_training(
         assert all(torch.equal(old.tensors[name], new.tensors[name]) for name in old.tensors)
 
 
-def test_a_selection_that_is_lost_is_made_again(slept: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+def test_a_selection_that_is_lost_is_made_again(slept: tuple[Path, list[Record]], tmp_path: Path) -> None:
     out = shutil.copytree(slept[0], tmp_path / "out")
     for folder in ("records", "store/poisons", "store/kept"):
         shutil.rmtree(out / folder)
@@ -340,7 +340,7 @@ def test_a_selection_that_is_lost_is_made_again(slept: tuple[Path, list[dict[str
 
 @pytest.mark.parametrize("name", ["noise", "friends"])
 def test_the_adaptive_attacks_run_with_the_real_defense(
-    slept: tuple[Path, list[dict[str, Any]]], tmp_path: Path, name: str
+    slept: tuple[Path, list[Record]], tmp_path: Path, name: str
 ) -> None:
     out = shutil.copytree(slept[0], tmp_path / "out")
     sets = ("attack.steps=2", "attack.retrain=1", "attack.in_surrogates=true", "attack.in_sources=true", "trials=1")
@@ -348,10 +348,10 @@ def test_the_adaptive_attacks_run_with_the_real_defense(
     # The plain sleeper that friendly noise is made for is the published one: here it is cut down by the protocol.
     plan.study.protocol.attack_settings["sleeper"] = {"steps": 2, "retrain": 0}
     (record,) = execute(plan, out)
-    assert record["poisons"]["adapted_to"] == f"{name}-b"
+    assert record["poisons"]["adapted_to"] == f"{name}-b"  # type: ignore[typeddict-item]
     assert record["seconds"]["craft.friendly noise"] >= 0
     assert ("craft.earlier poisons" in record["seconds"]) == (name == "friends")
-    assert record["outcome"]["backdoor"]["n"] == 5
+    assert record["outcome"]["backdoor"]["n"] == 5  # type: ignore[index]
 
 
 def test_metapoison_takes_the_snapshots_of_the_surrogates(tmp_path: Path) -> None:

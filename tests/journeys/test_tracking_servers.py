@@ -15,6 +15,7 @@ import pytest
 from bench.cli import main
 from bench.execution import runner
 from bench.execution.engines.local import Local
+from bench.storage.records import Record
 from bench.views.mlflow.sync import Tracker
 from tests import plans
 from tests.aftermath import ROOT, RUN, assert_in_step, records, sent
@@ -116,7 +117,7 @@ def test_a_slow_server_does_not_hold_up_the_run(
     with Between(server, delay=2.0) as between:
         tracker = Tracker(between.address, untrained, said.append)
 
-        def add(record: dict[str, Any]) -> None:
+        def add(record: Record) -> None:
             clock = time.perf_counter()
             tracker.add(record)
             adds.append(time.perf_counter() - clock)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ def holdout(study: Study, index: int, poison_ids: torch.Tensor) -> Images:
 NONE = torch.zeros(0, dtype=torch.long)
 
 
-def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study):
+def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study: Study) -> None:
     found, data = holdout(study, 0, NONE), study.case(0).clean
     assert torch.bincount(found.labels).tolist() == [3] * len(study.dataset.classes)
     assert len(set(found.ids.tolist())) == len(found)
@@ -35,14 +37,14 @@ def test_it_is_a_share_of_every_class_of_the_training_set_as_it_is(study):
     assert torch.equal(found.images, data.images[rows]) and torch.equal(found.labels, data.labels[rows])
 
 
-def test_every_class_has_an_image_however_small_the_share(study):
+def test_every_class_has_an_image_however_small_the_share(study: Study) -> None:
     threat = study.protocol.threat.model_copy(update={"holdout": 0.01})
     little = dataclasses.replace(study, protocol=dataclasses.replace(study.protocol, threat=threat))
     found = holdout(little, 0, NONE)
     assert found.labels.sort().values.tolist() == list(range(len(study.dataset.classes)))
 
 
-def test_no_poison_is_in_it_and_nothing_else_changes(study):
+def test_no_poison_is_in_it_and_nothing_else_changes(study: Study) -> None:
     """Another attack, other poisons: what both left alone stays, and each gap is filled from the same class."""
     data, clean = study.case(0).clean, holdout(study, 0, NONE)
     label = int(study.case(0).trial.target_class)
@@ -56,7 +58,7 @@ def test_no_poison_is_in_it_and_nothing_else_changes(study):
         assert torch.isin(stay, found.ids).all()
 
 
-def test_it_is_drawn_for_each_trial_and_seed(study):
+def test_it_is_drawn_for_each_trial_and_seed(study: Study) -> None:
     first = holdout(study, 0, NONE)
     assert torch.equal(first.ids, holdout(study, 0, NONE).ids)
     assert not torch.equal(first.ids, holdout(study, 1, NONE).ids)
@@ -74,7 +76,9 @@ def test_it_is_drawn_for_each_trial_and_seed(study):
         (("external_model", "clean_holdout"), {"public", "clean_holdout"}),
     ],
 )
-def test_a_defense_gets_only_the_knowledge_that_it_declares(services, make_images, needs, handed):
+def test_a_defense_gets_only_the_knowledge_that_it_declares(
+    services: Services, make_images: Callable[..., Images], needs: tuple[str, ...], handed: set[Any]
+) -> None:
     knowing = dataclasses.replace(
         services, poison_rate=0.1, clean_holdout=make_images(6), public=lambda: make_images(3)
     )

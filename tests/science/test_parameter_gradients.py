@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from bench.science.classifier import Classifier
 from bench.science.gradients import ParameterGradients, cosine_distance, inner
 
 SIZES = {"convnet": 8, "resnet18": 8, "mobilenet-v2": 8, "vgg11": 8, "lenet": 16, "alexnet": 16}
 SAMPLES = 3
 
 
-def samples(size, n=SAMPLES, seed=0, dtype=torch.float64):
+def samples(size: int, n: int = SAMPLES, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     chance = torch.Generator().manual_seed(seed)
     return torch.rand(n, 3, size, size, dtype=dtype, generator=chance), torch.arange(n) % 3
 
 
-def plain_gradients(model, pixels, labels, graph=False):
+def plain_gradients(model: Classifier, pixels: Tensor, labels: Tensor, graph: bool = False) -> dict[str, Tensor]:
     """grad_theta of the mean cross-entropy of the network as it is."""
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     loss = F.cross_entropy(model(pixels), labels)
     return dict(zip(weights, torch.autograd.grad(loss, list(weights.values()), create_graph=graph), strict=True))
 
 
-def plain_pixel_gradient(model, pixels, labels, direction):
+def plain_pixel_gradient(model: Classifier, pixels: Tensor, labels: Tensor, direction: dict[str, Tensor]) -> Tensor:
     """d/d pixels of <direction, grad_theta>, through the graph of the backward pass."""
     leaf = pixels.clone().requires_grad_(True)
     gradients = plain_gradients(model, leaf, labels, graph=True)
-    return torch.autograd.grad(sum((gradients[name] * direction[name]).sum() for name in gradients), leaf)[0]
+    return torch.autograd.grad(sum((gradients[name] * direction[name]).sum() for name in gradients), leaf)[0]  # type: ignore[arg-type]
 
 
-def random_direction(weights, seed=1):
+def random_direction(weights: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
     chance = torch.Generator().manual_seed(seed)
     return {name: torch.randn(w.shape, dtype=w.dtype, generator=chance) for name, w in weights.items()}
 
 
-def assert_equal_weights(found, expected, tolerance=1e-10):
+def assert_equal_weights(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
     """Equal up to `tolerance` of the largest entry of all."""
     assert set(found) == set(expected)
     scale = max(value.abs().max().item() for value in expected.values())
@@ -47,19 +51,23 @@ def assert_equal_weights(found, expected, tolerance=1e-10):
         assert (found[name] - value).abs().max().item() <= tolerance * scale, name
 
 
-def relative_error(found, expected):
+def relative_error(found: Tensor, expected: Tensor) -> float:
     assert expected.abs().max() > 0
     return ((found - expected).norm() / expected.norm()).item()
 
 
 @pytest.fixture(params=SIZES)
-def network(request, make_model):
+def network(
+    request: pytest.FixtureRequest, make_model: Callable[..., Classifier]
+) -> tuple[Classifier, ParameterGradients, Tensor, Tensor]:
     """A registered network in float64 with its source of gradients and a few samples."""
     model = make_model(request.param, size=SIZES[request.param]).double()
     return model, ParameterGradients(model), *samples(SIZES[request.param])
 
 
-def test_mean_and_pixel_gradients_are_those_of_plain_double_backward(network):
+def test_mean_and_pixel_gradients_are_those_of_plain_double_backward(
+    network: tuple[Classifier, ParameterGradients, Tensor, Tensor],
+) -> None:
     model, source, pixels, labels = network
     expected = plain_gradients(model, pixels, labels)
     assert_equal_weights(source.mean(pixels, labels), expected)
@@ -68,7 +76,7 @@ def test_mean_and_pixel_gradients_are_those_of_plain_double_backward(network):
     assert relative_error(source.pixel_gradient(pixels, labels, direction), slope) < 1e-9
 
 
-def sequence(*layers):
+def sequence(*layers: nn.Module) -> nn.Module:
     """Layers that end in 5 channels, pooled to 20 features."""
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
@@ -76,11 +84,11 @@ def sequence(*layers):
 class Outside(nn.Module):
     """Convolution and norm that are called by a forward of their own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.convolution, self.norm = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return F.adaptive_avg_pool2d(torch.tanh(self.norm(self.convolution(x))), 2).flatten(1)
 
 
@@ -98,17 +106,19 @@ BODIES = {
 
 
 @pytest.fixture
-def smooth(wrap, scramble):
-    def make(body="biased"):
+def smooth(
+    wrap: Callable[..., Classifier], scramble: Callable[[nn.Module, int], nn.Module]
+) -> Iterator[Callable[..., Classifier]]:
+    def make(body: str = "biased") -> Classifier:
         torch.manual_seed(0)
-        return scramble(wrap(BODIES[body](), 20), 0).eval().double()
+        return scramble(wrap(BODIES[body](), 20), 0).eval().double()  # type: ignore[return-value]
 
     with torch.random.fork_rng():
         yield make
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_gradients_are_exact_wherever_batchnorm_stands(smooth, body):
+def test_gradients_are_exact_wherever_batchnorm_stands(smooth: Callable[..., Classifier], body: str) -> None:
     model = smooth(body)
     source, (pixels, labels) = ParameterGradients(model), samples(8)
     expected = plain_gradients(model, pixels, labels)
@@ -118,7 +128,7 @@ def test_gradients_are_exact_wherever_batchnorm_stands(smooth, body):
     assert relative_error(source.pixel_gradient(pixels, labels, direction), slope) < 1e-10
 
 
-def test_pixel_gradient_is_that_of_finite_differences(smooth):
+def test_pixel_gradient_is_that_of_finite_differences(smooth: Callable[..., Classifier]) -> None:
     source, (pixels, labels) = ParameterGradients(smooth("other eps")), samples(8)
     direction = random_direction(source.weights)
     slope = source.pixel_gradient(pixels, labels, direction)
@@ -129,7 +139,7 @@ def test_pixel_gradient_is_that_of_finite_differences(smooth):
         assert slope[place].item() == pytest.approx(((up - down) / 2e-5).item(), rel=1e-6, abs=1e-9)
 
 
-def test_pixel_gradient_of_the_cosine_is_that_of_finite_differences(smooth):
+def test_pixel_gradient_of_the_cosine_is_that_of_finite_differences(smooth: Callable[..., Classifier]) -> None:
     source, (pixels, labels) = ParameterGradients(smooth()), samples(8)
     aim = source.mean(*samples(8, 1, seed=3))
     slope = source.pixel_gradient(pixels, labels, cosine_distance(source.mean(pixels, labels), aim)[1])
@@ -139,7 +149,7 @@ def test_pixel_gradient_of_the_cosine_is_that_of_finite_differences(smooth):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
-def test_chunks_change_nothing(smooth, chunk):
+def test_chunks_change_nothing(smooth: Callable[..., Classifier], chunk: int) -> None:
     source, (pixels, labels) = ParameterGradients(smooth()), samples(8, 7)
     direction = random_direction(source.weights)
     assert_equal_weights(source.mean(pixels, labels, chunk), source.mean(pixels, labels, 100), 1e-12)
@@ -150,7 +160,7 @@ def test_chunks_change_nothing(smooth, chunk):
 
 
 @pytest.mark.parametrize("name", ["convnet", "lenet"])
-def test_single_precision_is_near_double_precision(make_model, name):
+def test_single_precision_is_near_double_precision(make_model: Callable[..., Classifier], name: str) -> None:
     model = make_model(name, size=16)
     pixels, labels = samples(16)
     expected = plain_gradients(model.double(), pixels, labels)
@@ -163,7 +173,7 @@ def test_single_precision_is_near_double_precision(make_model, name):
     assert relative_error(half.double(), slope) < 1e-4
 
 
-def plain_norms(model, pixels, labels):
+def plain_norms(model: Classifier, pixels: Tensor, labels: Tensor) -> Tensor:
     """Norm of each image's own gradient, one backward pass per image."""
     weights = [p for p in model.parameters() if p.requires_grad]
     norms = []
@@ -173,21 +183,27 @@ def plain_norms(model, pixels, labels):
     return torch.stack(norms)
 
 
-def plain_curvature(model, pixels, labels, direction):
+def plain_curvature(
+    model: Classifier, pixels: Tensor, labels: Tensor, direction: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """The Hessian times `direction`, through the graph of the backward pass."""
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = plain_gradients(model, pixels, labels, graph=True)
     slope = sum((gradients[name] * direction[name]).sum() for name in gradients)
-    return dict(zip(weights, torch.autograd.grad(slope, list(weights.values())), strict=True))
+    return dict(zip(weights, torch.autograd.grad(slope, list(weights.values())), strict=True))  # type: ignore[arg-type]
 
 
-def test_norms_are_those_of_every_image_on_its_own(network):
+def test_norms_are_those_of_every_image_on_its_own(
+    network: tuple[Classifier, ParameterGradients, Tensor, Tensor],
+) -> None:
     model, _, pixels, labels = network
     source = ParameterGradients(model.to(memory_format=torch.contiguous_format))  # as vmap wants it in float64
     torch.testing.assert_close(source.norms(pixels, labels), plain_norms(model, pixels, labels), rtol=1e-9, atol=0)
 
 
-def test_curvature_is_the_hessian_times_the_direction(network):
+def test_curvature_is_the_hessian_times_the_direction(
+    network: tuple[Classifier, ParameterGradients, Tensor, Tensor],
+) -> None:
     model, source, pixels, labels = network
     direction = random_direction(source.weights)
     assert_equal_weights(
@@ -195,7 +211,7 @@ def test_curvature_is_the_hessian_times_the_direction(network):
     )
 
 
-def test_logits_are_those_of_the_network(network):
+def test_logits_are_those_of_the_network(network: tuple[Classifier, ParameterGradients, Tensor, Tensor]) -> None:
     model, source, pixels, _ = network
     found = source.logits(pixels)
     assert not found.requires_grad
@@ -203,7 +219,9 @@ def test_logits_are_those_of_the_network(network):
 
 
 @pytest.mark.parametrize("name", ["convnet", "vgg11", "mobilenet-v2"])
-def test_norms_in_single_precision_take_networks_in_any_memory_order(make_model, name):
+def test_norms_in_single_precision_take_networks_in_any_memory_order(
+    make_model: Callable[..., Classifier], name: str
+) -> None:
     model = make_model(name, size=SIZES[name])
     pixels, labels = samples(SIZES[name], dtype=torch.float32)
     expected = plain_norms(model, pixels, labels)
@@ -214,7 +232,7 @@ def test_norms_in_single_precision_take_networks_in_any_memory_order(make_model,
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_norms_and_curvature_are_exact_wherever_batchnorm_stands(smooth, body):
+def test_norms_and_curvature_are_exact_wherever_batchnorm_stands(smooth: Callable[..., Classifier], body: str) -> None:
     model = smooth(body)
     source, (pixels, labels) = ParameterGradients(model), samples(8)
     direction = random_direction(source.weights)
@@ -224,11 +242,11 @@ def test_norms_and_curvature_are_exact_wherever_batchnorm_stands(smooth, body):
     torch.testing.assert_close(source.logits(pixels), model(pixels).detach(), rtol=1e-12, atol=1e-14)
 
 
-def test_curvature_is_that_of_finite_differences(smooth):
+def test_curvature_is_that_of_finite_differences(smooth: Callable[..., Classifier]) -> None:
     source, (pixels, labels) = ParameterGradients(smooth("other eps")), samples(8)
     direction = random_direction(source.weights)
 
-    def moved(step):
+    def moved(step: float) -> dict[str, Tensor]:
         return source.at({n: w + step * direction[n] for n, w in source.weights.items()}).mean(pixels, labels)
 
     up, down = moved(1e-5), moved(-1e-5)
@@ -237,18 +255,20 @@ def test_curvature_is_that_of_finite_differences(smooth):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100])
-def test_norms_do_not_depend_on_the_chunk(smooth, chunk):
+def test_norms_do_not_depend_on_the_chunk(smooth: Callable[..., Classifier], chunk: int) -> None:
     source, (pixels, labels) = ParameterGradients(smooth()), samples(8, 7)
     torch.testing.assert_close(source.norms(pixels, labels, chunk), source.norms(pixels, labels), rtol=1e-12, atol=0)
 
 
-def other_weights(source, seed=5):
+def other_weights(source: ParameterGradients, seed: Any = 5) -> dict[str, Tensor]:
     noise = random_direction(source.weights, seed)
     return {name: value + 0.1 * noise[name] for name, value in source.weights.items()}
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_at_other_weights_it_is_a_network_with_these_weights_and_the_same_statistics(smooth, body):
+def test_at_other_weights_it_is_a_network_with_these_weights_and_the_same_statistics(
+    smooth: Callable[..., Classifier], body: str
+) -> None:
     model = smooth(body)
     source, (pixels, labels) = ParameterGradients(model), samples(8)
     before, weights = source.mean(pixels, labels), other_weights(source)
@@ -269,7 +289,7 @@ def test_at_other_weights_it_is_a_network_with_these_weights_and_the_same_statis
         assert_equal_weights(before, moved.mean(pixels, labels))
 
 
-def test_at_other_weights_the_source_itself_stays_where_it_was(make_model):
+def test_at_other_weights_the_source_itself_stays_where_it_was(make_model: Callable[..., Classifier]) -> None:
     model = make_model().double()
     source, (pixels, labels) = ParameterGradients(model), samples(8)
     before = source.mean(pixels, labels), source.logits(pixels)
@@ -280,9 +300,9 @@ def test_at_other_weights_the_source_itself_stays_where_it_was(make_model):
     assert_equal_weights(back.mean(pixels, labels), before[0], 0.0)
 
 
-def test_at_other_weights_frozen_ones_keep_theirs(smooth):
+def test_at_other_weights_frozen_ones_keep_theirs(smooth: Callable[..., Classifier]) -> None:
     model = smooth("plain")
-    model.body[0].requires_grad_(False)
+    model.body[0].requires_grad_(False)  # type: ignore[index]
     source, (pixels, labels) = ParameterGradients(model), samples(8)
     weights = other_weights(source)
     with torch.no_grad():
@@ -292,12 +312,12 @@ def test_at_other_weights_frozen_ones_keep_theirs(smooth):
     assert_equal_weights(source.at(weights).mean(pixels, labels), plain_gradients(model, pixels, labels))
 
 
-def test_another_criterion_is_differentiated_in_its_place(smooth):
+def test_another_criterion_is_differentiated_in_its_place(smooth: Callable[..., Classifier]) -> None:
     model = smooth()
     source, (pixels, labels) = ParameterGradients(model), samples(8)
     weights = dict(model.named_parameters())
 
-    def hinge(logits, labels):
+    def hinge(logits: Tensor, labels: Tensor) -> Tensor:
         return (1 - logits.gather(1, labels[:, None])).square().sum()
 
     slopes = torch.autograd.grad(hinge(model(pixels), labels) / len(pixels), list(weights.values()))
@@ -306,24 +326,24 @@ def test_another_criterion_is_differentiated_in_its_place(smooth):
     assert_equal_weights(source.mean(pixels, labels, 2, criterion=hinge), found, 1e-12)
 
 
-def freeze_body(model):
+def freeze_body(model: Classifier) -> None:
     model.body.requires_grad_(False)
 
 
-def freeze_norms(model):
+def freeze_norms(model: Classifier) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
 
 
-def freeze_convolutions(model):
+def freeze_convolutions(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.requires_grad_(False)
 
 
 @pytest.mark.parametrize("freeze", [freeze_body, freeze_norms, freeze_convolutions])
-def test_only_trainable_weights_are_matched(make_model, freeze):
+def test_only_trainable_weights_are_matched(make_model: Callable[..., Classifier], freeze: Callable[..., None]) -> None:
     model = make_model().double()
     freeze(model)
     source, (pixels, labels) = ParameterGradients(model), samples(8)
@@ -334,19 +354,24 @@ def test_only_trainable_weights_are_matched(make_model, freeze):
     assert relative_error(source.pixel_gradient(pixels, labels, direction), slope) < 1e-9
 
 
-def test_a_network_without_trainable_weights_is_refused(make_small):
+def test_a_network_without_trainable_weights_is_refused(make_small: Callable[..., Classifier]) -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
         ParameterGradients(make_small().requires_grad_(False))
 
 
-def test_dropout_is_off_even_if_the_network_is_in_train_mode(make_small):
+def test_dropout_is_off_even_if_the_network_is_in_train_mode(make_small: Callable[..., Classifier]) -> None:
     model = make_small(dropout=0.5).double().train()
     found = ParameterGradients(model).mean(*samples(8))
     assert_equal_weights(found, plain_gradients(model.eval(), *samples(8)))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_network_and_the_pixels_are_left_as_they_were(make_model, snapshot, assert_untouched, training):
+def test_the_network_and_the_pixels_are_left_as_they_were(
+    make_model: Callable[..., Classifier],
+    snapshot: Callable[[nn.Module], dict[str, Any]],
+    assert_untouched: Callable[[nn.Module, dict[str, Any]], None],
+    training: bool,
+) -> None:
     model = make_model().train(training)
     model.head.bias.requires_grad_(False)
     before, (pixels, labels) = snapshot(model), samples(8, dtype=torch.float32)
@@ -359,22 +384,22 @@ def test_the_network_and_the_pixels_are_left_as_they_were(make_model, snapshot, 
     assert pixels.grad is None
 
 
-def test_results_carry_no_graph(make_small):
+def test_results_carry_no_graph(make_small: Callable[..., Classifier]) -> None:
     source, (pixels, labels) = ParameterGradients(make_small()), samples(8, dtype=torch.float32)
     found = source.mean(pixels.requires_grad_(True), labels)
     assert not any(value.requires_grad for value in found.values())
     assert not source.pixel_gradient(pixels, labels, found).requires_grad
 
 
-def vectors(*values):
+def vectors(*values: list[Any]) -> dict[str, Tensor]:
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in zip("ab", values, strict=True)}
 
 
-def flattened(weights):
+def flattened(weights: dict[str, Tensor]) -> Tensor:
     return torch.cat([value.flatten() for value in weights.values()])
 
 
-def test_cosine_distance_and_its_slope_are_those_of_torch():
+def test_cosine_distance_and_its_slope_are_those_of_torch() -> None:
     own, aim = (random_direction(vectors([[0.0] * 3] * 2, [0.0]), seed) for seed in (1, 2))
     flat = flattened(own).requires_grad_(True)
     expected = 1 - F.cosine_similarity(flat, flattened(aim), dim=0)
@@ -385,22 +410,22 @@ def test_cosine_distance_and_its_slope_are_those_of_torch():
 
 
 @pytest.mark.parametrize(("factor", "distance"), [(3.0, 0.0), (-0.1, 2.0)])
-def test_cosine_distance_is_0_for_equal_and_2_for_opposite_directions(factor, distance):
+def test_cosine_distance_is_0_for_equal_and_2_for_opposite_directions(factor: float, distance: float) -> None:
     own = vectors([1.0, 2.0], [3.0])
     loss, direction = cosine_distance(own, {name: factor * value for name, value in own.items()})
     assert loss.item() == pytest.approx(distance, abs=1e-12)
     assert all(value.abs().max() < 1e-12 for value in direction.values())
 
 
-def test_cosine_distance_is_1_for_orthogonal_gradients_over_all_weights_together():
+def test_cosine_distance_is_1_for_orthogonal_gradients_over_all_weights_together() -> None:
     assert cosine_distance(vectors([1.0, 0.0], [1.0]), vectors([1.0, 5.0], [-1.0]))[0].item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cosine_distance_stays_between_0_and_2(seed):
+def test_cosine_distance_stays_between_0_and_2(seed: int) -> None:
     own, aim = (random_direction(vectors([0.0] * 4, [0.0]), seed + shift) for shift in (0, 100))
     assert 0 <= cosine_distance(own, aim)[0].item() <= 2
 
 
-def test_inner_sums_over_all_weights():
+def test_inner_sums_over_all_weights() -> None:
     assert inner(vectors([1.0, 2.0], [3.0]), vectors([4.0, 5.0], [6.0])).item() == 32

@@ -19,8 +19,8 @@ def test_every_preset_resolves(name: str) -> None:
     assert protocol.name == name and protocol.description and rest == []
     for kind, sections in (("attack", protocol.attack_settings), ("defense", protocol.defense_settings)):
         for plugin, values in sections.items():
-            (chosen,) = SELECT[kind]([plugin], protocol, rest)
-            assert {key: chosen.settings.as_dict()[key] for key in values} == values
+            (chosen,) = SELECT[kind]([plugin], protocol, rest)  # type: ignore[misc]
+            assert {key: chosen.settings.as_dict()[key] for key in values} == values  # type: ignore[has-type]
 
 
 def test_friends_table_1_is_what_the_paper_says() -> None:

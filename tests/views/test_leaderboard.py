@@ -131,7 +131,7 @@ def test_a_key_counts_once_and_the_better_record_of_it() -> None:
     failed = {**good, "status": "failed", "success": None, "clean_accuracy": None, "finished": "2027-01-01T00:00:00Z"}
     newer = {**good, "success": 0.0, "finished": "2026-06-01T00:00:00+00:00"}
     for order in ([good, failed, newer, good], [newer, good, good, failed]):
-        (entry,) = leaderboard(order)
+        (entry,) = leaderboard(order)  # type: ignore[arg-type]
         assert (entry.figures.n, entry.figures.failed, entry.figures.successes) == (1, 0, 0)
 
 
@@ -281,4 +281,4 @@ def test_a_record_from_before_a_setting_stands_beside_those_that_name_its_value(
     assert {entry.attack_label for entry in with_old} == {"gm"}
 
 
-THREAT = {"scenario": "from-scratch", "eps": 16}
+THREAT: dict[str, Any] = {"scenario": "from-scratch", "eps": 16}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bench.cli import main
+from bench.storage.records import Record
 from bench.views.html import page
 from bench.views.leaderboard import leaderboard
 from bench.views.text import as_csv, as_json, markdown, table
@@ -34,7 +35,7 @@ SCHEMA: dict[str, Any] = {
 
 
 @pytest.fixture
-def records() -> list[dict[str, Any]]:
+def records() -> list[Record]:
     return [
         *cell("none", "none", [0.0] * 4),
         *cell("gm", "none", [1.0, 1.0, 0.0, 1.0]),
@@ -54,7 +55,7 @@ def refuse_nan(text: str) -> None:
     raise AssertionError(f"{text} is no JSON")
 
 
-def test_json_has_the_promised_fields_and_no_nan(records: list[dict[str, Any]]) -> None:
+def test_json_has_the_promised_fields_and_no_nan(records: list[Record]) -> None:
     cells = json.loads(as_json(leaderboard(records), "none"), parse_constant=refuse_nan)
     assert len(cells) == 5
     for one in cells:
@@ -66,7 +67,7 @@ def test_json_has_the_promised_fields_and_no_nan(records: list[dict[str, Any]]) 
     assert friends["published"]["table"] == "1" and friends["comparison"]["n"] == 3
 
 
-def test_csv_reads_back_and_holds_no_formulas(records: list[dict[str, Any]]) -> None:
+def test_csv_reads_back_and_holds_no_formulas(records: list[Record]) -> None:
     evil = cell("=cmd|' /C calc'!A0", "@d", [1.0])
     rows = list(csv.DictReader(io.StringIO(as_csv(leaderboard(records + evil), "none"))))
     assert len(rows) == 6 and rows[-1]["attack"] == "'=cmd|' /C calc'!A0" and rows[-1]["defense"] == "'@d"
@@ -76,7 +77,7 @@ def test_csv_reads_back_and_holds_no_formulas(records: list[dict[str, Any]]) -> 
     assert [row["success_rate"] for row in rows if row["defense"] == "broken"] == [""]
 
 
-def test_the_table_shows_matrix_ranks_rule_and_source(records: list[dict[str, Any]]) -> None:
+def test_the_table_shows_matrix_ranks_rule_and_source(records: list[Record]) -> None:
     text = table(leaderboard(records), "none")
     matrix, ranks = text.split("\n\n")[1:3]
     assert re.search(r"^ +none +gm +<script>", matrix, re.M)  # attacks across, defenses downwards
@@ -88,7 +89,7 @@ def test_the_table_shows_matrix_ranks_rule_and_source(records: list[dict[str, An
     assert "\x1b" not in text and "?[31m" in text
 
 
-def test_markdown_cells_cannot_break_out(records: list[dict[str, Any]]) -> None:
+def test_markdown_cells_cannot_break_out(records: list[Record]) -> None:
     text = markdown(leaderboard(records), "none")
     assert "<script" not in text and "&lt;script&gt;" in text and "[x](" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -111,7 +112,7 @@ class _Page(html.parser.HTMLParser):
         self.texts.append(data)
 
 
-def test_html_is_one_file_and_escapes_what_comes_from_records(records: list[dict[str, Any]]) -> None:
+def test_html_is_one_file_and_escapes_what_comes_from_records(records: list[Record]) -> None:
     for name in ("protocol", "revision", "environment__device_name"):
         records += cell("gm", f"x-{name}", [1.0, 0.0], **{name: HOSTILE})
     text = page(leaderboard(records, HOSTILE), HOSTILE)
@@ -137,7 +138,7 @@ def test_html_of_nothing_but_failures() -> None:
 
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json", "html"])
 def test_every_format_from_disk_and_to_a_file(
-    records: list[dict[str, Any]], form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    records: list[Record], form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = [one for one in records if one["attack"] != HOSTILE]
     write(tmp_path, records)
@@ -151,7 +152,7 @@ def test_every_format_from_disk_and_to_a_file(
 
 
 def test_files_and_folder_together_count_every_key_once(
-    records: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    records: list[Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, cell("gm", "none", [1.0] * 4))
     file = lines(tmp_path / "r.jsonl", cell("gm", "none", [1.0] * 6) * 2)

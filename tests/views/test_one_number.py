@@ -132,7 +132,7 @@ def from_csv(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str]
 
 def from_frame(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     frame = leaderboard_frame(leaderboard(records))
-    return {(str(row["attack"]), str(row["defense"])): of_dict(row) for row in frame.to_dict("records")}
+    return {(str(row["attack"]), str(row["defense"])): of_dict(row) for row in frame.to_dict("records")}  # type: ignore[arg-type]
 
 
 class _Rows(html.parser.HTMLParser):
@@ -155,7 +155,7 @@ def from_html(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str
     parser = _Rows()
     parser.feed(page_of.page(leaderboard(records), "none"))
     rows = [[" ".join(cell.split()) for cell in row] for row in parser.rows if len(row) == len(page_of.COLUMNS)]
-    return {(r[1], r[2]): of_text(*r[4].split(", ", 1), r[5], r[6], r[7]) for r in rows}
+    return {(r[1], r[2]): of_text(*r[4].split(", ", 1), r[5], r[6], r[7]) for r in rows}  # type: ignore[call-arg]
 
 
 def from_mlflow(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -1,9 +1,12 @@
 """The papers' tables under results/published: form, completeness against control totals, spot values."""
 
+from __future__ import annotations
+
 import csv
 from collections import Counter
 from decimal import Decimal
 from importlib import resources
+from typing import Any
 
 import pytest
 
@@ -87,28 +90,28 @@ SPOTS = [
 papers = pytest.mark.parametrize("paper", COLUMNS)
 
 
-def read(paper):
-    with open(FOLDER / f"{paper}.csv", newline="", encoding="utf-8") as file:
+def read(paper: str) -> list[dict[str, str]]:
+    with open(FOLDER / f"{paper}.csv", newline="", encoding="utf-8") as file:  # type: ignore[call-overload]
         return list(csv.DictReader(file, strict=True))
 
 
-def only(paper, **wanted):
+def only(paper: str, **wanted: Any) -> list[dict[str, str]]:
     return [row for row in read(paper) if all(row[name] == value for name, value in wanted.items())]
 
 
-def cells(rows):
+def cells(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
     """Success and clean accuracy of the rows, in their order."""
     return [(row["success"], row["clean_accuracy"]) for row in rows]
 
 
-def test_every_file_is_tested_and_described():
-    assert {path.stem for path in FOLDER.glob("*.csv")} == set(COLUMNS) == set(TOTALS)
+def test_every_file_is_tested_and_described() -> None:
+    assert {path.stem for path in FOLDER.glob("*.csv")} == set(COLUMNS) == set(TOTALS)  # type: ignore[attr-defined]
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert all(f"`{paper}.csv`" in readme for paper in COLUMNS)
 
 
 @papers
-def test_the_columns_are_right_and_every_row_has_them(paper):
+def test_the_columns_are_right_and_every_row_has_them(paper: str) -> None:
     columns = COLUMNS[paper].split()
     assert [name for name in columns if name in SHARED] == SHARED
     for row in read(paper):
@@ -118,7 +121,7 @@ def test_the_columns_are_right_and_every_row_has_them(paper):
 
 
 @papers
-def test_identifiers_are_of_known_values(paper):
+def test_identifiers_are_of_known_values(paper: str) -> None:
     known = {"scenario": {"from-scratch", "transfer"}, "eps": {"8", "16"}, "trials": {"", "20", "24", "100"}}
     known |= {"knowledge": {"white-box", "black-box"}, "surrogates": {"", "1", "4"}, "warm_start": {"", "no", "yes"}}
     known |= {"sigma": {"", "0.0", "0.1", "0.25", "0.5", "1.0"}, "epochs": {"", "40", "80", "85"}}
@@ -128,7 +131,7 @@ def test_identifiers_are_of_known_values(paper):
 
 
 @papers
-def test_percentages_are_percentages_and_counts_are_counts(paper):
+def test_percentages_are_percentages_and_counts_are_counts(paper: str) -> None:
     for row in read(paper):
         for name in NUMBERS & set(row):
             if row[name] and name in PERCENTAGES:
@@ -138,8 +141,8 @@ def test_percentages_are_percentages_and_counts_are_counts(paper):
 
 
 @papers
-def test_every_number_of_every_table_is_there(paper):
-    found = {}
+def test_every_number_of_every_table_is_there(paper: str) -> None:
+    found: dict[Any, Any] = {}
     for row in read(paper):
         table = found.setdefault(row["table"], {})
         for name in NUMBERS & set(row):
@@ -154,31 +157,31 @@ def test_every_number_of_every_table_is_there(paper):
 
 
 @papers
-def test_no_cell_is_there_twice(paper):
+def test_no_cell_is_there_twice(paper: str) -> None:
     rows = read(paper)
     keys = Counter(tuple(value for name, value in row.items() if name not in NUMBERS) for row in rows)
     assert len(keys) == len(rows), [key for key, count in keys.items() if count > 1]
 
 
-def test_the_empty_rows_are_the_two_that_the_readme_names():
+def test_the_empty_rows_are_the_two_that_the_readme_names() -> None:
     empty = [row for paper in COLUMNS for row in read(paper) if not any(row.get(name) for name in NUMBERS)]
     expected = only("diffusion_denoising", table="1", knowledge="black-box", surrogates="1", sigma="1.0")
     assert empty == [*expected, *only("diffusion_denoising", table="5", attack="bp", defense="roe")]
 
 
 @pytest.mark.parametrize(("paper", "where", "values"), SPOTS)
-def test_spot_values(paper, where, values):
+def test_spot_values(paper: str, where: dict[str, str], values: tuple[str, str]) -> None:
     assert cells(only(paper, **where)) == [values]
 
 
-def test_spot_values_of_the_columns_that_one_paper_has():
+def test_spot_values_of_the_columns_that_one_paper_has() -> None:
     (ap,) = only("friends", table="1", defense="ap-0.5")
     assert (ap["success_error"], ap["clean_accuracy_error"], ap["minutes"]) == ("2.01", "0.00", "221")
     (knn,) = only("diffusion_denoising", table="4", attack="bp", defense="deepknn")
     assert (knn["true_positives"], knn["false_positives"]) == ("431", "63")
 
 
-def test_friends_repeats_its_numbers_alike():
+def test_friends_repeats_its_numbers_alike() -> None:
     for defense in ("friendly", "friends-g", "friends-b", "friends-u"):
         first, again = (only("friends", table=table, defense=defense) for table in "14")
         assert cells(first) == cells(again)
@@ -188,7 +191,7 @@ def test_friends_repeats_its_numbers_alike():
 
 
 @pytest.mark.parametrize(("attack", "table"), [("bp", "2"), ("gm", "1"), ("sleeper", "1")])
-def test_the_baseline_of_table_3_repeats_tables_1_and_2(attack, table):
+def test_the_baseline_of_table_3_repeats_tables_1_and_2(attack: str, table: str) -> None:
     surrogates = "" if attack == "bp" else "4"
     where = {"attack": attack, "knowledge": "white-box", "surrogates": surrogates}
     first = cells(only("diffusion_denoising", table=table, **where))

@@ -17,6 +17,7 @@ import pytest
 
 from bench.foundation.errors import BadInput
 from bench.foundation.statistics import interval
+from bench.storage.records import Record
 from bench.views.mlflow import book, server
 from bench.views.mlflow import sync as syncing
 from bench.views.mlflow.server import connect, resolve_uri
@@ -31,7 +32,7 @@ START = datetime(2025, 1, 1, tzinfo=UTC)
 
 def make(
     trial: int = 0, attack: str = "gm", defense: str = "friends-b", success: float | None = 1.0, **over: Any
-) -> dict[str, Any]:
+) -> Record:
     """A record with all that a run of MLflow is made from; trials begin ten minutes after each other."""
     start = START + timedelta(minutes=10 * trial)
     made = record(
@@ -50,16 +51,17 @@ def make(
         environment={"python": "3.11"}, memory_peak_mib=512.0,
         started=start.isoformat(), finished=(start + timedelta(seconds=80)).isoformat(),
     )  # fmt: skip
-    return made | over
+    made.update(over)  # type: ignore[typeddict-item]  # some are no records on purpose
+    return made
 
 
-def failed(trial: int, **over: Any) -> dict[str, Any]:
+def failed(trial: int, **over: Any) -> Record:
     nothing: dict[str, Any] = {"success": None, "clean_accuracy": None, "outcome": None, "history": [], "poisons": {}}
     return make(trial, **nothing | {"status": "failed", "error": "out of memory"} | over)
 
 
 @pytest.fixture
-def out(tmp_path, blank, monkeypatch) -> Path:
+def out(tmp_path: Path, blank: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "my out"
     folder.mkdir()
@@ -68,15 +70,15 @@ def out(tmp_path, blank, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def uri(out) -> str:
+def uri(out: Path) -> str:
     return str(resolve_uri(None, out))
 
 
 @pytest.fixture
-def runs(uri) -> Callable[..., list[Any]]:
+def runs(uri: str) -> Callable[..., list[Any]]:
     """The active runs of a kind, oldest first."""
 
-    def search(kind: str, **tags: str) -> list[Any]:
+    def search(kind: str, **tags: Any) -> list[Any]:
         client = connect(uri)
         where = " AND ".join(f"tags.\"bench.{k}\" = '{v}'" for k, v in {"kind": kind, **tags}.items())
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -92,7 +94,7 @@ def text(uri: str, run: Any, name: str, to: Path) -> str:
 # ---- where to track
 
 
-def test_uri_option_beats_environment_beats_default(tmp_path, monkeypatch):
+def test_uri_option_beats_environment_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert resolve_uri(None, tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
@@ -104,7 +106,9 @@ def test_uri_option_beats_environment_beats_default(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bad", ["./mlruns", "/tmp/mlruns", "file:///tmp/x", "file:x", "sqlite:x.db", "sqlite://x.db"])
-def test_folders_and_half_addresses_are_refused_with_a_fix(bad, tmp_path, monkeypatch):
+def test_folders_and_half_addresses_are_refused_with_a_fix(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BadInput, match=r"^--tracking .*fix: sqlite:///.*/mlflow\.db$"):
         resolve_uri(bad, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", bad)
@@ -112,14 +116,14 @@ def test_folders_and_half_addresses_are_refused_with_a_fix(bad, tmp_path, monkey
         resolve_uri(None, tmp_path)
 
 
-def test_without_mlflow_only_none_works(tmp_path, monkeypatch):
+def test_without_mlflow_only_none_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="pip install mlflow, or --tracking none"):
         resolve_uri("sqlite:////tmp/x.db", tmp_path)
     assert resolve_uri("none", tmp_path) is None
 
 
-def test_importing_and_not_tracking_does_not_import_mlflow(tmp_path):
+def test_importing_and_not_tracking_does_not_import_mlflow(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from bench.views.mlflow.sync import Tracker\n"
         "tracker = Tracker(None, pathlib.Path('.'), print); tracker.add({}); assert tracker.close() == 0\n"
@@ -131,7 +135,7 @@ def test_importing_and_not_tracking_does_not_import_mlflow(tmp_path):
 # ---- what is written
 
 
-def test_cell_and_trial_show_the_record(out, uri, runs, tmp_path):
+def test_cell_and_trial_show_the_record(out: Path, uri: str, runs: Callable[..., list[Any]], tmp_path: Path) -> None:
     made = make(0)
     assert sync([made], uri, out, lambda r: b"png") == SyncReport(1, 1, 0)
     (parent,), (child,) = runs("cell"), runs("trial")
@@ -157,11 +161,13 @@ def test_cell_and_trial_show_the_record(out, uri, runs, tmp_path):
     assert json.loads(text(uri, parent, "config.json", tmp_path))["settings"] == made["settings"]
     assert text(uri, parent, "poisons.png", tmp_path) == "png"
     experiment = client.get_experiment_by_name("quick")
-    assert "tags.\"bench.kind\" = 'cell'" in experiment.tags["mlflow.note.content"]
-    assert experiment.artifact_location == (out.resolve() / "mlflow-artifacts").as_uri()
+    assert "tags.\"bench.kind\" = 'cell'" in experiment.tags["mlflow.note.content"]  # type: ignore[union-attr]
+    assert experiment.artifact_location == (out.resolve() / "mlflow-artifacts").as_uri()  # type: ignore[union-attr]
 
 
-def test_variants_notes_and_what_is_used_from_outside(out, uri, runs, tmp_path):
+def test_variants_notes_and_what_is_used_from_outside(
+    out: Path, uri: str, runs: Callable[..., list[Any]], tmp_path: Path
+) -> None:
     made = make(
         0, variants={"by votes (k=3)": {"success": 0.0, "clean_accuracy": 0.75, "rejected": 0.1}},
         notes={"epsilon": 8.0, "per epoch": [1, 2]}, external={"opacus": {"version": "1.6.0"}},
@@ -178,7 +184,7 @@ def test_variants_notes_and_what_is_used_from_outside(out, uri, runs, tmp_path):
     assert runs("cell")[0].data.metrics["n_trials"] == 2
 
 
-def test_numbers_of_a_cell(out, uri, runs):
+def test_numbers_of_a_cell(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     sync([make(0), make(1, success=0.0), make(2), failed(3)], uri, out)
     (parent,) = runs("cell")
     found = parent.data.metrics
@@ -190,7 +196,7 @@ def test_numbers_of_a_cell(out, uri, runs):
     assert {name: pytest.approx(value) for name, value in wanted.items()}.items() <= found.items()
 
 
-def test_drop_against_the_undefended_cell_in_any_order(out, uri, runs):
+def test_drop_against_the_undefended_cell_in_any_order(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     sync([make(0, clean_accuracy=0.5), make(0, attack="none", clean_accuracy=0.9)], uri, out)
     assert all("acc_drop" not in run.data.metrics for run in runs("cell"))
     sync([make(0, defense="none", clean_accuracy=0.6)], uri, out)  # the reference comes last
@@ -198,7 +204,7 @@ def test_drop_against_the_undefended_cell_in_any_order(out, uri, runs):
     assert drops == {"gm x friends-b": pytest.approx(0.1), "gm x none": None, "none x friends-b": None}
 
 
-def test_failed_trial(out, uri, runs):
+def test_failed_trial(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     assert sync([failed(0)], uri, out) == SyncReport(1, 1, 0)
     (parent,), (child,) = runs("cell"), runs("trial", status="failed")
     assert child.info.status == "FAILED" and child.data.tags["bench.error"] == "out of memory"
@@ -212,7 +218,7 @@ def test_failed_trial(out, uri, runs):
     assert (parent.data.metrics["n_failed"], parent.data.metrics["successes"]) == (0, 1)
 
 
-def test_odd_names_long_values_and_gaps_are_taken(out, uri, runs):
+def test_odd_names_long_values_and_gaps_are_taken(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     odd = {"a=b (%)": "x" * 9000, "../up": 1, "/root/": 2, "k" * 400: None, "empty": {}, "text": "", "ünï": [1]}
     losses = [1.0 / (i + 1) for i in range(1000)]
     losses[0] = math.nan
@@ -239,11 +245,11 @@ def state(runs: Callable[..., list[Any]]) -> list[Any]:
     return sorted((r.info.run_id, r.info.end_time, dict(r.data.metrics)) for k in ("cell", "trial") for r in runs(k))
 
 
-def test_replay_changes_nothing(out, uri, runs):
+def test_replay_changes_nothing(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     records = [make(trial, defense=defense) for defense in ("none", "friends-b") for trial in range(2)]
     asked: list[int] = []
 
-    def image(record: dict[str, Any]) -> bytes:
+    def image(record: Record) -> bytes:
         asked.append(record["trial"])
         return b"png"
 
@@ -256,7 +262,7 @@ def test_replay_changes_nothing(out, uri, runs):
     assert sync([], uri, out) == SyncReport(0, 0, 0)
 
 
-def test_trials_that_are_only_in_the_store_still_count(out, uri, runs):
+def test_trials_that_are_only_in_the_store_still_count(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     sync([make(0), make(1)], uri, out)
     assert sync([make(2, success=0.0)], uri, out) == SyncReport(1, 1, 0)
     sync([make(0)], uri, out)
@@ -264,7 +270,9 @@ def test_trials_that_are_only_in_the_store_still_count(out, uri, runs):
     assert (parent.data.metrics["n_trials"], parent.data.metrics["successes"]) == (3, 2)
 
 
-def test_half_written_runs_are_repaired(out, uri, runs, monkeypatch):
+def test_half_written_runs_are_repaired(
+    out: Path, uri: str, runs: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Die after 1, 2, ... things are written, as a killed process does; the next sync mends what is left."""
     import mlflow
 
@@ -304,7 +312,7 @@ def test_half_written_runs_are_repaired(out, uri, runs, monkeypatch):
     assert all("protocol.threat.eps" in run.data.params for kind in found for run in found[kind])
 
 
-def test_stale_run_without_its_record_at_hand_is_ended(out, uri, runs):
+def test_stale_run_without_its_record_at_hand_is_ended(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     sync([make(0)], uri, out)
     client, (parent,) = connect(uri), runs("cell")
     tags = {"bench.kind": "trial", "bench.cell": make(1)["cell"], "bench.record": make(1)["key"]}
@@ -315,7 +323,7 @@ def test_stale_run_without_its_record_at_hand_is_ended(out, uri, runs):
     assert {run.info.status for run in runs("trial")} == {"FINISHED"} and len(runs("trial")) == 3
 
 
-def test_duplicates_and_a_deleted_experiment_are_mended(out, uri, runs):
+def test_duplicates_and_a_deleted_experiment_are_mended(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     sync([make(0)], uri, out)
     client, (parent,), (child,) = connect(uri), runs("cell"), runs("trial")
     for run in (parent, child):  # as two machines leave them that share a server and no lock
@@ -338,7 +346,7 @@ print(json.dumps([report.trials_new, report.trials_present]))
 """
 
 
-def test_two_processes_use_a_fresh_store_at_once(tmp_path):
+def test_two_processes_use_a_fresh_store_at_once(tmp_path: Path) -> None:
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     files[0].write_text(json.dumps([make(0), make(1)]))
     files[1].write_text(json.dumps([make(1), make(2)]))
@@ -358,7 +366,9 @@ def test_two_processes_use_a_fresh_store_at_once(tmp_path):
 # ---- never in the way
 
 
-def test_tracker_logs_what_it_is_given(out, uri, runs, capfd):
+def test_tracker_logs_what_it_is_given(
+    out: Path, uri: str, runs: Callable[..., list[Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
     said: list[str] = []
     image = out / "grid.png"
     image.write_bytes(b"png")
@@ -373,7 +383,7 @@ def test_tracker_logs_what_it_is_given(out, uri, runs, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_unreachable_server_is_said_once_and_mended_later(out, uri, runs):
+def test_unreachable_server_is_said_once_and_mended_later(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     said: list[str] = []
     tracker = Tracker(DEAD, out, said.append)
     begin = time.monotonic()
@@ -391,7 +401,9 @@ def test_unreachable_server_is_said_once_and_mended_later(out, uri, runs):
     assert len(runs("trial")) == 4
 
 
-def test_tracker_tries_again_after_a_failure(out, uri, runs, monkeypatch):
+def test_tracker_tries_again_after_a_failure(
+    out: Path, uri: str, runs: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(syncing, "BACK_OFF", (0.05, 0.1))
     said: list[str] = []
     real, tries = syncing.sync, []
@@ -412,7 +424,7 @@ def test_tracker_tries_again_after_a_failure(out, uri, runs, monkeypatch):
     assert said == ["tracking: RuntimeError: no; the run goes on and its records are kept"]
 
 
-def test_close_waits_no_longer_than_its_patience(out, monkeypatch):
+def test_close_waits_no_longer_than_its_patience(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syncing, "sync", lambda *args: time.sleep(3))
     said: list[str] = []
     tracker = Tracker("sqlite:////nowhere.db", out, said.append)
@@ -422,7 +434,7 @@ def test_close_waits_no_longer_than_its_patience(out, monkeypatch):
     assert time.monotonic() - begin < 1 and len(said) == 1
 
 
-def test_broken_store_is_one_line_without_the_password(out):
+def test_broken_store_is_one_line_without_the_password(out: Path) -> None:
     (out / "broken.db").write_text("this is no database " * 100)
     with pytest.raises(BadInput, match="cannot log to sqlite:.*not a database.*fix: .*python -m bench sync"):
         sync([make(0)], f"sqlite:///{out}/broken.db", out)
@@ -431,34 +443,34 @@ def test_broken_store_is_one_line_without_the_password(out):
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_missing_database_driver_is_named(out):
+def test_a_missing_database_driver_is_named(out: Path) -> None:
     with pytest.raises(BadInput, match=r"No module named 'pymssql'; fix: install that driver, or name the one"):
         sync([make(0)], "mssql+pymssql://host/x", out)
 
 
-def test_lock_has_a_time_limit(out, uri, monkeypatch):
+def test_lock_has_a_time_limit(out: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "LOCK_PATIENCE", 0.2)
     with server.only_writer(uri, out), pytest.raises(BadInput, match=r"mlflow\.lock.*fix"):
         sync([make(0)], uri, out)
 
 
-def test_cells_of_one_name_are_told_apart_by_their_settings(out, uri):
+def test_cells_of_one_name_are_told_apart_by_their_settings(out: Path, uri: str) -> None:
     one = cell("gm", "d", [1, 0], settings__defense={"mu": 16})
     other = cell("gm", "d", [0, 0], settings__defense={"mu": 32})
     sync(cell("gm", "none", [1, 1]) + one, uri, out)
     sync(other, uri, out)  # a cell that comes later renames the one that was alone before
     client = connect(uri)
     experiment = client.get_experiment_by_name("cifar10-scratch")
-    found = client.search_runs([experiment.experiment_id], book.FILTER)
+    found = client.search_runs([experiment.experiment_id], book.FILTER)  # type: ignore[union-attr]
     assert {run.info.run_name for run in found} == {"gm x none", "gm x d [mu=16]", "gm x d [mu=32]"}
 
 
-def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out, uri):
+def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out: Path, uri: str) -> None:
     defended = cell("gm", "friends-b", [0, 0], seconds__train=3.0, adapted_to=["noise-b"])
     sync(cell("gm", "none", [1, 1]) + defended, uri, out)
     client = connect(uri)
     experiment = client.get_experiment_by_name("cifar10-scratch")
-    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id], book.FILTER)}
+    runs = {run.info.run_name: run.data for run in client.search_runs([experiment.experiment_id], book.FILTER)}  # type: ignore[union-attr]
     data = runs["gm x friends-b"]
     assert data.metrics["train_cost"] == 1.5 and "train_cost" not in runs["gm x none"].metrics
     assert data.metrics["published_success"] == 0 and runs["gm x none"].metrics["published_success"] == 0.75
@@ -467,10 +479,10 @@ def test_a_cell_has_its_cost_the_published_value_and_what_made_it(out, uri):
     assert data.tags["bench.device"] == "cpu a processor"
 
 
-def test_an_old_description_is_replaced_and_links_to_the_cells(out, uri):
+def test_an_old_description_is_replaced_and_links_to_the_cells(out: Path, uri: str) -> None:
     sync(cell("gm", "none", [1]), uri, out)
     client = connect(uri)
-    number = client.get_experiment_by_name("cifar10-scratch").experiment_id
+    number = client.get_experiment_by_name("cifar10-scratch").experiment_id  # type: ignore[union-attr]
     text = client.get_experiment(number).tags["mlflow.note.content"]
     assert f"(#/experiments/{number}/runs?searchFilter=tags.%22bench.kind%22" in text
     client.set_experiment_tag(number, "mlflow.note.content", "of another age")

@@ -1,0 +1,203 @@
+"""A defense on a person's own images, without a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from bench.api.own_images import as_images, as_uint8
+from bench.foundation.devices import choose_devices
+from bench.foundation.errors import BadInput
+from bench.foundation.settings import build
+from bench.science.classifier import Classifier, build_model
+from bench.science.dataset import Dataset, Images, check
+from bench.science.evaluation import Predictor, decide
+from bench.science.seeds import derive
+from bench.science.selection import SelectedDefense, select_defenses
+from bench.science.services import Services, WithoutCache
+from bench.science.training import Recipe, Trained, train
+from bench.science.victim import train_behind
+
+EPOCHS = 40
+NEEDS = {
+    "poison_rate": ("the poison rate", "0.01"),
+    "clean_holdout": ("images known to be clean", "(images, labels)"),
+    "public": ("images from elsewhere", "(images, labels)"),
+}
+
+
+def defend(
+    images: Any,
+    labels: Any,
+    defense: str = "none",
+    *,
+    model: str = "convnet",
+    epochs: int | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    classes: int | Sequence[str] | None = None,
+    clean_holdout: tuple[Any, Any] | None = None,
+    poison_rate: float | None = None,
+    public: tuple[Any, Any] | None = None,
+) -> Defended:
+    """Train a classifier behind a defense on images of your own, poisoned or not.
+
+    images: array or tensor [n, 3, h, w] or [n, h, w, 3], square; uint8, or float in [0, 1]. labels: whole numbers [n].
+    defense: a name, `friends-b[mu=8]`, `epic-0.1+friends-b`, or a plug-in file. model: a registered name; your own is
+    registered with `bench.plugin.register("model", "my-net")`, as the files in bench/models/ are.
+    epochs, recipe: how it is trained; recipe has the settings of `train` in a protocol, such as {"lr": 0.05}. Default:
+    40 epochs, one-cycle SGD, shifts of up to an eighth of the side, mirroring. settings: of the defense, as {"mu": 8}.
+    seed: the same seed gives the same classifier on one kind of device. classes: their number or names (default: as
+    many as there are labels).
+
+    What some defenses must know: clean_holdout: (images, labels) known to be clean; poison_rate: share of the images
+    that may be poisoned; public: (images, labels) from elsewhere, to train an external model on. A defense is handed
+    only what it declares that it needs.
+
+    Returns a classifier with `predict(images)` and `scores(pixels)`. BadInput, before any training, for what cannot be
+    done; TrialFailed when the training fails (the loss is not finite, the defense drops a whole class).
+
+        >>> classifier = bench.defend(images, labels, "friends-b", epochs=20)
+        >>> accuracy = (classifier.predict(test_images) == test_labels).float().mean()
+    """
+    if not isinstance(model, str):
+        raise BadInput(
+            f'model: {type(model).__name__}; allowed: a name; fix: register it with @register("model", "my-net")'
+        )
+    training = as_images((images, labels), "defend", 0)
+    names = _class_names(classes, int(training.labels.max()) + 1)
+    dataset = check(Dataset("your own", names, training, training))
+    size = training.images.shape[2]
+    chosen = _selected(defense, settings or {})
+    work = _Training(dataset, model, _recipe(recipe, epochs, size), seed, choose_devices(device)[0])
+    knowledge = Knowledge(
+        poison_rate,
+        as_images(clean_holdout, "clean_holdout", len(training), len(names)) if clean_holdout is not None else None,
+        as_images(public, "public", 0) if public is not None else None,
+    )
+    _check_knowledge(chosen, knowledge, size)
+    return work.behind(chosen, knowledge)
+
+
+class Defended:
+    """A classifier trained behind a defense.
+
+    networks: the trained networks in eval mode, in the order of the defense's trainings; notes: what the defense told
+    on the way; kept_ids: int64, rows of the images that it trained on and did not come to suspect.
+    """
+
+    def __init__(
+        self, predictor: Predictor, trained: Sequence[Trained], device: str, notes: dict[str, Any], kept_ids: Tensor
+    ) -> None:
+        self.predictor, self.device, self.notes, self.kept_ids = predictor, device, notes, kept_ids
+        self.networks = [each.model for each in trained]
+
+    def predict(self, images: Any) -> Tensor:
+        """Classes, int64 [n] on the CPU, of images as `defend` takes them; -1 where the defense refuses an image."""
+        return decide(self.predictor, as_uint8(images), self.device)[1]
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """Scores [n, classes] of pixels [n, 3, h, w] in [0, 1]; the largest wins."""
+        return self.predictor.scores(pixels.to(self.device))
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a defender knows beyond the training set."""
+
+    poison_rate: float | None
+    clean_holdout: Images | None
+    public: Images | None
+
+    def public_images(self) -> Images:
+        if self.public is None:
+            raise BadInput("the defense asks for public images; fix: public=(images, labels)")
+        return self.public
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Trains on one data set with one seed; it is the `fit` of Services."""
+
+    dataset: Dataset
+    model: str
+    recipe: Recipe
+    seed: int
+    device: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, seed: int, model: str = "") -> Classifier:
+        return build_model(
+            model or self.model, classes=len(self.dataset.classes), size=self.dataset.train.images.shape[2],
+            normalisation=self.dataset.normalisation, seed=seed, device=self.device,
+        )  # fmt: skip
+
+    def __call__(self, data: Images, model: str, epochs: int, *names: str | int) -> Classifier:
+        recipe, seed = self.recipe.model_copy(update={"epochs": epochs}), derive(self.seed, "fit", model, *names)
+        return train(self.start(seed, model), data.to(self.device), recipe, seed=seed).model
+
+    def behind(self, chosen: SelectedDefense, knowledge: Knowledge) -> Defended:
+        services = Services(
+            self.recipe, len(self.dataset.classes), self, lambda *_: None, self.model,
+            derive(self.seed, "defense", chosen.label), WithoutCache(), self.notes.__setitem__,
+            poison_rate=knowledge.poison_rate,
+            clean_holdout=knowledge.clean_holdout and knowledge.clean_holdout.to(self.device),
+            public=lambda: knowledge.public_images().to(self.device),
+        ).only(chosen.needs)  # fmt: skip
+        instance, data = chosen.new(), self.dataset.train.to(self.device)
+        self.start(0)  # BadInput for an unknown model, or one that cannot take images of this size
+        trained, kept_ids = train_behind(instance, data, self.recipe, self.start, seed=self.seed, services=services)
+        return Defended(instance.finish(trained, services), trained, self.device, self.notes, kept_ids)
+
+
+def _class_names(classes: int | Sequence[str] | None, fewest: int) -> tuple[str, ...]:
+    names = (
+        tuple(map(str, range(classes if classes is not None else fewest)))
+        if not isinstance(classes, Sequence)
+        else tuple(classes)
+    )
+    if len(names) < fewest:
+        raise BadInput(f"classes: {len(names)}, but labels go up to {fewest - 1}; allowed: at least {fewest}")
+    return names
+
+
+def _recipe(recipe: Recipe | Mapping[str, Any] | None, epochs: int | None, size: int) -> Recipe:
+    values = dict(recipe or {})
+    if not isinstance(recipe, Recipe):
+        values = {"epochs": EPOCHS, "schedule": "one-cycle", "shift": size // 8, **values}
+    if epochs is not None:
+        values["epochs"] = epochs
+    made = build(Recipe, values, "recipe")
+    if made.shift >= size:
+        raise BadInput(f"recipe.shift: {made.shift} pixels on images of {size}; allowed: less than {size}")
+    return made
+
+
+def _selected(defense: str, settings: Mapping[str, Any]) -> SelectedDefense:
+    (chosen,) = select_defenses([defense], None, [(f"defense.{name}", value) for name, value in settings.items()])
+    chosen.external  # noqa: B018  (BadInput where a package is missing)
+    return chosen
+
+
+def _check_knowledge(chosen: SelectedDefense, knowledge: Knowledge, size: int) -> None:
+    """BadInput where the defense needs to know more, or images are of another size."""
+    parts = chosen.parts or (chosen,)
+    needed = {
+        "poison_rate": any("poison_rate" in p.make.needs and not getattr(p.settings, "rate", None) for p in parts),
+        "clean_holdout": "clean_holdout" in chosen.needs,
+        "public": chosen.asked.wants_public,
+    }
+    for name, is_needed in needed.items():
+        value = getattr(knowledge, name)
+        if is_needed and value is None:
+            what, example = NEEDS[name]
+            raise BadInput(f"defense '{chosen.label}' needs {what}; fix: {name}={example}")
+        if isinstance(value, Images) and (side := value.images.shape[2]) != size:
+            raise BadInput(f"{name}: images of {side} pixels; allowed: {size}, as the training images")
+    if (rate := knowledge.poison_rate) is not None and not 0 < rate < 1:
+        raise BadInput(f"poison_rate {rate}; allowed: more than 0, less than 1")

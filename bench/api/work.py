@@ -1,0 +1,140 @@
+"""What a command or a call asks for, resolved and checked, then carried out: the same for command line and Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.execution import engines, runner
+from bench.execution.engines.base import Engine
+from bench.execution.outline import outline
+from bench.execution.plan import Plan, plan
+from bench.execution.poison_image import image_path
+from bench.foundation.errors import BadInput
+from bench.foundation.files import make_folder
+from bench.foundation.progress import say
+from bench.foundation.settings import build
+from bench.request import sweep_file
+from bench.request.request import Request
+from bench.science.poisons import Poisons
+from bench.science.threat import Trial
+from bench.storage.records import Record, read
+from bench.views.leaderboard import leaderboard
+from bench.views.mlflow import sync as mlflow
+from bench.views.mlflow.server import resolve_uri
+from bench.views.text import run_table
+
+OUT = Path("results/runs")
+OF_ENGINE = "engine."
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan with where it is carried out. uri: of MLflow; None: no tracking."""
+
+    plan: Plan
+    engine: Engine
+    out: Path
+    uri: str | None
+
+    def outline(self) -> str:
+        """The plan as text: the cells with what the records hold, what is to be made, and how long that may take."""
+        return outline(self.plan, self.out, self.engine.width, say)
+
+    def carry_out(self) -> list[Record]:
+        """Do what is missing; the records of all trials, in the order of the plan."""
+        make_folder(self.out)
+        tracker = mlflow.Tracker(self.uri, self.out, say)
+        try:
+            records = runner.execute(
+                self.plan, self.out, self.engine, say, lambda record: tracker.add(record, _image(self.out, record))
+            )
+        except BaseException:
+            tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
+            raise
+        tracker.close()
+        return records
+
+    def craft(self, trials: Sequence[int] | None = None) -> list[tuple[Poisons, Trial]]:
+        """The poisons of the last cell's attack with their trials (default: all of the cell), crafted or from the
+        store."""
+        make_folder(self.out)
+        cell = self.plan.cells[-1]
+        if trials is not None:
+            cell = replace(cell, trials=tuple(trials))
+        return runner.craft(cell, self.out, self.engine, say)
+
+    def table(self, records: Sequence[Record]) -> str:
+        """The leaderboard of what was run, one per part of the plan, and what failed."""
+        by_key = {record["key"]: record for record in records}
+        tables = []
+        for part in self.plan.parts:
+            board = run_table(leaderboard([by_key[key] for key in part.victims(self.out)]))
+            tables.append(f"{part.title}\n{board}" if len(self.plan.parts) > 1 else board)
+        failed = [record for record in records if record["status"] != "done"]
+        if failed:
+            causes = [
+                f"  {r['protocol']}: {r['attack']} x {r['defense']} trial {r['trial']}: {r['error']}" for r in failed
+            ]
+            tables.append("\n".join([f"{len(failed)} trials failed (the same command tries them again):", *causes]))
+        return "\n\n".join(tables)
+
+
+def prepare(
+    requests: Sequence[Request],
+    sets: Sequence[str] = (),
+    *,
+    out: Path = OUT,
+    engine: str = "local",
+    address: str | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    threads: int = 1,
+    tracking: str | None = None,
+) -> Work:
+    """Check everything before any work. sets: --set items, of which those of the engine are taken. BadInput in one
+    line."""
+    chosen = engines.choose(
+        engine, device=device, jobs=jobs, threads=threads, address=address,
+        sets=[item for item in sets if item.startswith(OF_ENGINE)],
+    )  # fmt: skip
+    return Work(plan(requests, chosen.device()), chosen, out, resolve_uri(tracking, out))
+
+
+def requests(file: str | None = None, sets: Sequence[str] = (), **asked: Any) -> list[Request]:
+    """The blocks of a sweep file with what is asked in each of them, or one request for what is asked.
+
+    asked: fields of Request; what is None, False or empty is left to the file or the defaults. sets: --set items, after
+    those of the file. BadInput in one line.
+    """
+    changes = {name: value for name, value in asked.items() if value is not None and value is not False and value != ()}
+    own = tuple(item for item in sets if not item.startswith(OF_ENGINE))
+    request = build(Request, {**changes, "set": own}, "")
+    if file is None:
+        return [request]
+    for name in ("attacks", "defenses"):
+        if name in changes:
+            option = f"--{name[:-1]}"
+            raise BadInput(f"{option}: the sweep file names them; fix: leave {option} out, or the file")
+    return [block.changed(**{**changes, "set": (*block.set, *own)}) for block in sweep_file.read(file)[0]]
+
+
+def sync(out: Path, tracking: str | None) -> tuple[str, mlflow.SyncReport]:
+    """Log the records under `out` that MLflow lacks; its URI, and what was logged. BadInput where there is nothing."""
+    uri = resolve_uri(tracking, out)
+    if uri is None:
+        raise BadInput("sync: tracking is switched off (none); give --tracking URI")
+    if not (out / "records").is_dir():
+        raise BadInput(f"sync: no records under '{out}'; give --out DIR")
+
+    def image(record: Record) -> bytes | None:
+        path = _image(out, record)
+        return path.read_bytes() if path.is_file() else None
+
+    return uri, mlflow.sync(read(out / "records", [], say), uri, out, image)
+
+
+def _image(out: Path, record: Record) -> Path:
+    return image_path(out, record["poisons"].get("key", "none"))

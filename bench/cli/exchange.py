@@ -1,0 +1,79 @@
+"""`export` and `import`: poisons for other tools, and from them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli import options
+
+
+@click.command(cls=options.Command)
+@click.argument("folder", type=options.PATH, metavar="DIR")
+@options.group(
+    options.attack,
+    click.option("--format", default="native", show_default=True, metavar="NAME", help="Format; see the README."),
+    options.protocol,
+    options.study,
+    options.effort,
+    options.out,
+)
+def export(
+    folder: Path, format: str, attack: str, protocol: str, out: Path, sets: tuple[str, ...], **asked: Any
+) -> int:
+    """Write an attack's poisons for other tools.
+
+    What is not in the store is crafted first. DIR is a new folder; it gets a sub-folder per trial.
+    """
+    from bench.api import exchange
+    from bench.api.work import prepare, requests
+
+    effort = options.take(asked, options.EFFORT)
+    request = requests(None, sets, attacks=(attack,), protocols=(protocol,), only=True, **asked)
+    exported = exchange.export(folder, format, prepare(request, sets, out=out, tracking="none", **effort))
+    for note in exported.notes:
+        print(note)
+    print(f"{exported.trials} trials of {exported.attack} as {format}: {folder}")
+    return 0
+
+
+@click.command("import", cls=options.Command)
+@click.argument("source", type=options.PATH, metavar="SOURCE")
+@click.argument("folder", type=options.PATH, metavar="DIR")
+@options.group(
+    click.option("--format", default="auto", show_default=True, metavar="NAME", help="Format; see the README."),
+    click.option("--trigger", is_flag=True, help="For formats that hold none: judge with the threat model's trigger."),
+    options.protocol,
+    options.study,
+)
+def import_(
+    source: Path,
+    folder: Path,
+    format: str,
+    trigger: bool,
+    setup: str | None,
+    protocol: str,
+    sets: tuple[str, ...],
+    **asked: Any,
+) -> int:
+    """Read and check another tool's poisons, for `run --poisons`.
+
+    SOURCE is a trial's folder or file, or a folder with sub-folders 0, 1, ...; DIR is a new folder.
+    """
+    from bench.api import exchange
+    from bench.api.work import requests
+
+    (request,) = requests(None, sets, protocols=(protocol,), **asked)
+    count = 0
+    for line in exchange.import_(source, folder, request, format, setup, trigger):
+        print(line)
+        count += 1
+    command = shlex.join(["python", "-m", "bench", "run", "--poisons", str(folder)])
+    print(f"{count} trials: {folder}; run them with: {command}")
+    return 0
+
+
+COMMANDS = (export, import_)

@@ -1,0 +1,67 @@
+"""`run` and `sweep`: attacks against defenses. They are one command; a sweep file holds several blocks of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli import options
+
+
+@click.command(cls=options.Command)
+@click.argument("file", required=False, metavar="[SWEEP]")
+@options.group(
+    options.attacks,
+    click.option(
+        "--poisons", type=options.PATH, metavar="DIR", help="Imported poisons, instead of an attack; see `import`."
+    ),
+    options.defenses,
+    options.protocols,
+    click.option("--only", is_flag=True, help="Leave out the undefended cells and the clean controls."),
+    click.option("--plan", "plan_only", is_flag=True, help="Show the plan and stop."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON array of trial records and nothing else."),
+    options.study,
+    options.effort,
+    options.out,
+    options.tracking,
+)
+def run(file: str | None, plan_only: bool, as_json: bool, out: Path, sets: tuple[str, ...], **asked: Any) -> int:
+    """Run attacks against defenses; finished trials are skipped.
+
+    SWEEP is the name of a sweep that ships with the tool, or a TOML file; without one, the options say what is run.
+    The plan comes first: cells, what the records hold, and how long the rest may take.
+    """
+    from bench.api.work import prepare, requests
+    from bench.foundation.files import make_folder
+    from bench.foundation.progress import say
+
+    effort = options.take(asked, options.EFFORT)
+    work = prepare(requests(file, sets, **asked), sets, out=out, **effort)
+    if plan_only:
+        print(work.outline())
+        return 0
+    make_folder(out)
+    say(work.outline())
+    records = work.carry_out()
+    if as_json:
+        print(json.dumps(records, allow_nan=False))
+    else:
+        print(work.table(records))
+        _where_next(out, work.uri)
+    return 1 if any(record["status"] != "done" for record in records) else 0
+
+
+def _where_next(out: Path, uri: str | None) -> None:
+    from bench.views.mlflow.book import FILTER
+
+    place = [] if out == options.OUT else ["--out", str(out)]
+    print(f"records: {out / 'records'}; logs of failures: {out / 'logs'}")
+    if uri is not None:
+        print(
+            f"MLflow: {uri}; open it with: {shlex.join(['python', '-m', 'bench', 'ui', *place])}; filter by: {FILTER}"
+        )
+    print(f"leaderboard: {shlex.join(['python', '-m', 'bench', 'leaderboard', *place])}")

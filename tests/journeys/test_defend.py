@@ -1,0 +1,137 @@
+"""`bench.defend`: a defense on a person's own arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.science.seeds import numpy_stream
+
+
+def coloured(per_class: int = 20, seed: int = 0, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with more red, green or blue: three classes that a small network tells apart. uint8 [n, h, w, 3]."""
+    labels = np.arange(3 * per_class) % 3
+    noise = numpy_stream(seed, "coloured").integers(0, 96, (len(labels), size, size, 3))
+    return (noise + 80 * np.eye(3, dtype=int)[labels][:, None, None, :] + 30).astype(np.uint8), labels
+
+
+IMAGES, LABELS = coloured()
+TEST_IMAGES, TEST_LABELS = coloured(10, seed=1)
+KNOWN_CLEAN = coloured(4, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("defense", "more"),
+    [
+        ("none", {}),
+        ("friends-b[start=2]", {}),
+        ("epic-0.1", {}),
+        ("mixup", {}),
+        ("deepknn+noise-u", {"poison_rate": 0.05}),
+        ("spectral[rate=0.05]", {}),
+    ],
+)
+def test_a_defended_classifier_learns_what_is_there_to_learn(defense: str, more: dict[str, Any]) -> None:
+    classifier = bench.defend(IMAGES, LABELS, defense, epochs=6, device="cpu", **more)
+    predicted = classifier.predict(TEST_IMAGES)
+    assert predicted.dtype == torch.int64 and predicted.shape == (30,)
+    assert (predicted.numpy() == TEST_LABELS).mean() >= 0.9
+    pixels = torch.from_numpy(TEST_IMAGES).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(classifier.scores(pixels).argmax(1), predicted)
+
+
+def test_the_same_seed_gives_the_same_classifier_and_another_seed_another() -> None:
+    def scores(seed: int) -> torch.Tensor:
+        pixels = torch.from_numpy(TEST_IMAGES).permute(0, 3, 1, 2).float() / 255
+        return bench.defend(IMAGES, LABELS, "friends-b[start=1]", epochs=3, seed=seed, device="cpu").scores(pixels)
+
+    assert torch.equal(scores(1), scores(1))
+    assert not torch.equal(scores(1), scores(2))
+
+
+def test_all_forms_of_the_same_images_give_the_same_classifier() -> None:
+    tensor = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
+    forms = (IMAGES, tensor, tensor.numpy(), IMAGES / 255, (IMAGES / 255).astype(np.float32), tensor.float() / 255)
+    first, *rest = (bench.defend(form, LABELS, epochs=1, device="cpu").networks[0].state_dict() for form in forms)
+    for weights in rest:
+        assert all(torch.equal(weights[name], first[name]) for name in first)
+
+
+def test_settings_and_brackets_are_the_same() -> None:
+    one, other = (
+        bench.defend(IMAGES, LABELS, name, settings=settings, epochs=1, device="cpu").networks[0].state_dict()
+        for name, settings in (("noise-u[mu=5]", None), ("noise-u", {"mu": 5}))
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_filter_tells_which_images_it_kept() -> None:
+    classifier = bench.defend(IMAGES, LABELS, "spectral", poison_rate=0.1, epochs=2, device="cpu")
+    assert 0 < len(classifier.kept_ids) < len(IMAGES) and set(classifier.kept_ids.tolist()) < set(range(len(IMAGES)))
+
+
+def test_a_refused_image_is_predicted_as_minus_one() -> None:
+    classifier = bench.defend(IMAGES, LABELS, "strip", clean_holdout=KNOWN_CLEAN, epochs=4, device="cpu")
+    assert set(classifier.predict(TEST_IMAGES).tolist()) <= {-1, 0, 1, 2}
+    assert "strip" in classifier.notes
+
+
+def test_an_external_model_learns_from_the_public_images() -> None:
+    settings = {"steps": 4, "width": 8, "batch": 8}
+    public = coloured(6, seed=3)
+    classifier = bench.defend(IMAGES, LABELS, "denoise-0.1", settings=settings, public=public, epochs=2, device="cpu")
+    assert classifier.predict(TEST_IMAGES).shape == (30,)
+
+
+def test_a_training_that_fails_says_why() -> None:
+    with pytest.raises(TrialFailed, match="'strip-filter' left no training sample of class 0"):
+        bench.defend(IMAGES, LABELS, "strip-filter", clean_holdout=KNOWN_CLEAN, epochs=6, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"images": IMAGES[..., 0]}, "images: shape [60, 16, 16]; allowed: [n, 3, h, w] or [n, h, w, 3]; fix: repeat"),
+        ({"images": IMAGES[:0]}, "images: shape [0, 16, 16, 3]"),
+        ({"images": IMAGES[:, :8]}, "8 by 16 pixels; allowed: square images"),
+        ({"images": IMAGES.astype(int)}, "images: torch.int64; allowed: uint8, or float in [0, 1]"),
+        ({"images": IMAGES.astype(float)}, "allowed: 0 to 1; fix: divide by 255, or give uint8"),
+        ({"images": IMAGES / 255 - 0.5}, "floats from -0.38"),
+        ({"images": np.full(IMAGES.shape, np.nan)}, "floats from nan to nan; allowed: 0 to 1"),
+        ({"images": ["a"]}, "images: not an array of numbers"),
+        ({"labels": LABELS[:5]}, "labels: shape [5]; allowed: one whole number per image, [60]"),
+        ({"labels": np.eye(3)[LABELS]}, "labels: shape [60, 3]"),
+        ({"labels": LABELS.astype(float)}, "labels: torch.float64; allowed: whole numbers"),
+        ({"labels": LABELS - 1}, "labels: -1; allowed: 0 and more"),
+        ({"labels": LABELS * 0}, "has 1 class"),
+        ({"labels": LABELS * 2}, "class '1' has no train image"),
+        ({"classes": 2}, "classes: 2, but labels go up to 2; allowed: at least 3"),
+        ({"defense": "frends-b"}, "unknown defense 'frends-b'; did you mean 'friends-b'?"),
+        ({"defense": "friends-b[m=1]"}, "unknown key 'defense.m'; did you mean 'mu'?"),
+        ({"defense": "friends-b", "settings": {"mu": 0}}, "'defense.mu': 0; allowed: whole number, at least 1"),
+        ({"defense": "epic-0.1+epic-0.1"}, "name two or more different defenses"),
+        ({"model": "convnt"}, "unknown model 'convnt'; did you mean 'convnet'?"),
+        ({"model": torch.nn.Linear(1, 1)}, 'model: Linear; allowed: a name; fix: register it with @register("model"'),
+        ({"recipe": {"shft": 1}}, "unknown key 'recipe.shft'; did you mean 'shift'?"),
+        ({"recipe": {"shift": 16}}, "recipe.shift: 16 pixels on images of 16; allowed: less than 16"),
+        ({"epochs": 0}, "'recipe.epochs': 0; allowed: whole number, at least 1"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"defense": "spectral"}, "defense 'spectral' needs the poison rate; fix: poison_rate=0.01"),
+        ({"defense": "spectral", "poison_rate": 1.5}, "poison_rate 1.5; allowed: more than 0, less than 1"),
+        ({"defense": "strip"}, "defense 'strip' needs images known to be clean; fix: clean_holdout=(images, labels)"),
+        ({"defense": "strip", "clean_holdout": IMAGES}, "clean_holdout: ndarray; allowed: a pair (images, labels)"),
+        ({"defense": "strip", "clean_holdout": (IMAGES, LABELS + 1)}, "clean_holdout: labels: 3; allowed: 0 to 2"),
+        ({"defense": "strip", "clean_holdout": coloured(2, size=8)}, "images of 8 pixels; allowed: 16"),
+        ({"defense": "denoise-0.1"}, "defense 'denoise-0.1' needs images from elsewhere; fix: public=(images, labels)"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_before_any_training(changes: dict[str, Any], expected: str) -> None:
+    arguments: dict[str, Any] = {"images": IMAGES, "labels": LABELS, "epochs": 1, **changes}
+    with pytest.raises(BadInput) as caught:
+        bench.defend(**arguments)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
