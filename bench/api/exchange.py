@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.api.work import Work
 from bench.exchange import formats
+from bench.exchange.content import Content
 from bench.exchange.files import new_folder
-from bench.exchange.found import Found
 from bench.exchange.importing import interpret
 from bench.execution.plan import prepare_study
 from bench.foundation.errors import BadInput
@@ -59,7 +59,7 @@ def import_(
             yield _keep(temporary, index, content, study, trigger)
 
 
-def _keep(folder: Path, index: int, content: Found, study: Study, trigger: bool) -> str:
+def _keep(folder: Path, index: int, content: Content, study: Study, trigger: bool) -> str:
     """Check one trial's poisons and write them; what was found, as a line."""
     lacks_target = not formats.named(content.format).holds_target
     trial = study.case(index).trial if lacks_target or study.listed is not None else None

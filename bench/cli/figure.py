@@ -36,8 +36,9 @@ def figure(
 
     Some figures are drawn from records, others train what they show; the list says which.
     """
+    from bench.api.work import requests
     from bench.figures import canvas
-    from bench.figures.request import Request
+    from bench.figures.request import FigureRequest
     from bench.foundation.registry import find, names
 
     if name is None:
@@ -46,7 +47,11 @@ def figure(
         return 0
     if trial is not None and trial < 0:
         raise BadInput(f"--trial {trial}; allowed: 0 and more")
-    request = Request(out, records, protocol, sets, dataset, data, seed, device, attack, defenses, trial)
+    (asked,) = requests(
+        None, sets, attacks=(attack,) if attack else (), defenses=defenses, protocols=(protocol,) if protocol else (),
+        seed=seed, dataset=dataset, data=data,
+    )  # fmt: skip
+    request = FigureRequest(asked, out, records, device, trial)
     target = to or Path(f"{name}.png")
     print(f"{canvas.make(name, request, target, table)}\n{target}")
     return 0

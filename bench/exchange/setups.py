@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from bench.exchange import unpickle
 from bench.exchange.content import known_rows, whole, whole_numbers
 from bench.exchange.files import Refused, read_bytes, refusing
-from bench.foundation import files
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Dataset
 from bench.science.threat import Trial
@@ -34,18 +32,6 @@ def read_setups(path: Path, dataset: Dataset, say: Callable[[str], None] = print
             say(f"'{path}', setup {index}: {dropped} duplicate base indices ignored")
         trials.append(trial)
     return trials
-
-
-def write_setups(path: Path, trials: Sequence[Trial]) -> None:
-    """Write trials with one target each, in one step. Python numbers only, so that any numpy can read it."""
-    for trial in trials:
-        if len(trial.target_ids) != 1:
-            raise BadInput(f"trial {trial.index} has {len(trial.target_ids)} targets; this format holds one each")
-    content = [
-        dict(zip(KEYS, (t.source_class, int(t.target_ids[0]), t.target_class, t.base_ids.tolist()), strict=True))
-        for t in trials
-    ]
-    files.write_bytes(path, pickle.dumps(content, 4))
 
 
 def _trial(index: int, entry: Any, dataset: Dataset) -> tuple[Trial, int]:

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bench.figures.request import Plate, Request
+from bench.figures.request import FigureRequest, Plate
 from bench.foundation import files
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import find
@@ -39,7 +39,7 @@ STYLE: dict[str, Any] = {
 SUFFIXES = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def make(name: str, request: Request, to: Path, table: Path | None = None) -> str:
+def make(name: str, request: FigureRequest, to: Path, table: Path | None = None) -> str:
     """Make the figure called `name` and write it to `to`, its numbers to `table` as CSV; return its caption.
 
     BadInput before any work for an unknown name, an unknown suffix, or a missing matplotlib.

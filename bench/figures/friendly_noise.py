@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.defenses.friends import Friends
 from bench.execution.plan import Cell
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
-from bench.figures.request import Plate, Request, Row, plan_of
+from bench.figures.request import FigureRequest, Plate, Row, plan_of
 from bench.figures.training import made
 from bench.foundation.errors import BadInput
 from bench.science.defense import Defense
@@ -58,9 +58,9 @@ def _counts(space: Workspace, cell: Cell, index: int) -> Made:
     raise AssertionError("the friendly noise was never made")
 
 
-def measure(request: Request) -> Plate:
+def measure(request: FigureRequest) -> Plate:
     """content: {defense: (zeta, share of each level from -zeta to zeta)}."""
-    plan = plan_of(request, "none", ("friends-b",))
+    plan = plan_of(request, "none", "friends-b")
     study = plan.study
     for cell in plan.cells:
         make, label = cell.defense.make, cell.defense.label

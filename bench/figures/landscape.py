@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.execution.plan import Cell
 from bench.figures.canvas import WIDTH
-from bench.figures.request import Plate, Request, Row, plan_of
+from bench.figures.request import FigureRequest, Plate, Row, plan_of
 from bench.figures.training import made
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.progress import say
@@ -98,13 +98,15 @@ def _of_surrogate(space: Workspace, cell: Cell, index: int) -> Made:
     return {"loss": _around(space, cell, index, space.networks.surrogate(0)[0])}, {}
 
 
-def measure(request: Request) -> Plate:
+def measure(request: FigureRequest) -> Plate:
     """content: [Surface], the surrogate's first, then those of the victims."""
-    plan = plan_of(request, "gm", ("friends-b",))
+    plan = plan_of(request, "gm", "friends-b")
     attack = plan.cells[-1].attack
     if not attack.make.poisons_data:
         raise BadInput(f"attack '{attack.label}' crafts no poisons, so there is no loss surface to plot")
-    (undefended,) = plan_of(replace(request, defenses=("none",), sets=_without_defense(request)), "gm", ()).cells
+    settings = tuple(item for item in request.asked.set if not item.startswith("defense."))
+    bare = replace(request, asked=request.asked.changed(defenses=("none",), set=settings))
+    (undefended,) = plan_of(bare, "gm", "none").cells
     cells = [undefended, *(cell for cell in plan.cells if cell.defense.label != "none")]
     study, (index,) = plan.study, plan.cells[0].trials
     (first,) = made("loss around poisons", _of_surrogate, plan, cells[:1], request.out)
@@ -124,11 +126,6 @@ def measure(request: Request) -> Plate:
         f"eps {study.protocol.threat.eps}/255; circle: base images, star: poisons"
     )
     return Plate(("network", "u", "v", "loss"), rows, caption, surfaces, (2 * WIDTH, 2.6))
-
-
-def _without_defense(request: Request) -> tuple[str, ...]:
-    """The settings that hold for an undefended victim too."""
-    return tuple(item for item in request.sets if not item.startswith("defense."))
 
 
 def draw(plate: Plate, figure: Figure) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.figures.canvas import COLOURS, WIDTH
-from bench.figures.request import Plate, Request, Row, read, seeds_of
+from bench.figures.request import FigureRequest, Plate, Row, read, seeds_of
 from bench.foundation.errors import BadInput
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Curve:
     turns: list[int]
 
 
-def measure(request: Request) -> Plate:
+def measure(request: FigureRequest) -> Plate:
     """content: {attack: [Curve]}. Defenses share poisons, so each crafting counts once."""
     records = read(request)
     curves: dict[str, list[Curve]] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from bench.figures.canvas import WIDTH
-from bench.figures.request import Plate, Record, Request, Row, dataset_of, read
+from bench.figures.request import FigureRequest, Plate, Record, Row, dataset_of, read
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import say
 from bench.science.poisons import Poisons
@@ -32,7 +32,7 @@ class Trio:
     largest: int
 
 
-def measure(request: Request) -> Plate:
+def measure(request: FigureRequest) -> Plate:
     """content: Trio; the table has a row for every poison of the trial, with its changes in levels of 255."""
     record = _chosen(request)
     key = str(record["poisons"]["key"])
@@ -43,7 +43,7 @@ def measure(request: Request) -> Plate:
             f"fix: --out DIR of the run that crafted them, or run it again"
         )
     poisons = Poisons.of_tensors(artefact.tensors, {})
-    clean = dataset_of(record, request.data).train
+    clean = dataset_of(record, request.asked.data).train
     base = clean.images[clean.rows_of(poisons.ids)]
     change = poisons.images.int() - base.int()
     sizes = change.abs().flatten(1)
@@ -64,7 +64,7 @@ def measure(request: Request) -> Plate:
     return Plate(("id", "label", "largest_change", "mean_change"), rows, caption, trio, size)
 
 
-def _chosen(request: Request) -> Record:
+def _chosen(request: FigureRequest) -> Record:
     """The last finished record with poisons of the attack and the trial (default: 0) that are asked for."""
     records = [record for record in read(request) if (record["poisons"] or {}).get("n")]
     if not records:

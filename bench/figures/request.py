@@ -13,7 +13,7 @@ from bench.foundation.errors import BadInput, nearest
 from bench.foundation.progress import say
 from bench.foundation.registry import find
 from bench.foundation.settings import build
-from bench.request.request import Request as PlanRequest
+from bench.request.request import Request
 from bench.science.dataset import Dataset, Place
 from bench.storage.records import Record
 from bench.storage.records import read as read_records
@@ -22,24 +22,22 @@ Row = tuple[str | int | float, ...]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the command line asks for; None where it leaves the choice to the figure.
+class FigureRequest:
+    """asked: of which trials; what it does not set, the figure chooses. out: the output folder of runs; records: a
+    .jsonl file to read instead of its records; device: to train on; trial: which one."""
 
-    out: the output folder of runs; records: a .jsonl file to read instead of its records; data: where data sets look
-    for files.
-    """
-
+    asked: Request
     out: Path
     records: Path | None = None
-    protocol: str | None = None
-    sets: tuple[str, ...] = ()
-    dataset: str | None = None
-    data: Path | None = None
-    seed: int | None = None
     device: str = "auto"
-    attack: str | None = None
-    defenses: tuple[str, ...] = ()
     trial: int | None = None
+
+    def given(self, field: str) -> list[Any]:
+        """The values that `asked` sets for a field."""
+        value = getattr(self.asked, field)
+        if field not in self.asked.model_fields_set:
+            return []
+        return list(value) if isinstance(value, tuple) else [value]
 
 
 @dataclass(frozen=True)
@@ -56,33 +54,33 @@ class Plate:
     size: tuple[float, float]
 
 
-def read(request: Request) -> list[Record]:
+def read(request: FigureRequest) -> list[Record]:
     """The trial records that a request means, all of one protocol. BadInput when there are none, or of several."""
-    if request.sets or request.dataset is not None:
-        raise BadInput("this figure shows records as they are: --set and --dataset have no place here")
+    if request.asked.set or request.asked.dataset is not None:
+        raise BadInput("this figure is drawn from records; --set and --dataset do not apply")
     if request.records is not None:
-        found, where = read_records(None, [request.records], say), request.records
+        records, where = read_records(None, [request.records], say), request.records
     else:
         where = request.out / "records"
-        found = read_records(where, [], say) if where.is_dir() else []
-    if not found:
+        records = read_records(where, [], say) if where.is_dir() else []
+    if not records:
         raise BadInput(f"no trial records in '{where}'; fix: run something first, or --out DIR or --records FILE")
-    wanted = {"protocol": request.protocol, "attack": request.attack, "seed": request.seed, "trial": request.trial}
-    for name, value in wanted.items():
-        found = _only(found, name, [] if value is None else [value])
-    found = _only(found, "defense", list(request.defenses))
-    protocols = sorted({str(record["protocol"]) for record in found})
+    for name in ("protocol", "attack", "defense"):
+        records = _only(records, name, request.given(f"{name}s"))
+    records = _only(records, "seed", request.given("seed"))
+    records = _only(records, "trial", [] if request.trial is None else [request.trial])
+    protocols = sorted({record["protocol"] for record in records})
     if len(protocols) > 1:
         raise BadInput(f"these are records of {', '.join(protocols)}; choose one with --protocol")
-    return found
+    return records
 
 
 def _only(records: list[Record], name: str, values: list[Any]) -> list[Record]:
     of_each: list[Any] = [record.get(name) for record in records]
-    known = sorted(set(map(str, of_each)))
+    choices = sorted(set(map(str, of_each)))
     for value in values:
-        if str(value) not in known:
-            raise BadInput(f"no records with {name} '{value}'{nearest(str(value), known)}")
+        if str(value) not in choices:
+            raise BadInput(f"no records with {name} '{value}'{nearest(str(value), choices)}")
     return [record for record, value in zip(records, of_each, strict=True) if not values or value in values]
 
 
@@ -103,20 +101,12 @@ def seeds_of(records: Iterable[Record]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def plan_of(request: Request, attack: str, defenses: tuple[str, ...]) -> Part:
+def plan_of(request: FigureRequest, attack: str, defense: str) -> Part:
     """The study to train in, with one cell for each defense and the one trial that is asked for (default: 0); checked
-    as a run is. attack, defenses: unless the request names others."""
+    as a run is. attack, defense: unless the request names others."""
     if request.records is not None:
-        raise BadInput("this figure trains networks and reads no records: --records has no place here")
-    asked = PlanRequest(
-        protocols=(request.protocol or "quick",),
-        attacks=(request.attack or attack,),
-        defenses=request.defenses or defenses,
-        only=True,
-        seed=request.seed or 0,
-        set=request.sets,
-        dataset=request.dataset,
-        data=request.data,
-    )
+        raise BadInput("this figure trains networks; --records does not apply")
+    given = {name: getattr(request.asked, name) for name in request.asked.model_fields_set}
+    asked = Request(attacks=(attack,), defenses=(defense,), only=True).changed(**given)
     (part,) = plan([asked], choose_devices(request.device)[0]).parts
     return part.on_trials((request.trial or 0,))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bench.figures.canvas import COLOURS, WIDTH, legend_above
-from bench.figures.request import Plate, Request, read, seeds_of
+from bench.figures.request import FigureRequest, Plate, read, seeds_of
 from bench.foundation.errors import BadInput
 from bench.views.cells import Cell, by_cell, summarise
 
@@ -24,7 +24,7 @@ def accuracy_interval(cell: Cell) -> tuple[float, float]:
     return cell.clean_accuracy_interval or (cell.clean_accuracy, cell.clean_accuracy)
 
 
-def measure(request: Request) -> Plate:
+def measure(request: FigureRequest) -> Plate:
     """content: [Cell], those with a finished trial, in the order of the records."""
     records = read(request)
     cells = [cell for trials in by_cell(records) if (cell := summarise(trials)).n]

@@ -58,9 +58,9 @@ def read_preset(name: str) -> tuple[dict[str, Any], str]:
         path = Path(name)
         if not path.is_file():
             raise BadInput(f"no protocol file '{name}'")
-        text = path.read_text()
+        text = path.read_text("utf-8")
     elif name in protocol_names():
-        text = (resources.files("bench.request.protocols") / f"{name}.toml").read_text()
+        text = (resources.files("bench.request.protocols") / f"{name}.toml").read_text("utf-8")
     else:
         raise BadInput(f"unknown protocol '{name}'{nearest(name, protocol_names())}")
     try:

@@ -66,12 +66,12 @@ _cache: dict[tuple[str, str], dict[int, tuple[Trial, Poisons | None]]] = {}
 
 
 def _trials(listed: TrialList, fingerprint: str, dataset: Dataset) -> dict[int, tuple[Trial, Poisons | None]]:
-    """Read once a process; checked against the data set."""
+    """Read once per process; checked against the data set."""
     key = (listed.digest, fingerprint)
     if key not in _cache:
         if listed.path.is_dir():
-            found = formats.read_any(listed.path, "native", dataset)
-            entries = {i: interpret(one, dataset, i, MOST_EPS) for i, one in found.items()}
+            imported = formats.read_any(listed.path, "native", dataset)
+            entries = {i: interpret(files, dataset, i, MOST_EPS) for i, files in imported.items()}
             _cache[key] = {i: (trial, poisons) for i, (poisons, trial, _) in entries.items()}
         else:
             _cache[key] = {trial.index: (trial, None) for trial in read_setups(listed.path, dataset, lambda _: None)}

@@ -37,6 +37,20 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Training:
+    """identity: what shapes its outcome, with the seed of order and augmentation; title: for people; behind: a defense
+    with its services."""
+
+    identity: dict[str, Any]
+    data: Images
+    start: Start
+    recipe: Recipe
+    title: str
+    behind: Defense | None = None
+    services: Services | None = None
+
+
+@dataclass(frozen=True)
 class Networks:
     """What a study trains, with the store that keeps it."""
 
@@ -64,20 +78,16 @@ class Networks:
         """The j-th pretrained network of an architecture, with the head of its own data set; in eval mode."""
         source, identity = self.study.pretrain_dataset, self.study.identities.pretrained(model, j)
         start = Start(model, identity["seed"], len(source.classes))
-        return self.trained(identity, source.train, start, self.study.protocol.pretrain, f"pretrained {model} {j + 1}")
+        recipe, title = self.study.protocol.pretrain, f"pretrained {model} {j + 1}"
+        return self.trained(Training(identity, source.train, start, recipe, title))
 
     def surrogate(self, k: int) -> tuple[Classifier, Artefact]:
         """The attacker's k-th network, trained on clean data in the victim's scenario with the surrogates' recipe; in
         eval mode."""
         study = self.study
-        title = f"surrogate {k + 1}/{study.protocol.threat.surrogates}"
-        return self.trained(
-            study.identities.surrogate(k),
-            study.attacker_data,
-            self._surrogate_start(k),
-            study.protocol.surrogate,
-            title,
-        )
+        title, recipe = f"surrogate {k + 1}/{study.protocol.threat.surrogates}", study.protocol.surrogate
+        start = self._surrogate_start(k)
+        return self.trained(Training(study.identities.surrogate(k), study.attacker_data, start, recipe, title))
 
     def snapshots(self, k: int, epochs: Sequence[int]) -> tuple[list[Classifier], Artefact]:
         """The k-th surrogate as it was after each of `epochs` of its training, in eval mode. Same training as
@@ -127,49 +137,31 @@ class Networks:
         start = self.start_in_scenario(model, derive(identity["seed"], "init"), j)
         title = f"retraining {k + 1}/{study.protocol.threat.surrogates}"
         services = Services(recipe, len(study.dataset.classes), Fit(self, identity["seed"], recipe), self.report, model)
-        return self.trained(identity, data, start, recipe, title, behind, services)[0]
+        return self.trained(Training(identity, data, start, recipe, title, behind, services))[0]
 
     def _surrogate_start(self, k: int) -> Start:
         model, j = self.study.protocol.surrogate_model(k)
         return self.start_in_scenario(model, self.study.surrogate_seed(k), j)
 
-    def trained(
-        self,
-        identity: dict[str, Any],
-        data: Images,
-        start: Start,
-        recipe: Recipe,
-        title: str,
-        behind: Defense | None = None,
-        services: Services | None = None,
-    ) -> tuple[Classifier, Artefact]:
-        """A network from the store, or trained and kept; in eval mode."""
-        make = functools.partial(self._train, identity, data, start, recipe, title, behind, services)
-        artefact = self.store.get_or_make("networks", key_of(identity), make)
-        network = self.start(start)
+    def trained(self, training: Training) -> tuple[Classifier, Artefact]:
+        """The network of a training, from the store or made now and kept; in eval mode."""
+        make = functools.partial(self._train, training)
+        artefact = self.store.get_or_make("networks", key_of(training.identity), make)
+        network = self.start(training.start)
         network.load_state_dict(artefact.tensors)
         return network.eval(), artefact
 
-    def _train(
-        self,
-        identity: dict[str, Any],
-        data: Images,
-        start: Start,
-        recipe: Recipe,
-        title: str,
-        behind: Defense | None,
-        services: Services | None,
-    ) -> Made:
+    def _train(self, training: Training) -> Made:
         trained = train(
-            self.start(start),
-            data.to(self.study.device),
-            recipe,
-            seed=identity["seed"],
-            hooks=behind,
-            services=services,
-            report=lambda epoch, epochs, _: self.report(title, epoch, epochs),
+            self.start(training.start),
+            training.data.to(self.study.device),
+            training.recipe,
+            seed=training.identity["seed"],
+            hooks=training.behind,
+            services=training.services,
+            report=lambda epoch, epochs, _: self.report(training.title, epoch, epochs),
         )
-        meta = {"identity": identity, "history": trained.history, "seconds": trained.seconds}
+        meta = {"identity": training.identity, "history": trained.history, "seconds": trained.seconds}
         return dict(trained.model.state_dict()), meta
 
 
@@ -199,6 +191,7 @@ class Fit:
             "code": study.identities.model_code(model),
         }
         start = Start(model, identity["seed"], len(study.dataset.classes), 0 if as_victim else None)
-        network, artefact = self.networks.trained(identity, data, start, recipe, f"{self.prefix}{model}")
+        training = Training(identity, data, start, recipe, f"{self.prefix}{model}")
+        network, artefact = self.networks.trained(training)
         self.on_fit(artefact)
         return network

@@ -17,13 +17,14 @@ from PIL import Image
 from bench.exchange import formats
 from bench.exchange.formats import named, read_any, write
 from bench.exchange.importing import interpret
-from bench.exchange.setups import read_setups, write_setups
+from bench.exchange.setups import read_setups
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import names
 from bench.science.dataset import Dataset
 from bench.science.poisons import Poisons, Shown
 from bench.science.threat import Trial
 from bench.science.trigger import Trigger, colour_patch
+from tests.setups import write_setups
 
 EPS = 8
 
@@ -295,8 +296,3 @@ def test_setups_come_back(protocol: int, dataset: Dataset, trial: Trial, tmp_pat
     said: list[str] = []
     [read] = read_setups(path, dataset, said.append)
     assert torch.equal(read.base_ids, trial.base_ids[:3]) and len(said) == 1 and "setup 0: 1 duplicate base" in said[0]
-
-
-def test_setups_hold_one_target(trial: Trial, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="one each"):
-        write_setups(tmp_path / "setups.pickle", [replace(trial, target_ids=torch.tensor([1, 2]))])

@@ -19,6 +19,7 @@ from bench.cli import main
 from bench.defenses import friends
 from bench.figures import canvas, landscape, poisons, request, training
 from bench.foundation import registry
+from bench.request.request import Request
 from bench.science.crafting import poisons_of
 from bench.science.dataset import Place
 from bench.science.evaluation import ModelPredictor, evaluate
@@ -112,7 +113,7 @@ def test_poisons_are_those_of_the_store_beside_their_bases(ran: Path, tmp_path: 
     assert [int(row["id"]) for row in rows] == one["draw"]["base_ids"]
     assert {int(row["label"]) for row in rows} == {one["draw"]["target_class"]}
     assert max(int(row["largest_change"]) for row in rows) == one["poisons"]["max_change"] > 0
-    trio = poisons.measure(request.Request(ran, trial=1)).content
+    trio = poisons.measure(request.FigureRequest(Request(), ran, trial=1)).content
     make = registry.find("dataset", "photographs").make
     values = {"size": 16, "train_per_class": 10, "test_per_class": 5, "colour": "grey", "deviation": 0.23}
     dataset = make(make.Settings(**values), Place())
@@ -185,7 +186,7 @@ def test_the_landscape_is_that_of_the_recorded_victims(
     names = ("attacker's surrogate", "victim, undefended", "victim, friends-b")
     assert len({loss[name, 1.0, 0.0] for name in names}) == 3
 
-    plan = request.plan_of(request.Request(ran, sets=tuple(CRAFTING[1::2])), "gm", ("friends-b",))
+    plan = request.plan_of(request.FigureRequest(Request(set=tuple(CRAFTING[1::2])), ran), "gm", "friends-b")
     (cell,) = plan.cells
     space = Workspace.at(plan.study, ran, lambda *_: None, print)
     network = trainings(space, plan.study.case(0), cell.attack, cell.defense)[0].model
@@ -240,7 +241,7 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         (["scatter"], [], "no trial records in"),
         (["scatter"], [{**GOOD, "status": "failed"}], "none of these trials is finished"),
         (["scatter", "--attack", "gn"], [GOOD], "no records with attack 'gn'; did you mean 'gm'?"),
-        (["scatter", "--set", "threat.eps=8"], [GOOD], "--set and --dataset have no place here"),
+        (["scatter", "--set", "threat.eps=8"], [GOOD], "--set and --dataset do not apply"),
         (["scatter"], [GOOD, {**GOOD, "protocol": "q"}], "records of cifar10-scratch, q; choose one with --protocol"),
         (["matching-loss"], [GOOD], "these records hold no crafting losses"),
         (
@@ -250,7 +251,7 @@ GOOD = record("gm", "none", 0, 1, 0.5)
         ),
         (["poisons"], [record("none", "none", 0, 0, 0.5)], "these records hold no poisons"),
         (["poisons"], [{**GOOD, "poisons": {"n": 1, "key": "../../x"}}], "are not in"),
-        (["landscape"], [GOOD], "reads no records"),
+        (["landscape"], [GOOD], "--records does not apply"),
         (["landscape", "--attack", "none"], None, "attack 'none' crafts no poisons"),
         (["landscape", "--protocol", "quik"], None, "did you mean 'quick'?"),
         (["friendly-noise", "--defense", "mixup"], None, "defense 'mixup' makes no friendly noise"),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bench.cli import main
-from bench.exchange.setups import write_setups
 from bench.foundation.registry import names
 from tests.plans import prepare
+from tests.setups import write_setups
 from tests.tiny import ATTACK_SETS, SETS
 
 STUDY = [argument for item in SETS for argument in ("--set", item)]

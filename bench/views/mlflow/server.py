@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import Timeout
+
 from bench.foundation.errors import BadInput
+from bench.foundation.files import take_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,20 +73,16 @@ def connect(uri: str) -> MlflowClient:
 def only_writer(uri: str, out: Path) -> Iterator[None]:
     """One sync at a time: processes that create a SQLite store together break it for good. The lock lies beside the
     SQLite file (`<out>/mlflow.lock` for the default one), since several output folders may share it."""
-    from filelock import FileLock, Timeout
-
     base = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else out / "mlflow"
     path = base.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=LOCK_PATIENCE)
     try:
-        lock.acquire()
+        held = take_lock(path, LOCK_PATIENCE)
     except Timeout:
         raise BadInput(f"another process holds {path}; fix: wait for it, then python -m bench sync") from None
     try:
         yield
     finally:
-        lock.release()
+        held.release()
 
 
 @contextlib.contextmanager

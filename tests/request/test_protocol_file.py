@@ -114,6 +114,26 @@ def test_bad_plugins_stop_with_one_line(kind: str, names: list[str], sets: list[
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[defense.friend-b]\nmu = 4", "[defense.friend-b]: unknown defense 'friend-b'; did you mean 'friends-b'?"),
+        ("[attack]\nsteps = 7", "unknown key 'attack.steps'; write it under a plug-in, as in [attack.NAME]"),
+        ("[attack.gm]\nstep = 7", "[attack.gm]: unknown key 'attack.gm.step'; did you mean 'steps'?"),
+        ("[defense.friends-b]\nmu = 0", "[defense.friends-b]: bad value for 'defense.friends-b.mu': 0"),
+        ('dataset = "cifar10"', "bad value for 'dataset': 'cifar10'"),
+        ("[[train]]\nepochs = 3", "bad value for 'train'"),
+        ('version = "x"', "bad value for 'version': 'x'; allowed: whole number, at least 1"),
+    ],
+)
+def test_what_a_protocol_file_says_of_plugins_and_sections_is_checked(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(BadInput) as caught:
+        resolve(str(file), [])
+    assert expected in str(caught.value) and "mine.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["name = ", 'nam = "x"', "[threats]\neps = 3"])
 def test_a_bad_protocol_file_stops_with_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.toml"
