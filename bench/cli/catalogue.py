@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.cli import options
+from bench.foundation.registry import ANNOUNCED, PLUGINS
 
 if TYPE_CHECKING:
     from bench.foundation.registry import Plugin
 
-KINDS = ("attacks", "defenses", "protocols", "sweeps", "datasets", "models", "engines")
+KINDS = tuple(f"{kind}s" for kind in (*PLUGINS, "protocol", "sweep", *ANNOUNCED))
 WIDTH, COLUMN = 100, 24
 KNOWLEDGE = {
     "poison_rate": "the poison rate",
@@ -30,7 +31,7 @@ KNOWLEDGE = {
 def list_(kind: str | None) -> int:
     """List what can be run.
 
-    KIND: attacks, defenses, protocols, sweeps, datasets, models or engines (default: all).
+    KIND: attacks, defenses, datasets, models, protocols, sweeps, engines, figures or formats (default: all).
     """
     for each in [kind] if kind else KINDS:
         print(f"{each}:")
@@ -45,7 +46,7 @@ def list_(kind: str | None) -> int:
 def show(kind: str, name: str) -> int:
     """Show the card and settings of a plug-in, or a file of ours.
 
-    KIND: attack, defense, protocol, sweep, dataset, model or engine.
+    KIND: attack, defense, dataset, model, protocol, sweep, engine, figure or format.
     """
     from bench.foundation import registry
     from bench.foundation.settings import describe
@@ -80,8 +81,8 @@ def _entries(kind: str) -> Iterator[tuple[list[str], str]]:
         singular = kind.removesuffix("s")
         methods: dict[Any, list[Plugin]] = {}
         for plugin in (registry.find(singular, name) for name in registry.names(singular)):
-            if kind == "engines":
-                yield [plugin.name], plugin.card  # without its class, which may need a package that is not installed
+            if singular in ANNOUNCED:
+                yield [plugin.name], plugin.card  # without importing it, which may need a package that is missing
             elif getattr(plugin.make, "crafts", True):
                 methods.setdefault(plugin.make, []).append(plugin)
         for variants in methods.values():

@@ -15,7 +15,7 @@ from bench.cli import options
 @click.argument("folder", type=options.PATH, metavar="DIR")
 @options.group(
     options.attack,
-    click.option("--format", default="native", show_default=True, metavar="NAME", help="Format; see the README."),
+    click.option("--format", default="native", show_default=True, metavar="NAME", help="Format; see `list formats`."),
     options.protocol,
     options.study,
     options.effort,
@@ -44,7 +44,7 @@ def export(
 @click.argument("source", type=options.PATH, metavar="SOURCE")
 @click.argument("folder", type=options.PATH, metavar="DIR")
 @options.group(
-    click.option("--format", default="auto", show_default=True, metavar="NAME", help="Format; see the README."),
+    click.option("--format", default="auto", show_default=True, metavar="NAME", help="Format; see `list formats`."),
     click.option("--trigger", is_flag=True, help="For formats that hold none: judge with the threat model's trigger."),
     options.protocol,
     options.study,

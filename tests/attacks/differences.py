@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from bench.attacks.crafting import feature_matching
 from bench.science.attack import Scene
 
 
@@ -33,9 +35,11 @@ def objective_of(
     attack: Any,
     scene: Scene,
     monkeypatch: pytest.MonkeyPatch,
-    engine_of: str = "bench.attacks.crafting.feature_matching",
+    caller: ModuleType = feature_matching,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The (gradient, score) that an attack hands to the crafting engine, as the module `engine_of` calls it."""
+    """The (gradient, score) that an attack hands to the crafting engine in the module `caller`.
+
+    The module is patched, because an attack is handed a scene and settings, and makes its objective itself."""
     handed = []
 
     def engine(
@@ -44,6 +48,6 @@ def objective_of(
         handed.append((gradient, score))
         return torch.zeros_like(scene.base_pixels()), [[0.0]], [0.0]
 
-    monkeypatch.setattr(f"{engine_of}.craft", engine)
+    monkeypatch.setattr(caller, "craft", engine)
     attack.craft(scene)
     return handed[0]

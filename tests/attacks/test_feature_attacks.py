@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.attacks import poison_frogs
 from bench.attacks.bullseye_polytope import BullseyePolytope
 from bench.attacks.poison_frogs import ForwardBackward, PoisonFrogs, collisions
 from bench.science.attack import Scene
@@ -285,7 +286,7 @@ def test_pf_original_starts_at_the_blend_inside_the_ball(
         seen.append(pixels.clone())
         return collisions(models, pixels, aims)
 
-    monkeypatch.setattr("bench.attacks.poison_frogs.collisions", watched)
+    monkeypatch.setattr(poison_frogs, "collisions", watched)  # the module: a step shows its pixels to nobody
     ForwardBackward(ForwardBackward.Settings(steps=3, watermark=0.4)).craft(scene)
     base, target = scene.base_pixels(), to_pixels(scene.targets)
     blend = 0.4 * target + 0.6 * base

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bench.attacks import metapoison
 from bench.attacks.metapoison import Unrolled, carlini_wagner
 from bench.foundation.errors import BadInput
 from bench.science.attack import Scene
@@ -124,7 +125,7 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene = with_snapshots(make_scene(n=4, k=2), histories)
     attack = make_attack("metapoison", unroll=unroll, clean=5, inner_lr=LR, ages=(1, 2), augment=augment)
-    gradient, _ = objective_of(attack, scene, monkeypatch, "bench.attacks.metapoison")
+    gradient, _ = objective_of(attack, scene, monkeypatch, metapoison)
     pixels = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for step in (0, 3):
         assert_slope(lambda at, step=step: gradient(at, step)[0], pixels, gradient(pixels, step)[1])
@@ -135,7 +136,7 @@ def test_the_score_is_the_mean_over_surrogates_and_ages(
 ) -> None:
     histories = [[make_smooth(2 * k + age) for age in range(2)] for k in range(2)]
     scene, attack = make_scene(n=4, k=2), make_attack("metapoison", unroll=1, clean=0, inner_lr=LR, ages=(1, 2))
-    _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch, "bench.attacks.metapoison")
+    _, score = objective_of(attack, with_snapshots(scene, histories), monkeypatch, metapoison)
     pixels, target = scene.base_pixels(), to_pixels(scene.targets)
     wanted = torch.tensor([scene.trial.target_class])
     parts = [(pixels.double(), scene.bases.labels)]
@@ -217,7 +218,7 @@ def test_ages_move_on_at_every_step_and_are_staggered_over_surrogates(
             seen.append((whose[source.weights["head.bias"].data_ptr()], [len(labels) for _, labels in parts]))
             super().__init__(source, parts, lr, chunk)
 
-    monkeypatch.setattr("bench.attacks.metapoison.Unrolled", Watched)
+    monkeypatch.setattr(metapoison, "Unrolled", Watched)  # the module: what is unrolled is shown to nobody
     scene = with_snapshots(make_scene(n=4, k=2), histories)
     make_attack("metapoison", steps=4, clean=5, unroll=3, ages=(1, 2, 3)).craft(scene)
     every = [(k, age) for k in range(2) for age in range(3)]
@@ -240,7 +241,7 @@ def test_clean_images_are_never_bases_and_change_with_the_step(
             seen.append(parts)
             super().__init__(source, parts, lr, chunk)
 
-    monkeypatch.setattr("bench.attacks.metapoison.Unrolled", Watched)
+    monkeypatch.setattr(metapoison, "Unrolled", Watched)  # the module: what is unrolled is shown to nobody
     make_attack("metapoison", steps=3, clean=12, ages=(1,), augment=False).craft(scene)
     train_pixels = to_pixels(scene.train.images)
     draws = []
@@ -319,7 +320,7 @@ def test_the_chunk_does_not_change_the_gradient(
     found = []
     for size in (chunk, 256):
         gradient, _ = objective_of(
-            make_attack("metapoison", ages=(1,), clean=5, chunk=size), scene, monkeypatch, "bench.attacks.metapoison"
+            make_attack("metapoison", ages=(1,), clean=5, chunk=size), scene, monkeypatch, metapoison
         )
         found.append(gradient(pixels, 0))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.attacks import sleeper_agent
 from bench.attacks.crafting.descent import craft as engine
 from bench.attacks.crafting.matching import through
 from bench.attacks.sleeper_agent import SleeperAgent, in_turn, largest_gradients, retraining_steps
@@ -114,7 +115,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
 
         return engine(scene, settings, std, look, score)
 
-    monkeypatch.setattr("bench.attacks.sleeper_agent.craft", watching)
+    monkeypatch.setattr(sleeper_agent, "craft", watching)  # the module: a step shows its pixels to nobody
     return shown
 
 
@@ -134,7 +135,7 @@ def matchers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             made.append((models, pixels, wanted, None))  # type: ignore[arg-type]
             return super().with_models(models, pixels, wanted)
 
-    monkeypatch.setattr("bench.attacks.sleeper_agent.Matcher", Watched)
+    monkeypatch.setattr(sleeper_agent, "Matcher", Watched)  # the module: what is matched is shown to nobody
     return made
 
 

@@ -15,6 +15,7 @@ import pytest
 from distributed import LocalCluster
 
 from bench.execution import runner
+from bench.execution.engines import dask as dask_engine
 from bench.execution.engines import shared
 from bench.execution.engines.base import Done, Engine
 from bench.execution.engines.dask import Dask
@@ -162,7 +163,8 @@ def test_a_worker_that_does_not_see_the_folder(
     def elsewhere(out: Path) -> Iterator[Path]:
         yield out / "not-there"
 
-    monkeypatch.setattr("bench.execution.engines.dask.scratch_folder", elsewhere)
+    # The module: where a run keeps its scratch is no choice of its caller.
+    monkeypatch.setattr(dask_engine, "scratch_folder", elsewhere)
     with pytest.raises(BadInput, match="does not see '.*'; fix: an --out folder that all machines share"):
         done_by(Dask(dask_cluster.scheduler_address), tmp_path, ["a"])
 

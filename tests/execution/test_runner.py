@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.attacks.gradient_matching import GradientMatching
 from bench.defenses.shared.filtering import Filter
 from bench.execution import runner
 from bench.execution.engines.local import Local
@@ -18,6 +19,7 @@ from bench.execution.plan import Plan
 from bench.execution.recording import failure
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.registry import register
+from bench.science import victim
 from bench.science.attack import Attack, Scene
 from bench.science.crafting import poisons_of
 from bench.science.defense import Defense
@@ -79,7 +81,7 @@ def test_a_second_run_does_no_work(done: tuple[Path, list[Record]], monkeypatch:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("work was done again")
 
-    monkeypatch.setattr("bench.science.victim.train", never)
+    monkeypatch.setattr(victim, "train", never)  # the module: which function trains is handed to nobody
     again, said = execute(prepare(), out)
     assert bare(again) == bare(results)
     assert all(record["cached"] for record in again) and said == []
@@ -93,7 +95,7 @@ def test_another_defense_crafts_and_trains_no_surrogate(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("crafted again")
 
-    monkeypatch.setattr("bench.attacks.gradient_matching.GradientMatching.craft", never)
+    monkeypatch.setattr(GradientMatching, "craft", never)
     results, _ = execute(prepare(defenses=("noise-u",)), out)
     assert [record["cached"] for record in results] == [True] * 4 + [False] * 2
     assert all(record["status"] == "done" and record["reused"]["poisons"] for record in results[4:])

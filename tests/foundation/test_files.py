@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import subprocess
@@ -47,7 +48,7 @@ def test_a_lock_that_finds_no_flock_is_no_lock(tmp_path: Path, monkeypatch: pyte
     def flock(*_: Any) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(OSError, match="not implemented"):
         files.take_lock(tmp_path / "a.lock")
 

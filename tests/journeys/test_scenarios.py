@@ -16,6 +16,7 @@ from bench.execution.engines.local import Local
 from bench.execution.plan import Plan
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import register
+from bench.science import networks
 from bench.science.classifier import Classifier
 from bench.science.crafting import poisons_of
 from bench.science.defense import Defense, Services
@@ -318,7 +319,7 @@ def test_poisons_that_are_lost_come_out_equal_without_another_training(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a network was trained again")
 
-    monkeypatch.setattr("bench.science.networks.train", never)
+    monkeypatch.setattr(networks, "train", never)  # the module: which function trains is handed to nobody
     again = execute(sleeping(), out)
     assert [comparable(record) for record in again] == [comparable(record) for record in slept[1]]
     assert all(record["reused"]["base_selection"] for record in again[2:])
