@@ -89,7 +89,7 @@ def test_attacks_share_cells_and_poisons(
     controls = [("none", "none"), ("none-trigger", "none")]
     assert names == [*controls, *((attack, defense) for attack in attacks for defense in behind)]
     assert {record["status"] for record in found} == {"done"} and len(found) == 2 * len(names)
-    assert sorted(log.read_text().split()) == ["0", "1"]  # once a trial, for three defenses
+    assert sorted(log.read_text().split()) == ["0", "1"]  # once per trial, for three defenses
     keys = {(record["attack"], record["trial"], record["poisons"]["key"]) for record in found}
     assert len(keys) == 5 * 2
     code, out, err = in_process(capsys, *arguments)

@@ -258,7 +258,7 @@ def test_replay_changes_nothing(out: Path, uri: str, runs: Callable[..., list[An
     assert sync(records + records[:1], uri, out, image) == SyncReport(2, 0, 4)
     assert sync(records[1:2], uri, out, image) == SyncReport(1, 0, 1)
     assert state(runs) == before and len(before) == 6
-    assert asked == [0, 0]  # once a cell
+    assert asked == [0, 0]  # once per cell
     assert sync([], uri, out) == SyncReport(0, 0, 0)
 
 
