@@ -59,6 +59,7 @@ def frame(out: Path) -> pd.DataFrame:
     return bench.run("gm", ["friends-b[start=1]"], trials=2, set=TINY, out=out, jobs=1, device="cpu")
 
 
+@pytest.mark.slow
 def test_run_gives_the_records_of_the_command(
     frame: pd.DataFrame, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

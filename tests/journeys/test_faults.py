@@ -191,6 +191,7 @@ def assert_one_line(stderr: str, place: Path) -> None:
     assert "fix: " in last and "the same command goes on" in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["create", "flush"])
 @pytest.mark.parametrize("of", ["/networks/", "/poisons/", "/images/", "/records/"])
 def test_a_disk_that_is_full_for_a_while(
@@ -257,6 +258,7 @@ def test_a_real_disk_that_is_full(undisturbed: Path, small_disk: Path) -> None:
     assert_mended(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_mlflow_has_no_room(
     undisturbed: Path, tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
