@@ -117,7 +117,7 @@ _CHECK = TypeAdapter(Record)
 
 # What older versions did not write, with what then held.
 _RENAMED = {"true_class": "source_class", "adversarial_class": "target_class"}
-_LATER_SETTINGS = {"holdout": 0.05, "per_class": 0}  # of the threat model
+_LATER_SETTINGS = {"holdout": 0.05, "per_class": 0, "white_box": True}  # of the threat model
 _LATER_FIELDS = {
     **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), "null"),
     **dict.fromkeys(("history", "knowledge", "adapted_to"), "[]"),

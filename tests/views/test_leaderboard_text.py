@@ -197,7 +197,7 @@ def test_damaged_files_and_lines_are_said_and_skipped_and_left_alone(
         (["--records", "empty.jsonl"], "no records under 'empty.jsonl'"),
         (["--records", "r.jsonl", "--protocol", "cifar10-scratsh"], "did you mean 'cifar10-scratch'?"),
         (["--records", "r.jsonl", "--baseline", "freinds-b"], "did you mean 'friends-b'?"),
-        (["--records", "r.jsonl", "--format", "xml"], "invalid choice: 'xml'"),
+        (["--records", "r.jsonl", "--format", "xml"], "invalid value for '--format': 'xml' is not one of 'table'"),
         (["--records", "r.jsonl", "--to", "/proc/nothing/x"], "cannot be written"),
     ],
 )

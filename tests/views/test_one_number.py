@@ -18,7 +18,7 @@ import pytest
 from bench.storage.records import Record
 from bench.views import html as page_of
 from bench.views import text
-from bench.views.frames import leaderboard_frame, records_frame
+from bench.views.frames import leaderboard_frame, records_frame, records_of
 from bench.views.leaderboard import leaderboard
 from bench.views.mlflow.book import FILTER
 from bench.views.mlflow.server import connect, resolve_uri
@@ -135,6 +135,11 @@ def from_frame(records: list[Record], uri: str, out: Path) -> dict[tuple[str, st
     return {(str(row["attack"]), str(row["defense"])): of_dict(row) for row in frame.to_dict("records")}  # type: ignore[arg-type]
 
 
+def from_trials(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """A frame of trials is enough to get the cells of."""
+    return from_frame(records_of(records_frame(records)), uri, out)
+
+
 class _Rows(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +190,7 @@ def _told(uri: str) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-EXACT = [from_json, from_csv, from_frame, from_mlflow, from_mlflow_in_shards]
+EXACT = [from_json, from_csv, from_frame, from_trials, from_mlflow, from_mlflow_in_shards]
 ROUNDED = [from_table, from_markdown, from_html, from_run_table]
 
 

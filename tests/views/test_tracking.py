@@ -270,6 +270,32 @@ def test_trials_that_are_only_in_the_store_still_count(out: Path, uri: str, runs
     assert (parent.data.metrics["n_trials"], parent.data.metrics["successes"]) == (3, 2)
 
 
+def test_trials_of_an_older_version_are_logged_again_once(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
+    """They do not name their target, so that nobody could tell which trials of two cells are the same."""
+    sync([make(0), make(0, defense="none", clean_accuracy=0.9)], uri, out)
+    client = connect(uri)
+    for run in runs("trial"):
+        client.delete_tag(run.info.run_id, "bench.target")
+    for run in runs("cell"):
+        client.set_tag(run.info.run_id, "bench.scene", "of another version")
+    assert sync([make(0), make(0, defense="none", clean_accuracy=0.9)], uri, out) == SyncReport(2, 2, 0)
+    assert sync([make(0)], uri, out) == SyncReport(1, 0, 1)
+    drops = {run.data.tags["bench.defense"]: run.data.metrics.get("acc_drop") for run in runs("cell")}
+    assert drops == {"friends-b": pytest.approx(0.4), "none": None} and len(runs("trial")) == 2
+
+
+def test_trials_with_another_target_are_not_compared_when_they_are_read_back(
+    out: Path, uri: str, runs: Callable[..., list[Any]]
+) -> None:
+    draw = {"target_ids": [8], "source_class": 1, "target_class": 3}
+    sync(
+        [make(0, defense="none", clean_accuracy=0.9), make(1, defense="none", clean_accuracy=0.8, draw=draw)], uri, out
+    )
+    sync([make(0), make(1)], uri, out)
+    defended = next(run for run in runs("cell") if run.data.tags["bench.defense"] == "friends-b")
+    assert defended.data.metrics["acc_drop"] == pytest.approx(0.4) and defended.data.metrics["n_trials"] == 2
+
+
 def test_half_written_runs_are_repaired(
     out: Path, uri: str, runs: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
