@@ -66,22 +66,14 @@ def defend(
         >>> accuracy = (classifier.predict(test_images) == test_labels).float().mean()
     """
     if not isinstance(model, str):
-        raise BadInput(
-            f'model: {type(model).__name__}; allowed: a name; fix: register it with @register("model", "my-net")'
-        )
-    training = as_images((images, labels), "defend", 0)
-    names = _class_names(classes, int(training.labels.max()) + 1)
-    dataset = check(Dataset("your own", names, training, training))
-    size = training.images.shape[2]
-    chosen = _selected(defense, settings or {})
-    work = _Training(dataset, model, _recipe(recipe, epochs, size), seed, choose_devices(device)[0])
-    knowledge = Knowledge(
-        poison_rate,
-        as_images(clean_holdout, "clean_holdout", len(training), len(names)) if clean_holdout is not None else None,
-        as_images(public, "public", 0) if public is not None else None,
-    )
+        kind = type(model).__name__
+        raise BadInput(f'model: {kind}; allowed: a name; fix: register it with @register("model", "my-net")')
+    dataset = _dataset(images, labels, classes)
+    chosen, knowledge = _selected(defense, settings or {}), Knowledge.of(dataset, poison_rate, clean_holdout, public)
+    size = dataset.train.images.shape[2]
     _check_knowledge(chosen, knowledge, size)
-    return work.behind(chosen, knowledge)
+    made = _Training(dataset, model, _recipe(recipe, epochs, size), seed, choose_devices(device)[0])
+    return made.behind(chosen, knowledge)
 
 
 class Defended:
@@ -113,6 +105,15 @@ class Knowledge:
     poison_rate: float | None
     clean_holdout: Images | None
     public: Images | None
+
+    @classmethod
+    def of(cls, dataset: Dataset, poison_rate: float | None, clean_holdout: Any, public: Any) -> Knowledge:
+        first, classes = len(dataset.train), len(dataset.classes)
+        return cls(
+            poison_rate,
+            as_images(clean_holdout, "clean_holdout", first, classes) if clean_holdout is not None else None,
+            as_images(public, "public", 0) if public is not None else None,
+        )
 
     def public_images(self) -> Images:
         if self.public is None:
@@ -155,15 +156,14 @@ class _Training:
         return Defended(instance.finish(trained, services), trained, self.device, self.notes, kept_ids)
 
 
-def _class_names(classes: int | Sequence[str] | None, fewest: int) -> tuple[str, ...]:
-    names = (
-        tuple(map(str, range(classes if classes is not None else fewest)))
-        if not isinstance(classes, Sequence)
-        else tuple(classes)
-    )
+def _dataset(images: Any, labels: Any, classes: int | Sequence[str] | None) -> Dataset:
+    training = as_images((images, labels), "defend", 0)
+    fewest = int(training.labels.max()) + 1
+    count = fewest if classes is None else classes
+    names = tuple(map(str, range(count))) if isinstance(count, int) else tuple(count)
     if len(names) < fewest:
         raise BadInput(f"classes: {len(names)}, but labels go up to {fewest - 1}; allowed: at least {fewest}")
-    return names
+    return check(Dataset("your own", names, training, training))
 
 
 def _recipe(recipe: Recipe | Mapping[str, Any] | None, epochs: int | None, size: int) -> Recipe:

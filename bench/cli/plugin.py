@@ -12,7 +12,7 @@ from bench.cli import options
 @click.command(cls=options.Command)
 @click.argument("plugin", nargs=-1, required=True, metavar="NAME|FILE...")
 def check(plugin: tuple[str, ...]) -> int:
-    """Test plug-ins against the contract that every attack and defense keeps."""
+    """Test plug-ins against the contract of attacks and defenses."""
     from bench.authoring.contract import check
 
     failed = False
