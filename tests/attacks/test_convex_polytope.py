@@ -17,7 +17,7 @@ from bench.science.attack import Scene
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.training import to_pixels
-from tests.attacks.differences import assert_slope, objective_of
+from tests.attacks.finite_differences import assert_slope, objective_of
 from tests.plugins import make_attack
 
 

@@ -23,7 +23,7 @@ from bench.science.gradients import ParameterGradients
 from bench.science.poisons import Poisons
 from bench.science.training import Recipe, to_pixels, train
 from bench.science.workshop import Workshop
-from tests.attacks.differences import assert_slope, objective_of
+from tests.attacks.finite_differences import assert_slope, objective_of
 from tests.plugins import make_attack
 
 LR = 0.3

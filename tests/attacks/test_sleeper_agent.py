@@ -24,7 +24,7 @@ from bench.science.gradients import Matcher
 from bench.science.poisons import Poisons
 from bench.science.training import to_pixels
 from bench.science.workshop import Workshop
-from tests.attacks.differences import assert_slope
+from tests.attacks.finite_differences import assert_slope
 from tests.plugins import make_attack
 
 

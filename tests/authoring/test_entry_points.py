@@ -69,6 +69,7 @@ def bench(site: Path, *arguments: str, **more: Any) -> tuple[int, str, str, int]
     return process.returncode, out, err, process.pid
 
 
+@pytest.mark.slow
 def test_a_plugin_of_another_package_is_listed_checked_and_run_in_workers(
     install: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_plugin_of_another_package_is_listed_checked_and_run_in_workers(
     assert err.count("could not be loaded") == 1, "said once, not again by every worker"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

@@ -13,6 +13,7 @@ from bench.cli import main
 from bench.foundation.registry import find
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "setting"), [("attack", "strength"), ("defense", "levels")])
 def test_what_it_makes_passes_check_and_its_own_test(
     kind: str, setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -73,6 +73,7 @@ def test_work_is_done_in_other_processes_with_one_thread(run: Run) -> None:
     assert all(item.result[1] == 1 and item.result[2] != os.getpid() for item in done)
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_its_unit_only(run: Run) -> None:
     units = ["a", "b", "die", "c", "d", "e"]
     done = {item.unit: item for item in run(units, 2)}
@@ -97,6 +98,7 @@ def sleep_long(unit: str, heartbeat: Heartbeat) -> None:
     time.sleep(120)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", PARENT, str(tmp_path)]
     parent = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True)
@@ -130,6 +132,7 @@ def seen(unit: str, heartbeat: Heartbeat) -> tuple[int, str]:
     return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", "none")
 
 
+@pytest.mark.slow
 def test_every_process_sees_one_gpu_and_the_gpus_are_shared_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def local_jobs() -> Slurm:
     return Slurm(SlurmSettings(cluster="local", time=5), quiet=True)
 
 
+@pytest.mark.slow
 def test_dask_makes_the_records_of_the_local_engine(
     dask_cluster: LocalCluster, of_local: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -69,6 +70,7 @@ def test_dask_makes_the_records_of_the_local_engine(
     assert engine.width == 2 and not list(tmp_path.glob("scratch/*"))
 
 
+@pytest.mark.slow
 def test_slurm_makes_the_records_of_the_local_engine(of_local: list[dict[str, Any]], tmp_path: Path) -> None:
     assert study_records(local_jobs(), tmp_path) == of_local
 
@@ -99,6 +101,7 @@ def done_by(engine: Engine, out: Path, units: Sequence[str]) -> dict[str, Done]:
         return {done.unit: done for done in engine.run("test", units, work)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dask", "slurm"])
 def test_failures_and_killed_processes_cost_only_themselves(name: str, tmp_path: Path) -> None:
     once = f"once {tmp_path / 'mark'}"
@@ -114,6 +117,7 @@ def test_failures_and_killed_processes_cost_only_themselves(name: str, tmp_path:
     assert all(done[unit].result[1] != os.getpid() for unit in ("a", "b", once))
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_costs_an_attempt(tmp_path: Path) -> None:
     log = tmp_path / "pids"
 
@@ -132,6 +136,7 @@ def test_a_worker_killed_from_outside_costs_an_attempt(tmp_path: Path) -> None:
     assert only.error is None and only.result[1] == int(second) != int(first)
 
 
+@pytest.mark.slow
 def test_leaving_early_stops_what_runs(dask_cluster: LocalCluster, tmp_path: Path) -> None:
     """The running unit notices that its folder has gone; the worker is free for others soon."""
     log = tmp_path / "pids"
@@ -147,6 +152,7 @@ def test_leaving_early_stops_what_runs(dask_cluster: LocalCluster, tmp_path: Pat
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.slow
 def test_what_dask_lacks_is_said_before_any_work(dask_cluster: LocalCluster, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="needs a scheduler; fix: start `dask scheduler`"):
         Dask(None)
@@ -156,6 +162,7 @@ def test_what_dask_lacks_is_said_before_any_work(dask_cluster: LocalCluster, tmp
         done_by(Dask(dask_cluster.scheduler_address, device="cuda"), tmp_path, ["a"])
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_see_the_folder(
     dask_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

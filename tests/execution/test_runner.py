@@ -112,6 +112,7 @@ def test_what_is_lost_is_made_again_and_comes_out_equal(
     assert bare(again) == bare(done[1])
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_records_of_one(done: tuple[Path, list[Record]], tmp_path: Path) -> None:
     results, _ = execute(prepare(), tmp_path, jobs=2)
     assert bare(results) == bare(done[1])

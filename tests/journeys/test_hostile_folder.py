@@ -95,6 +95,7 @@ def _python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_command_works_in_a_folder_with_files_of_our_names_and_none_of_them_is_executed(hostile: Path) -> None:
     (hostile / "start.py").write_text(IN_ONE_PROCESS)  # the script's own folder comes first on its path
     finished = _python(hostile, "start.py", json.dumps(COMMANDS))
@@ -103,6 +104,7 @@ def test_every_command_works_in_a_folder_with_files_of_our_names_and_none_of_the
     assert "ModuleNotFoundError" not in finished.stderr and "Traceback" not in finished.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

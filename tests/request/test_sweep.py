@@ -89,7 +89,7 @@ def test_attacks_share_cells_and_poisons(
     controls = [("none", "none"), ("none-trigger", "none")]
     assert names == [*controls, *((attack, defense) for attack in attacks for defense in behind)]
     assert {record["status"] for record in found} == {"done"} and len(found) == 2 * len(names)
-    assert sorted(log.read_text().split()) == ["0", "1"]  # once a trial, for three defenses
+    assert sorted(log.read_text().split()) == ["0", "1"]  # once per trial, for three defenses
     keys = {(record["attack"], record["trial"], record["poisons"]["key"]) for record in found}
     assert len(keys) == 5 * 2
     code, out, err = in_process(capsys, *arguments)
@@ -323,6 +323,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", "bench", "sweep", *arguments, "--tracking", "none"]
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_craft_once_and_end_with_the_same_records(counted: tuple[str, Path], tmp_path: Path) -> None:
     file, log = counted
     out = tmp_path / "out"
@@ -346,6 +347,7 @@ WAITING = """
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_workers_and_the_same_command_goes_on(counted: tuple[str, Path], tmp_path: Path) -> None:
     file, log = counted
     whole = Path(file).read_text()

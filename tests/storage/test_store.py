@@ -124,6 +124,7 @@ Store(pathlib.Path(sys.argv[1])).get_or_make("poisons", "aa" * 32, make)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_an_artefact_once(tmp_path: Path) -> None:
     script = tmp_path / "maker.py"
     script.write_text(SLOW_MAKER)

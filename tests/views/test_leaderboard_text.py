@@ -241,6 +241,7 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
     assert not imported & {"torch", "mlflow", "pandas", "scipy.stats", "tqdm", "matplotlib"}
 
 
+@pytest.mark.slow
 def test_many_records_are_read_in_seconds() -> None:
     """A generous bound for a busy machine: on a quiet core 3,000 records take about one second."""
     command = [sys.executable, "benchmarks/leaderboard.py", "--records", "3000", "--repeats", "1", "--json"]

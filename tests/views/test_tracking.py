@@ -258,7 +258,7 @@ def test_replay_changes_nothing(out: Path, uri: str, runs: Callable[..., list[An
     assert sync(records + records[:1], uri, out, image) == SyncReport(2, 0, 4)
     assert sync(records[1:2], uri, out, image) == SyncReport(1, 0, 1)
     assert state(runs) == before and len(before) == 6
-    assert asked == [0, 0]  # once a cell
+    assert asked == [0, 0]  # once per cell
     assert sync([], uri, out) == SyncReport(0, 0, 0)
 
 
@@ -372,6 +372,7 @@ print(json.dumps([report.trials_new, report.trials_present]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_use_a_fresh_store_at_once(tmp_path: Path) -> None:
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     files[0].write_text(json.dumps([make(0), make(1)]))
