@@ -36,8 +36,8 @@ def main() -> None:
                 {
                     "size": size,
                     "augmentation": kind,
-                    "us a image": 1e6 * times.median(f"calls {kind}") / len(data),
-                    "epoch, us a image": 1e6 * times.median(f"epoch {kind}") / len(data),
+                    "us an image": 1e6 * times.median(f"calls {kind}") / len(data),
+                    "epoch, us an image": 1e6 * times.median(f"epoch {kind}") / len(data),
                     "calls, %": 100 * times.ratio(f"calls {kind}", f"epoch {kind}"),
                     "difference, %": 100 * (1 - times.ratio("epoch none", f"epoch {kind}")),
                 }

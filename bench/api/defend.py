@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.api.own_images import as_images, as_uint8
+from bench.api.own_images import as_images, as_uint8, of_dataset
+from bench.api.own_model import as_classifier
 from bench.foundation.devices import choose_devices
 from bench.foundation.errors import BadInput
 from bench.foundation.settings import build
@@ -22,6 +23,9 @@ from bench.science.training import Recipe, Trained, train
 from bench.science.victim import train_behind
 
 EPOCHS = 40
+OWN = "your own"
+"""The name of a network that is no registered model."""
+
 NEEDS = {
     "poison_rate": ("the poison rate", "0.01"),
     "clean_holdout": ("images known to be clean", "(images, labels)"),
@@ -31,10 +35,10 @@ NEEDS = {
 
 def defend(
     images: Any,
-    labels: Any,
+    labels: Any = None,
     defense: str = "none",
     *,
-    model: str = "convnet",
+    model: str | nn.Module = "convnet",
     epochs: int | None = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -48,8 +52,10 @@ def defend(
     """Train a classifier behind a defense on images of your own, poisoned or not.
 
     images: array or tensor [n, 3, h, w] or [n, h, w, 3], square; uint8, or float in [0, 1]. labels: whole numbers [n].
-    defense: a name, `friends-b[mu=8]`, `epic-0.1+friends-b`, or a plug-in file. model: a registered name; your own is
-    registered with `bench.plugin.register("model", "my-net")`, as the files in bench/models/ are.
+    Or images: a data set as torchvision has them, of pairs (image, label), and no labels.
+    defense: a name, `friends-b[mu=8]`, `epic-0.1+friends-b`, or a plug-in file. model: a registered name, or a network
+    of your own from normalised pixels to logits that ends in an `nn.Linear`; it is copied, and trained from the weights
+    it has.
     epochs, recipe: how it is trained; recipe has the settings of `train` in a protocol, such as {"lr": 0.05}. Default:
     40 epochs, one-cycle SGD, shifts of up to an eighth of the side, mirroring. settings: of the defense, as {"mu": 8}.
     seed: the same seed gives the same classifier on one kind of device. classes: their number or names (default: as
@@ -65,9 +71,8 @@ def defend(
         >>> classifier = bench.defend(images, labels, "friends-b", epochs=20)
         >>> accuracy = (classifier.predict(test_images) == test_labels).float().mean()
     """
-    if not isinstance(model, str):
-        kind = type(model).__name__
-        raise BadInput(f'model: {kind}; allowed: a name; fix: register it with @register("model", "my-net")')
+    if not isinstance(model, str | nn.Module):
+        raise BadInput(f"model: {type(model).__name__}; allowed: a registered name, or a torch.nn.Module")
     dataset = _dataset(images, labels, classes)
     chosen, knowledge = _selected(defense, settings or {}), Knowledge.of(dataset, poison_rate, clean_holdout, public)
     size = dataset.train.images.shape[2]
@@ -126,17 +131,19 @@ class _Training:
     """Trains on one data set with one seed; it is the `fit` of Services."""
 
     dataset: Dataset
-    model: str
+    model: str | nn.Module
     recipe: Recipe
     seed: int
     device: str
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def start(self, seed: int, model: str = "") -> Classifier:
-        return build_model(
-            model or self.model, classes=len(self.dataset.classes), size=self.dataset.train.images.shape[2],
-            normalisation=self.dataset.normalisation, seed=seed, device=self.device,
-        )  # fmt: skip
+    def start(self, seed: int, model: str = OWN) -> Classifier:
+        size, classes = self.dataset.train.images.shape[2], len(self.dataset.classes)
+        normalisation = self.dataset.normalisation
+        if model == OWN and isinstance(self.model, nn.Module):
+            return as_classifier(self.model, classes, size, normalisation).to(self.device)
+        name = str(self.model) if model == OWN else model
+        return build_model(name, classes=classes, size=size, normalisation=normalisation, seed=seed, device=self.device)
 
     def __call__(self, data: Images, model: str, epochs: int, *names: str | int) -> Classifier:
         recipe, seed = self.recipe.model_copy(update={"epochs": epochs}), derive(self.seed, "fit", model, *names)
@@ -144,7 +151,8 @@ class _Training:
 
     def behind(self, chosen: SelectedDefense, knowledge: Knowledge) -> Defended:
         services = Services(
-            self.recipe, len(self.dataset.classes), self, lambda *_: None, self.model,
+            self.recipe, len(self.dataset.classes), self, lambda *_: None,
+            self.model if isinstance(self.model, str) else OWN,
             derive(self.seed, "defense", chosen.label), WithoutCache(), self.notes.__setitem__,
             poison_rate=knowledge.poison_rate,
             clean_holdout=knowledge.clean_holdout and knowledge.clean_holdout.to(self.device),
@@ -157,7 +165,7 @@ class _Training:
 
 
 def _dataset(images: Any, labels: Any, classes: int | Sequence[str] | None) -> Dataset:
-    training = as_images((images, labels), "defend", 0)
+    training = as_images((images, labels) if labels is not None else of_dataset(images), "defend", 0)
     fewest = int(training.labels.max()) + 1
     count = fewest if classes is None else classes
     names = tuple(map(str, range(count))) if isinstance(count, int) else tuple(count)

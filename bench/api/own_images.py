@@ -67,6 +67,17 @@ def as_images(pair: Any, name: str, first_id: int, classes: int | None = None) -
     return Images(images, labels, torch.arange(first_id, first_id + len(images)))
 
 
+def of_dataset(dataset: Any) -> tuple[Tensor, list[int]]:
+    """All images and labels of a data set of pairs (PIL image, array or tensor; label). BadInput for anything else."""
+    try:
+        pairs = [dataset[row] for row in range(len(dataset))]
+        images = [image.convert("RGB") if hasattr(image, "convert") else image for image, _ in pairs]
+        return torch.stack([_tensor(np.array(image), "images") for image in images]), [int(label) for _, label in pairs]
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        kind = type(dataset).__name__
+        raise BadInput(f"images: {kind} without labels; allowed: a data set of pairs (image, label): {error}") from None
+
+
 def _tensor(values: Any, name: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().cpu()

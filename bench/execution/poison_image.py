@@ -1,4 +1,4 @@
-"""A image of poisons: columns base | poison | amplified difference, one row a poison, as PNG bytes."""
+"""An image of poisons: columns base | poison | amplified difference, one row a poison, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.science.poisons import Poisons
 from bench.storage.store import Artefact, key_of
 
 GUTTER = 2  # white pixels around every image
-SIDE = 64  # pixels that a image is blown up to, about
+SIDE = 64  # pixels that an image is blown up to, about
 
 
 def poison_grid(base: Tensor, poison: Tensor, rows: int = 8) -> bytes:

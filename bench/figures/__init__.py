@@ -10,25 +10,13 @@ from bench.foundation.registry import announce
 announce(
     "figure",
     {
-        "poisons": (
-            "bench.figures.poisons",
-            "base images, poisons and their amplified difference, of one trial (from records and store)",
-        ),
-        "matching-loss": (
-            "bench.figures.matching_loss",
-            "crafting objective over the steps, a line per trial and the median (from records)",
-        ),
-        "scatter": (
-            "bench.figures.scatter",
-            "success against clean accuracy, a mark per cell with its intervals (from records)",
-        ),
+        "poisons": ("bench.figures.poisons", "bases, poisons, amplified difference (from records and store)"),
+        "matching-loss": ("bench.figures.matching_loss", "crafting objective over the steps (from records)"),
+        "scatter": ("bench.figures.scatter", "success against clean accuracy, with intervals (from records)"),
         "friendly-noise": (
             "bench.figures.friendly_noise",
-            "histogram of a victim's friendly noise (FRIENDS, Fig. 4a; trains the first epochs)",
+            "histogram of a victim's friendly noise (trains some epochs)",
         ),
-        "landscape": (
-            "bench.figures.landscape",
-            "training loss around a trial's poisons (FRIENDS, Figs. 2c and 3; trains victims)",
-        ),
+        "landscape": ("bench.figures.landscape", "training loss around a trial's poisons (trains victims)"),
     },
 )

@@ -83,8 +83,8 @@ def _around(space: Workspace, cell: Cell, index: int, model: Classifier) -> Tens
         0.5, generator=torch_stream("cpu", derive(study.seed, "figure", "landscape"), index)
     )
     across = (2 * signs - 1) * study.protocol.threat.eps / 255
-    parts = (part.to(study.device) for part in (base, poison - base, across, poisons.labels))
-    return surface(model, *parts)
+    tensors = (each.to(study.device) for each in (base, poison - base, across, poisons.labels))
+    return surface(model, *tensors)
 
 
 def _of_victim(space: Workspace, cell: Cell, index: int) -> Made:

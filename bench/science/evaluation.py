@@ -66,7 +66,7 @@ class BackdoorRates:
     """Three success rates of a trigger, because papers count differently.
 
     asr_all: share of all triggered images that are predicted adversarial (Sleeper Agent);
-    asr_excluding: a image whose un-triggered twin is already misclassified never counts as a success, but stays in
+    asr_excluding: an image whose un-triggered twin is already misclassified never counts as a success, but stays in
     the denominator (diffusion-denoising paper); asr_conditional: only images whose un-triggered twin is classified
     right are counted at all. base_rate: share of un-triggered images that are predicted adversarial anyway.
     """

@@ -88,7 +88,7 @@ class Poisons:
         if len(self.ids) != len(torch.unique(self.ids)):
             raise ValueError("a training id is poisoned twice")
         if not torch.isin(self.ids, allowed).all():
-            raise ValueError("a poison replaces a image that the attacker was not given")
+            raise ValueError("a poison replaces an image that the attacker was not given")
         rows = clean.rows_of(self.ids)
         if not torch.equal(clean.labels[rows].cpu(), self.labels):
             raise ValueError("a poison changes a label: the attack is not clean-label")

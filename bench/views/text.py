@@ -61,7 +61,8 @@ def run_table(entries: Sequence[Entry]) -> str:
         if entry.over_control:
             lines.append(plain(f"{pair} {_against(entry.over_control, f'{entry.over_control.baseline} x none')}"))
         if entry.comparison:
-            lines.append(plain(f"{pair} {_against(entry.comparison, f'{entry.attack_label} x none')}"))
+            base = f"{entry.attack_label} x {entry.comparison.baseline}"
+            lines.append(plain(f"{pair} {_against(entry.comparison, base)}"))
     controls = [e for e in entries if e.kind == "control" and e.figures.defense == UNDEFENDED and e.figures.n]
     for entry in controls:
         which = f" ({entry.attack_label})" if len(controls) > 1 else ""

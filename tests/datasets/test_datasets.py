@@ -180,7 +180,7 @@ def test_grey_photographs_have_three_equal_channels() -> None:
 
 
 def coordinates(*_: str) -> Any:
-    """A image whose pixel at row y, column x has the colour (y, x, 0)."""
+    """An image whose pixel at row y, column x has the colour (y, x, 0)."""
     y, x = np.mgrid[0:160, 0:224]
     return Image.fromarray(np.stack((y, x, 0 * y), axis=2).astype(np.uint8))
 

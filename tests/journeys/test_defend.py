@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
+from torch import nn
 
 import bench
 from bench.foundation.errors import BadInput, TrialFailed
@@ -116,7 +119,7 @@ def test_a_training_that_fails_says_why() -> None:
         ({"defense": "friends-b", "settings": {"mu": 0}}, "'defense.mu': 0; allowed: whole number, at least 1"),
         ({"defense": "epic-0.1+epic-0.1"}, "name two or more different defenses"),
         ({"model": "convnt"}, "unknown model 'convnt'; did you mean 'convnet'?"),
-        ({"model": torch.nn.Linear(1, 1)}, 'model: Linear; allowed: a name; fix: register it with @register("model"'),
+        ({"model": 18}, "model: int; allowed: a registered name, or a torch.nn.Module"),
         ({"recipe": {"shft": 1}}, "unknown key 'recipe.shft'; did you mean 'shift'?"),
         ({"recipe": {"shift": 16}}, "recipe.shift: 16 pixels on images of 16; allowed: less than 16"),
         ({"epochs": 0}, "'recipe.epochs': 0; allowed: whole number, at least 1"),
@@ -135,3 +138,59 @@ def test_what_cannot_be_done_is_one_line_before_any_training(changes: dict[str, 
     with pytest.raises(BadInput) as caught:
         bench.defend(**arguments)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+class OwnNetwork(nn.Module):
+    """As people write them: layers and a head, called in `forward`."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("defense", ["friends-b[start=1]", "spectral[rate=0.05]"])
+def test_a_network_of_ones_own_is_trained_from_its_weights_and_left_alone(defense: str) -> None:
+    torch.manual_seed(0)
+    network = OwnNetwork()
+    before = {name: weights.clone() for name, weights in network.state_dict().items()}
+    classifier = bench.defend(IMAGES, LABELS, defense, model=network, epochs=10, recipe={"lr": 0.2}, device="cpu")
+    assert (classifier.predict(TEST_IMAGES).numpy() == TEST_LABELS).mean() >= 0.9
+    assert all(torch.equal(before[name], weights) for name, weights in network.state_dict().items())
+    fresh = bench.defend(IMAGES, LABELS, model=network, epochs=1, recipe={"lr": 1e-9}, device="cpu").networks[0]
+    assert torch.allclose(fresh.head.weight, network.fc.weight, atol=1e-5)
+
+
+def test_a_torchvision_network_ends_in_its_linear_layer() -> None:
+    network = torchvision.models.resnet18(num_classes=3)
+    images = IMAGES.repeat(2, axis=1).repeat(2, axis=2)[:12]
+    classifier = bench.defend(images, LABELS[:12], model=network, epochs=1, device="cpu")
+    assert classifier.networks[0].head.in_features == 512
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 3, 16), nn.Flatten()), "model: no linear layer behind other layers"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), "model: cannot take images of 16 pixels: RuntimeError"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.Softmax(1)), "model: '1' is not its last step"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), "model: scores 5 classes, but there are 3"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_in_one_line(network: nn.Module, expected: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        bench.defend(IMAGES, LABELS, model=network, epochs=1, device="cpu")
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_data_set_of_pairs_is_taken_as_it_is() -> None:
+    pairs = [(Image.fromarray(image), int(label)) for image, label in zip(IMAGES, LABELS, strict=True)]
+    ours, theirs = (
+        bench.defend(images, labels, epochs=1, device="cpu").networks[0].state_dict()
+        for images, labels in ((IMAGES, LABELS), (pairs, None))
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(BadInput, match="images: ndarray without labels; allowed: a data set of pairs"):
+        bench.defend(IMAGES, device="cpu")

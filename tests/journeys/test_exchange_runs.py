@@ -161,7 +161,7 @@ def test_export_refuses_a_folder_that_is_there_and_an_unknown_format(
     (tmp_path / "there" / "file").write_text("mine")
     common = [*STUDY, *HERE, "--out", str(out), "--attack", "random-noise"]
     assert main(["export", str(tmp_path / "there"), *common]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists; fix: give a new folder" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "new"), "--format", "benchmrk", *common]) == 2
     assert "benchmark" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "new"), *STUDY, "--attack", "none"]) == 2
