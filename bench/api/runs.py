@@ -45,11 +45,11 @@ def run(
     jobs: processes (default: one per core, or one per GPU). tracking: an MLflow URI; `poisoning-bench sync` logs the
     records later, too.
 
-    The frame's `attrs["leaderboard"]` is the leaderboard of the run, one row per cell. BadInput, before any work, for
-    what cannot be done. A trial that fails has status "failed", and its error in its row.
+    `bench.leaderboard(frame)` gives its cells, one row each. BadInput, before any work, for what cannot be done. A
+    trial that fails has status "failed", and its error in its row.
 
         >>> frame = bench.run("gm", ["friends-b", "epic-0.1"], trials=20)
-        >>> frame.attrs["leaderboard"][["defense", "success_rate", "clean_accuracy"]]
+        >>> bench.leaderboard(frame)[["defense", "success_rate", "clean_accuracy"]]
     """
     asked = requests(
         None, _sets(set), attacks=_names(attack), defenses=_names(defense), protocols=_names(protocol), trials=trials,
@@ -109,23 +109,10 @@ def craft(
     return prepare(asked, out=Path(out), device=device, jobs=1, tracking="none").craft([trial])[0][0]
 
 
-class _Unequal:
-    """Equal to nothing. pandas compares the attrs of frames that are put together, and cannot compare the leaderboards
-    in them; with this one first it need not."""
-
-    def __eq__(self, other: object) -> bool:
-        return False
-
-    __hash__ = object.__hash__
-
-
 def _frame(records: Sequence[Record]) -> pd.DataFrame:
-    from bench.views.frames import leaderboard_frame, records_frame
-    from bench.views.leaderboard import leaderboard
+    from bench.views.frames import records_frame
 
-    frame = records_frame(records)
-    frame.attrs = {"run": _Unequal(), "leaderboard": leaderboard_frame(leaderboard(records))}
-    return frame
+    return records_frame(records)
 
 
 def _names(names: Names) -> tuple[str, ...]:

@@ -80,7 +80,8 @@ def _trial(record: Record) -> dict[str, Any]:
 
 def _record(row: dict[Any, Any]) -> Record:
     values: dict[str, Any] = {"schema": SCHEMA, "seconds": {}, "settings": {}}
-    for name, value in row.items():
+    for name, entry in row.items():
+        value = entry.tolist() if hasattr(entry, "tolist") else entry  # from a file, lists come back as arrays
         is_missing = value is None or (not isinstance(value, list) and value != value)  # NaN is not itself
         levels = 1 if str(name).startswith("seconds.") else -1  # seconds["train.networks"] is one name
         *parts, last = str(name).split(".", levels)

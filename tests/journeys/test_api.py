@@ -80,12 +80,11 @@ def test_run_gives_the_records_of_the_command(
 
 
 def test_the_leaderboard_of_a_run_is_that_of_its_records(frame: pd.DataFrame, out: Path) -> None:
-    board = frame.attrs["leaderboard"]
+    board = bench.leaderboard(frame)
     assert [(row.attack, row.defense, row.n) for row in board.itertuples()] == [
         ("none", "none", 2), *[("gm", name, 2) for name in board.defense[1:]],
     ]  # fmt: skip
     assert set(board.defense) == {"none", "friends-b"}
-    pd.testing.assert_frame_equal(bench.leaderboard(frame), board)
     from_disk = bench.leaderboard(bench.records(out))
     pd.testing.assert_frame_equal(_by_cell(from_disk), _by_cell(board))
 
@@ -96,8 +95,14 @@ def _by_cell(board: pd.DataFrame) -> pd.DataFrame:
 
 def test_frames_can_be_filtered_and_put_together(frame: pd.DataFrame) -> None:
     halves = pd.concat([frame[frame.trial == 0], frame[frame.trial == 1]])
-    pd.testing.assert_frame_equal(_by_cell(bench.leaderboard(halves)), _by_cell(frame.attrs["leaderboard"]))
+    pd.testing.assert_frame_equal(_by_cell(bench.leaderboard(halves)), _by_cell(bench.leaderboard(frame)))
     assert set(bench.leaderboard(frame[frame.trial == 0]).n) == {1}
+
+
+def test_a_frame_goes_through_a_parquet_file(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame.to_parquet(tmp_path / "trials.parquet")
+    back = pd.read_parquet(tmp_path / "trials.parquet")
+    pd.testing.assert_frame_equal(_by_cell(bench.leaderboard(back)), _by_cell(bench.leaderboard(frame)))
 
 
 def test_the_leaderboard_of_a_frame_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
