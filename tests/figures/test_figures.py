@@ -176,6 +176,7 @@ def test_a_surface_is_the_mean_loss_at_clipped_images() -> None:
         assert found.at(u, v) == pytest.approx(by_hand(u, v), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_landscape_is_that_of_the_recorded_victims(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
