@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,9 +102,6 @@ def check(dataset: Dataset) -> Dataset:
             if found == 0:
                 raise BadInput(f"data set '{dataset.name}': class '{dataset.classes[label]}' has no {split} image")
     return dataset
-
-
-LoadDataset = Callable[..., Dataset]
 
 
 @dataclass(frozen=True)
