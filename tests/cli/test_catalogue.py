@@ -31,7 +31,8 @@ def test_list_fits_100_columns_and_says_what_is_listed(capsys: pytest.CaptureFix
     text = listed(capsys)
     assert max(map(len, text.splitlines())) <= 100
     headings = [line for line in text.splitlines() if not line.startswith(" ")]
-    assert headings == ["attacks:", "defenses:", "protocols:", "sweeps:", "datasets:", "models:", "engines:"]
+    kinds = "attacks defenses datasets models protocols sweeps engines figures formats"
+    assert headings == [f"{kind}:" for kind in kinds.split()]
 
 
 @pytest.mark.parametrize("kind", ["attack", "defense", "dataset", "model", "engine"])
