@@ -15,6 +15,7 @@ from bench.request.protocol_file import resolve
 from bench.request.request import Request
 from bench.request.setups import TrialList
 from bench.science.attack import CONTROL
+from bench.science.identity import identities
 from bench.science.selection import Changes, SelectedAttack, SelectedDefense, select_attacks, select_defenses
 from bench.science.study import Study
 
@@ -121,7 +122,7 @@ def _pairs(
     # A control that is also asked for as an attack stands once.
     cells: dict[str, tuple[SelectedAttack, SelectedDefense]] = {}
     for pair in pairs:
-        cells.setdefault(study.identities.cell_key(*pair), pair)
+        cells.setdefault(identities(study).cell_key(*pair), pair)
     return list(cells.values())
 
 

@@ -15,6 +15,7 @@ import torch
 import bench
 from bench.execution.poison_image import save
 from bench.foundation import fingerprint
+from bench.science.identity import identities
 from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Case, Study
 from bench.science.victim import Verdict, judge
@@ -30,7 +31,7 @@ def record_of(
 ) -> Record:
     """The record of a trial: from the disk, or made by training its victim behind the defense and judging it."""
     make = functools.partial(_judged, space, case, attack, defense)
-    return _once(space, records, case.study.identities.record(attack, defense, case.index), make)
+    return _once(space, records, identities(case.study).record(attack, defense, case.index), make)
 
 
 def _judged(space: Workspace, case: Case, attack: SelectedAttack, defense: SelectedDefense, expected: Fields) -> Fields:
@@ -48,7 +49,7 @@ def failure(
     """Write the record of a trial that failed; it will be tried again by the next run. Where another run has
     finished it meanwhile, that is its record."""
     make = functools.partial(failed, case, attack, defense, error)
-    return _once(space, records, case.study.identities.record(attack, defense, case.index), make)
+    return _once(space, records, identities(case.study).record(attack, defense, case.index), make)
 
 
 def _once(space: Workspace, records: Records, expected: Fields, make: Callable[[Fields], Fields]) -> Record:
@@ -136,7 +137,7 @@ def _sharing(study: Study, meta: dict[str, Any]) -> dict[str, Any]:
     """Which networks and other work of the attacker this trial shares with others."""
     shared = {"keys": meta["identity"]["surrogates"], "shared_by": "all trials and attacks of this seed"}
     if study.protocol.pretrained:
-        shared["start"] = study.identities.start(study.protocol.model, 0)
+        shared["start"] = identities(study).start(study.protocol.model, 0)
     return shared | ({"kept": sorted(meta["kept_reused"])} if meta["kept_reused"] else {})
 
 
@@ -178,7 +179,7 @@ def description(study: Study, attack: SelectedAttack, defense: SelectedDefense) 
         },
         "code": {
             "version": bench.__version__,
-            "fingerprint": study.identities.cell(attack, defense)["code"],
+            "fingerprint": identities(study).cell(attack, defense)["code"],
         },
         "revision": fingerprint.revision(),
         "environment": fingerprint.environment(torch.device(study.device)),

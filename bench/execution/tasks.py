@@ -16,6 +16,7 @@ from bench.execution.recording import record_of
 from bench.foundation.errors import TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.science.crafting import poisons_of
+from bench.science.identity import identities
 from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Study
 from bench.science.workspace import Workspace
@@ -62,7 +63,7 @@ class Pretraining(Task):
 
     @classmethod
     def of(cls, study: Study, out: Path, model: str, j: int) -> Pretraining:
-        return cls(study, out, key_of(study.identities.pretrained(model, j)), model, j)
+        return cls(study, out, key_of(identities(study).pretrained(model, j)), model, j)
 
     def __str__(self) -> str:
         return f"pretrained {self.model} {self.j}"
@@ -83,10 +84,8 @@ class SurrogateTraining(Task):
 
     @classmethod
     def of(cls, study: Study, out: Path, k: int, epochs: tuple[int, ...] = ()) -> SurrogateTraining:
-        identities = study.identities
-        return cls(
-            study, out, key_of(identities.snapshots(k, epochs) if epochs else identities.surrogate(k)), k, epochs
-        )
+        of_study = identities(study)
+        return cls(study, out, key_of(of_study.snapshots(k, epochs) if epochs else of_study.surrogate(k)), k, epochs)
 
     def __str__(self) -> str:
         return f"surrogate {self.k}"
@@ -115,7 +114,7 @@ class Crafting(Task):
 
     @classmethod
     def of(cls, study: Study, out: Path, attack: SelectedAttack, index: int) -> Crafting:
-        return cls(study, out, key_of(study.identities.poisons(attack, study.case(index))), attack, index)
+        return cls(study, out, key_of(identities(study).poisons(attack, study.case(index))), attack, index)
 
     def __str__(self) -> str:
         return f"poisons of {self.attack.label} trial {self.index}"
@@ -148,7 +147,7 @@ class VictimTraining(Task):
     def of(
         cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int
     ) -> VictimTraining:
-        return cls(study, out, study.identities.record(attack, defense, index)["key"], attack, defense, index)
+        return cls(study, out, identities(study).record(attack, defense, index)["key"], attack, defense, index)
 
     def __str__(self) -> str:
         return f"victim of {self.attack.label} x {self.defense.label} trial {self.index}"
@@ -156,7 +155,7 @@ class VictimTraining(Task):
     @property
     def expected(self) -> dict[str, Any]:
         """What its record must say."""
-        return self.study.identities.record(self.attack, self.defense, self.index)
+        return identities(self.study).record(self.attack, self.defense, self.index)
 
     def expected_key(self) -> str:
         return str(self.expected["key"])

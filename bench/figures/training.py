@@ -14,6 +14,7 @@ from bench.foundation.devices import default_jobs
 from bench.foundation.errors import TrialFailed
 from bench.foundation.files import make_folder
 from bench.foundation.progress import say
+from bench.science.identity import identities
 from bench.science.workspace import Workspace
 from bench.storage.store import Artefact, Made, Store, key_of
 
@@ -40,7 +41,7 @@ class _Measurement(Task):
         return f"{self.title} of {self.cell.attack.label} x {self.cell.defense.label} trial {self.index}"
 
     def expected_key(self) -> str:
-        cell = self.study.identities.cell(self.cell.attack, self.cell.defense)
+        cell = identities(self.study).cell(self.cell.attack, self.cell.defense)
         return key_of({"kind": self.title, "cell": cell, "trial": self.index})
 
     def run(self, space: Workspace) -> None:

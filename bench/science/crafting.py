@@ -15,6 +15,7 @@ from bench.science.attack import Scene
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Services
+from bench.science.identity import identities
 from bench.science.networks import Fit
 from bench.science.poisons import Poisons
 from bench.science.seeds import derive, torch_stream
@@ -27,7 +28,7 @@ from bench.storage.store import Artefact, Made, key_of
 
 def poisons_of(space: Workspace, case: Case, attack: SelectedAttack) -> tuple[Poisons, Artefact]:
     """The poisons of a trial, from the store or crafted; checked against the threat model either way."""
-    identity = space.study.identities.poisons(attack, case)
+    identity = identities(space.study).poisons(attack, case)
     attacker = Attacker(space, case, attack)
     make = functools.partial(attacker.craft, identity)
     artefact = space.store.get_or_make("poisons", key_of(identity), make)
@@ -117,7 +118,7 @@ class Attacker:
         return [self.space.networks.retrained(k, data, names, self.seed, defense) for k in which]
 
     def keep(self, name: str, inputs: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
-        identity = self.space.study.identities.cached_by_attack(name, inputs, make)
+        identity = identities(self.space.study).cached_by_attack(name, inputs, make)
         artefact = self.space.store.get_or_make("kept", key_of(identity), lambda: ({name: make()}, {}))
         self.ledger.cached[name] = artefact.reused
         return artefact.tensors[name].to(self.space.study.device)
@@ -147,7 +148,7 @@ class Attacker:
 
     def _declared(self, kind: str, name: str) -> SelectedAttack | SelectedDefense:
         """Another plug-in; TrialFailed unless declared: poisons are kept under the identity of all they build on."""
-        builds_on = self.space.study.identities.builds_on(self.attack)
+        builds_on = identities(self.space.study).builds_on(self.attack)
         if (kind, name) not in builds_on:
             raise TrialFailed(f"attack '{self.attack.label}' uses {kind} '{name}'; fix: declare it in `builds_on`")
         return builds_on[kind, name]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
 from bench.foundation import fingerprint
 from bench.science.seeds import derive
 from bench.science.selection import SelectedAttack, SelectedDefense, select_attacks, select_defenses
+from bench.science.study import Case, Study
 from bench.storage.store import key_of
-
-if TYPE_CHECKING:
-    from bench.science.study import Case, Study
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,3 +167,9 @@ class Identities:
             "trial": index,
             "seed": self.study.seed,
         }
+
+
+@functools.lru_cache(maxsize=256)
+def identities(study: Study) -> Identities:
+    """Those of a study, which are kept as long as it is in use."""
+    return Identities(study)

@@ -16,6 +16,7 @@ from bench.foundation import fingerprint
 from bench.science.classifier import Classifier, build_network
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Services
+from bench.science.identity import identities
 from bench.science.seeds import derive
 from bench.science.study import Study
 from bench.science.training import Recipe, train
@@ -76,7 +77,7 @@ class Networks:
 
     def pretrained(self, model: str, j: int = 0) -> tuple[Classifier, Artefact]:
         """The j-th pretrained network of an architecture, with the head of its own data set; in eval mode."""
-        source, identity = self.study.pretrain_dataset, self.study.identities.pretrained(model, j)
+        source, identity = self.study.pretrain_dataset, identities(self.study).pretrained(model, j)
         start = Start(model, identity["seed"], len(source.classes))
         recipe, title = self.study.protocol.pretrain, f"pretrained {model} {j + 1}"
         return self.trained(Training(identity, source.train, start, recipe, title))
@@ -87,12 +88,12 @@ class Networks:
         study = self.study
         title, recipe = f"surrogate {k + 1}/{study.protocol.threat.surrogates}", study.protocol.surrogate
         start = self._surrogate_start(k)
-        return self.trained(Training(study.identities.surrogate(k), study.attacker_data, start, recipe, title))
+        return self.trained(Training(identities(study).surrogate(k), study.attacker_data, start, recipe, title))
 
     def snapshots(self, k: int, epochs: Sequence[int]) -> tuple[list[Classifier], Artefact]:
         """The k-th surrogate as it was after each of `epochs` of its training, in eval mode. Same training as
         `surrogate`, so the last epoch gives the same weights."""
-        identity = self.study.identities.snapshots(k, tuple(epochs))
+        identity = identities(self.study).snapshots(k, tuple(epochs))
         make = functools.partial(self._make_snapshots, identity, k, epochs)
         artefact = self.store.get_or_make("networks", key_of(identity), make)
         networks = []
@@ -125,7 +126,7 @@ class Networks:
         """The k-th surrogate, trained from scratch on `data`; behind: a defense that it is trained with."""
         study, recipe = self.study, self.study.protocol.surrogate
         identity = {
-            **study.identities.surrogate(k),
+            **identities(study).surrogate(k),
             "kind": "retrained",
             "data": data.digest,
             "seed": derive(seed, "retrained", k, *names),
@@ -182,13 +183,13 @@ class Fit:
         recipe = self.recipe.model_copy(update={"epochs": epochs})
         as_victim = study.protocol.pretrained and model == study.protocol.model
         identity = {
-            **study.identities.surrogate(0),
+            **identities(study).surrogate(0),
             "kind": "fit",
             "data": data.digest,
-            "start": study.identities.start(model, 0) if as_victim else {"model": model},
+            "start": identities(study).start(model, 0) if as_victim else {"model": model},
             "recipe": recipe.as_dict(),
             "seed": derive(self.seed, "fit", model, *names),
-            "code": study.identities.model_code(model),
+            "code": identities(study).model_code(model),
         }
         start = Start(model, identity["seed"], len(study.dataset.classes), 0 if as_victim else None)
         training = Training(identity, data, start, recipe, f"{self.prefix}{model}")

@@ -16,7 +16,6 @@ from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.classifier import build_network
 from bench.science.dataset import Dataset, Images, Place, check
-from bench.science.identity import Identities
 from bench.science.poisons import Shown
 from bench.science.protocol import Protocol, Source
 from bench.science.seeds import derive, torch_stream
@@ -47,10 +46,6 @@ class Study:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _interned, (self.protocol, self.seed, self.data, self.device, self.listed)
-
-    @functools.cached_property
-    def identities(self) -> Identities:
-        return Identities(self)
 
     @functools.cached_property
     def dataset(self) -> Dataset:

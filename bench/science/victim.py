@@ -20,6 +20,7 @@ from bench.science.crafting import poisons_of
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Services
 from bench.science.evaluation import FilterQuality, Outcome, evaluate, filter_quality
+from bench.science.identity import identities
 from bench.science.lending import lent
 from bench.science.networks import Fit
 from bench.science.poisons import Poisons
@@ -171,7 +172,7 @@ class Defender:
         self, name: str, inputs: dict[str, Any], make: Callable[[], dict[str, Tensor]], external: bool = False
     ) -> dict[str, Tensor]:
         study = self.space.study
-        identity = {**study.identities.cached_by_defense(name, inputs), "code": fingerprint.code(make)}
+        identity = {**identities(study).cached_by_defense(name, inputs), "code": fingerprint.code(make)}
         artefact = self.space.store.get_or_make("kept", key_of(identity), functools.partial(_timed, identity, make))
         (self.ledger.external if external else self.ledger.networks).append(artefact)
         return {part: tensor.to(study.device) for part, tensor in artefact.tensors.items()}

@@ -24,6 +24,7 @@ from bench.science.attack import Attack, Scene
 from bench.science.crafting import poisons_of
 from bench.science.defense import Defense
 from bench.science.evaluation import ModelPredictor
+from bench.science.identity import identities
 from bench.science.poisons import Poisons
 from bench.science.workspace import Workspace
 from bench.storage.records import Record, Records, comparable
@@ -152,10 +153,10 @@ def test_settings_that_shape_numbers_change_the_keys() -> None:
     def keys(*sets: str, seed: int = 0) -> tuple[str, str]:
         plan = prepare(sets=sets, seed=seed)
         cell = plan.cells[-1]
-        wanted = plan.study.identities.record(cell.attack, cell.defense, 0)
+        wanted = identities(plan.study).record(cell.attack, cell.defense, 0)
         from bench.storage.store import key_of
 
-        return wanted["key"], key_of(plan.study.identities.poisons(cell.attack, plan.study.case(0)))
+        return wanted["key"], key_of(identities(plan.study).poisons(cell.attack, plan.study.case(0)))
 
     record, poisons = keys()
     assert keys("trials=9") == (record, poisons)
@@ -418,7 +419,7 @@ def test_what_is_used_from_outside_is_part_of_the_key(monkeypatch: pytest.Monkey
 
     def key() -> str:
         plan = prepare("none", ("keeping",), only=True)
-        return str(plan.study.identities.record(plan.cells[0].attack, plan.cells[0].defense, 0)["key"])
+        return str(identities(plan.study).record(plan.cells[0].attack, plan.cells[0].defense, 0)["key"])
 
     before = key()
     monkeypatch.setattr(Keeping, "external", lambda self: {"file": "abd"})
@@ -442,7 +443,7 @@ def test_images_from_elsewhere_are_of_the_right_size_and_part_of_the_key() -> No
     assert default.study.public_dataset.train.images.shape[1:] == default.study.dataset.train.images.shape[1:]
     changed = prepare("none", ("learned",), ("public_dataset.train_per_class=11",), only=True)
     keys = {
-        plan.study.identities.record(plan.cells[0].attack, plan.cells[0].defense, 0)["key"]
+        identities(plan.study).record(plan.cells[0].attack, plan.cells[0].defense, 0)["key"]
         for plan in (default, changed)
     }
     assert len(keys) == 2

@@ -23,6 +23,7 @@ from bench.request.request import Request
 from bench.science.crafting import poisons_of
 from bench.science.dataset import Place
 from bench.science.evaluation import ModelPredictor, evaluate
+from bench.science.identity import identities
 from bench.science.victim import trainings
 from bench.science.workspace import Workspace
 from bench.storage.records import Records
@@ -192,7 +193,7 @@ def test_the_landscape_is_that_of_the_recorded_victims(
     space = Workspace.at(plan.study, ran, lambda *_: None, print)
     network = trainings(space, plan.study.case(0), cell.attack, cell.defense)[0].model
     outcome = evaluate(ModelPredictor(network), plan.study.dataset, plan.study.case(0).trial, "cpu")
-    recorded = Records(ran / "records").find(plan.study.identities.record(cell.attack, cell.defense, 0))
+    recorded = Records(ran / "records").find(identities(plan.study).record(cell.attack, cell.defense, 0))
     assert recorded is not None and outcome.as_dict() == recorded["outcome"]
     crafted = poisons_of(space, plan.study.case(0), cell.attack)[0]
     with torch.no_grad():

@@ -23,6 +23,7 @@ import pytest
 from bench.cli import main
 from bench.execution import runner
 from bench.execution.engines.local import Local
+from bench.science.identity import identities
 from bench.storage.store import key_of
 from tests import plans
 from tests.aftermath import (
@@ -78,8 +79,8 @@ def workers() -> set[int]:
 def test_workers_that_are_killed_while_crafting_and_while_training(undisturbed: Path, tmp_path: Path) -> None:
     out, said, killed = tmp_path / "out", list[str](), list[str]()
     plan = plans.prepare("quick", [*SETS, *ATTACK_SETS], attack="gm", defenses=["friends-b"])
-    poisons = key_of(plan.study.identities.poisons(plan.cells[1].attack, plan.study.case(0)))
-    victim = plan.study.identities.record(plan.cells[1].attack, plan.cells[1].defense, 0)["key"]
+    poisons = key_of(identities(plan.study).poisons(plan.cells[1].attack, plan.study.case(0)))
+    victim = identities(plan.study).record(plan.cells[1].attack, plan.cells[1].defense, 0)["key"]
 
     def kill() -> None:
         for key in (poisons, victim):  # whoever makes something holds its lock
