@@ -56,7 +56,7 @@ def test_spectral_signatures_are_those_of_art() -> None:
     ours = spectral_scores(torch.tensor(features), centred=False).sqrt().numpy()
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
 
-    classifier = SimpleNamespace(layer_names=["features"], nb_classes=2, get_activations=lambda x, **_: Any)
+    classifier = SimpleNamespace(layer_names=["features"], nb_classes=2, get_activations=lambda x, **_: x)
     defence = module.SpectralSignatureDefense.__new__(module.SpectralSignatureDefense)  # the classifier is a stand-in
     vars(defence).update(classifier=classifier, x_train=features, y_train=labels, batch_size=8)
     vars(defence).update(expected_pp_poison=0.1, eps_multiplier=1.5)
