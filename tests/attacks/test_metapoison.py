@@ -113,6 +113,7 @@ def test_what_the_attack_composes_is_the_gradient_in_the_poisons(
     torch.testing.assert_close(slope, plain, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("unroll", [1, 2, 3])
 def test_the_gradient_of_the_attack_is_that_of_finite_differences(

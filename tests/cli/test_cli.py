@@ -27,6 +27,7 @@ def in_process(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_json_is_one_array_and_nothing_else(undisturbed: Path, tmp_path: Path) -> None:
     finished = subprocess.run(
         command(*RUN, "--out", str(undisturbed), "--json"), cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -196,6 +197,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_records(undisturbed: Path, t
     assert leftovers == []
 
 
+@pytest.mark.slow
 def test_mlflow_shows_cells_and_trials_live_and_after_sync(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

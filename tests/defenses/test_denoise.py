@@ -172,6 +172,7 @@ def test_sizes_that_the_denoiser_cannot_take_are_named() -> None:
 # The fitted network.
 
 
+@pytest.mark.slow
 def test_a_little_training_takes_out_most_of_the_noise() -> None:
     """Images of one colour each, in noise of half the range."""
 

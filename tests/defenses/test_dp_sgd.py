@@ -105,6 +105,7 @@ def test_a_step_clips_each_sample_adds_noise_to_the_sum_and_divides_by_the_expec
     torch.testing.assert_close(moved, -0.1 * 1.9 * (expected + 5e-4 * start), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_gives_its_samples_own_gradients_and_takes_an_empty_batch(
     name: str,

@@ -102,6 +102,7 @@ def test_another_defense_crafts_and_trains_no_surrogate(
     assert all(record["status"] == "done" and record["reused"]["poisons"] for record in results[4:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["records", "store/networks", "store/poisons", "store"])
 def test_what_is_lost_is_made_again_and_comes_out_equal(
     done: tuple[Path, list[Record]], tmp_path: Path, lost: str

@@ -51,16 +51,19 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_every_statement_of_science_counts_for_everything(moved: dict[str, dict[str, list[bool]]]) -> None:
     science = {path: moves["statement"] for path, moves in moved.items() if path.startswith("science/")}
     assert len(science) > 20
     assert {path for path, moves in science.items() if not all(moves)} == set()
 
 
+@pytest.mark.slow
 def test_comments_and_layout_do_not_count(moved: dict[str, dict[str, list[bool]]]) -> None:
     assert {path for path, moves in moved.items() if path.endswith(".py") and any(moves["comment"])} == set()
 
 
+@pytest.mark.slow
 def test_a_plugin_counts_with_what_it_imports_and_nothing_else_does(moved: dict[str, dict[str, list[bool]]]) -> None:
     outside = {path: moves["statement"] for path, moves in moved.items() if not path.startswith("science/")}
     of_strip, of_gm, of_model = ({path for path, moves in outside.items() if moves[i]} for i in range(3))

@@ -41,6 +41,7 @@ def there_and_back(out: Path, folder: Path, attack: str, name: str, *extra: str)
     return folder / "ours"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("format"))
 def test_a_targeted_attack_succeeds_as_it_did(
     name: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -52,6 +53,7 @@ def test_a_targeted_attack_succeeds_as_it_did(
     assert [record["poisons"]["max_change"] for record in after] == [r["poisons"]["max_change"] for r in before]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["native", "friendly-noise", "metapoison", "packed", "numpy"])
 def test_a_backdoor_succeeds_as_it_did(
     name: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

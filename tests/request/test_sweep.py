@@ -71,6 +71,7 @@ def counted(tmp_path: Path) -> tuple[str, Path]:
 # Several attacks
 
 
+@pytest.mark.slow
 def test_attacks_share_cells_and_poisons(
     counted: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def network(
     return model, ParameterGradients(model), *samples(SIZES[request.param])
 
 
+@pytest.mark.slow
 def test_mean_and_pixel_gradients_are_those_of_plain_double_backward(
     network: tuple[Classifier, ParameterGradients, Tensor, Tensor],
 ) -> None:
@@ -193,6 +194,7 @@ def plain_curvature(
     return dict(zip(weights, torch.autograd.grad(slope, list(weights.values())), strict=True))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_every_image_on_its_own(
     network: tuple[Classifier, ParameterGradients, Tensor, Tensor],
 ) -> None:
@@ -201,6 +203,7 @@ def test_norms_are_those_of_every_image_on_its_own(
     torch.testing.assert_close(source.norms(pixels, labels), plain_norms(model, pixels, labels), rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 def test_curvature_is_the_hessian_times_the_direction(
     network: tuple[Classifier, ParameterGradients, Tensor, Tensor],
 ) -> None:

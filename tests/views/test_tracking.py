@@ -296,6 +296,7 @@ def test_trials_with_another_target_are_not_compared_when_they_are_read_back(
     assert defended.data.metrics["acc_drop"] == pytest.approx(0.4) and defended.data.metrics["n_trials"] == 2
 
 
+@pytest.mark.slow
 def test_half_written_runs_are_repaired(
     out: Path, uri: str, runs: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
