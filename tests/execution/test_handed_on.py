@@ -6,6 +6,7 @@ import cProfile
 import pickle
 import pstats
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 from bench.execution import runner
 from bench.execution.engines.local import Local
 from bench.execution.plan import Plan
-from bench.execution.tasks import VictimTraining
-from bench.foundation.errors import BadInput
+from bench.execution.poison_image import image_path
+from bench.execution.tasks import VictimTraining, work
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.progress import Heartbeat
 from tests.plans import prepare
 from tests.tiny import ATTACK_SETS, SETS
 
@@ -66,6 +69,22 @@ def test_tasks_of_one_study_share_it_and_their_plugins_in_another_process(tmp_pa
     assert first.attack is second.attack and first.expected_key() == first.key
     assert [part.label for part in first.defense.parts] == ["spectral", "friends-b"]
     assert first.defense.values()["friends-b"]["mu"] == 8
+
+
+def test_a_worker_with_other_code_data_or_libraries_refuses_the_task(tmp_path: Path) -> None:
+    """Its key then comes out otherwise than the sender's."""
+    for task in prepare("quick", SETS, attack="random-noise", only=True).victims(tmp_path).values():
+        foreign = replace(task, key="0" * 64)
+        with pytest.raises(TrialFailed, match="the worker's code, libraries or data are not those of the command"):
+            work(foreign, Heartbeat(tmp_path / "beat.json"))
+    assert not (tmp_path / "records").exists() and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("key", ["", "../../x", "/etc/passwd", "a" * 63, "A" * 64, "none/..", f"{'a' * 64}\n"])
+def test_a_record_cannot_name_another_file_as_the_image_of_its_poisons(key: str) -> None:
+    with pytest.raises(ValueError, match="not a key"):
+        image_path(Path("out"), key)
+    assert image_path(Path("out"), "a" * 64) == Path("out", "images", "a" * 64 + ".png")
 
 
 def test_a_plugin_file_reaches_a_worker_by_its_path(tmp_path: Path) -> None:
