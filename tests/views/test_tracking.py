@@ -204,6 +204,15 @@ def test_drop_against_the_undefended_cell_in_any_order(out: Path, uri: str, runs
     assert drops == {"gm x friends-b": pytest.approx(0.1), "gm x none": None, "none x friends-b": None}
 
 
+def test_drop_against_an_undefended_cell_that_was_there_before(
+    out: Path, uri: str, runs: Callable[..., list[Any]]
+) -> None:
+    sync([make(0, defense="none", clean_accuracy=0.6)], uri, out)
+    sync([make(0, clean_accuracy=0.5)], uri, out)  # the reference is only in MLflow
+    drops = {run.info.run_name: run.data.metrics.get("acc_drop") for run in runs("cell")}
+    assert drops == {"gm x friends-b": pytest.approx(0.1), "gm x none": None}
+
+
 def test_failed_trial(out: Path, uri: str, runs: Callable[..., list[Any]]) -> None:
     assert sync([failed(0)], uri, out) == SyncReport(1, 1, 0)
     (parent,), (child,) = runs("cell"), runs("trial", status="failed")
