@@ -50,11 +50,17 @@ def members(session: int) -> list[int]:
     return found
 
 
+def _command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[-90:]
+    except OSError:  # it has ended meanwhile
+        return ""
+
+
 def assert_nobody_left(session: int, within: float = 120.0) -> None:
     deadline = time.monotonic() + within
     while left := members(session):
-        names = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[-90:] for pid in left]
-        assert time.monotonic() < deadline, f"still there: {names}"
+        assert time.monotonic() < deadline, f"still there: {[_command_of(pid) for pid in left]}"
         time.sleep(0.05)
 
 
