@@ -73,8 +73,8 @@ _of_file: dict[str, dict[str, list[str]]] = {}  # what a plug-in file registered
 
 
 def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
-    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults. BadInput unless the
-    name is a word (see `bench.foundation.names`): it becomes a folder of records."""
+    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults. BadInput unless
+    the name is a word (see `bench.foundation.names`): it becomes a folder of records."""
     return functools.partial(_add, kind, word(name, f"a plug-in ({kind})"), variant)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -145,10 +146,14 @@ def _of_plugins(kind: str, section: dict[str, Any]) -> dict[str, dict[str, Any]]
 
 def _source(section: dict[str, Any], where: str) -> Source:
     settings = {key: value for key, value in section.items() if key != NAMED_DATASET}
-    name = section.get(NAMED_DATASET, "photographs")
-    if not isinstance(name, str):
-        raise BadInput(f"bad value for '{where}.name': {name!r}; allowed: the name of a data set")
-    return Source(name, build(find("dataset", name.partition(":")[0]).make.Settings, settings, where))
+    written = section.get(NAMED_DATASET, "photographs")
+    if not isinstance(written, str):
+        raise BadInput(f"bad value for '{where}.name': {written!r}; allowed: the name of a data set")
+    name, _, argument = written.partition(":")
+    make = find("dataset", name).make
+    if argument and getattr(make, "takes_path", False):
+        argument = os.path.abspath(argument)  # a worker may be in another folder
+    return Source(name, build(make.Settings, settings, where), argument)
 
 
 def _other(name: str, section: dict[str, Any], typed: set[str]) -> Source:

@@ -105,7 +105,8 @@ def test_a_protocol_may_have_settings_for_the_plugin_of_a_file(tmp_path: Path) -
     protocol = tmp_path / "mine.toml"
     for section in ("of-a-file", str(plugin)):
         protocol.write_text(
-            f'model = "convnet"\n[dataset]\nname = "photographs"\n[defense."{section}"]\nmu = 7\n[threat]\nbudget = 0.05'
+            'model = "convnet"\n[dataset]\nname = "photographs"\n[threat]\nbudget = 0.05\n'
+            f'[defense."{section}"]\nmu = 7\n'
         )
         asked = Request(protocols=(str(protocol),), attacks=("none",), defenses=(str(plugin),), only=True)
         assert plan([asked]).cells[0].defense.settings.as_dict() == {"mu": 7}
