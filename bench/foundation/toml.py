@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from bench.foundation import files
 from bench.foundation.errors import BadInput
 
 DEEPEST = 16
@@ -36,13 +37,8 @@ def read(path: Path, what: str) -> str:
     """The text of a file; `what` it should be. BadInput when it cannot be read, or is no text in UTF-8."""
     fix = "give the path of a .toml file"
     try:
-        if path.exists() and not path.is_file():
-            raise BadInput(f"{what} '{path}' is not a plain file; fix: {fix}")
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise BadInput(f"{what} '{path}' is too long; allowed: up to {MOST_BYTES >> 20} MiB")
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = files.read_regular(path, MOST_BYTES).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise BadInput(f"{what} '{path}' is not UTF-8 (byte {error.start}); fix: save it as UTF-8") from None
     except (OSError, ValueError) as error:
