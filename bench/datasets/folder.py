@@ -134,7 +134,7 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
         raise BadInput("data set 'folder' needs a path: --dataset folder:PATH")
     root = Path(place.argument)
     try:
-        root.name.encode()  # it is written into records
+        place.argument.encode()  # it is written into records
         classes = _classes(_split(root, "train"))
         if len(classes) < 2:
             raise BadInput(f"data folder '{root}' has {len(classes)} class folder in train/; allowed: at least two")
@@ -151,9 +151,9 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
     parts = [_summary(split, found[split], len(taken[split].paths), limits[split]) for split in found]
     parts += _listed("left out", found["train"].other + found["test"].other)
     parts += _listed("converted", changed + changed_too)
-    summary = f"data set 'folder:{root.name}', {len(classes)} classes: {'; '.join(parts)}"
+    summary = f"data set '{root.name}', {len(classes)} classes: {'; '.join(parts)}"
     names = tuple(path.name for path in taken["test"].paths)
-    return Dataset(f"folder:{root.name}", classes, train, test, summary=summary, test_files=names)
+    return Dataset("folder", classes, train, test, summary=summary, test_files=names)
 
 
 def _split(root: Path, name: str) -> Path:
@@ -191,3 +191,4 @@ def _listed(title: str, counts: Counter[str]) -> list[str]:
 
 
 load.Settings = SubsetSettings  # type: ignore[attr-defined]
+load.takes_path = True  # type: ignore[attr-defined]

@@ -193,7 +193,7 @@ def test_a_flat_folder_is_read_in_the_order_of_its_names(folder: Path) -> None:
         paths = [path for name in dataset.classes for path in sorted((folder / split / name).iterdir())]
         for path, image in zip(paths, images.images, strict=True):
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(path)))
-    assert dataset.summary == ("data set 'folder:own', 2 classes: train 8 images of 8 files; test 4 images of 4 files")
+    assert dataset.summary == ("data set 'own', 2 classes: train 8 images of 8 files; test 4 images of 4 files")
 
 
 def test_images_in_sub_folders_and_of_all_endings_count(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_the_line_says_what_was_left_out_and_converted(folder: Path) -> None:
     (cats / "round").symlink_to(cats, target_is_directory=True)
     Image.new("L", (SIDE, SIDE)).save(folder / "test" / "dog" / "grey.png")
     assert read(folder, train_per_class=3, test_per_class=0).summary == (
-        "data set 'folder:own', 2 classes: train 6 images of 12 files (the first 3 of each class; all: "
+        "data set 'own', 2 classes: train 6 images of 12 files (the first 3 of each class; all: "
         "train_per_class=0); test 5 images of 5 files; left out: .heic (1), .txt (1), links to folders (1), without an "
         "ending (1); converted: grey to RGB (1)"
     )
