@@ -11,7 +11,7 @@ from bench.execution import engines, runner
 from bench.execution.engines.base import Engine
 from bench.execution.outline import outline
 from bench.execution.plan import Plan, plan
-from bench.execution.poison_image import image_path
+from bench.execution import poison_image
 from bench.foundation.errors import BadInput
 from bench.foundation.files import make_folder
 from bench.foundation.progress import say
@@ -20,7 +20,8 @@ from bench.request import sweep_file
 from bench.request.request import Request
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
-from bench.storage.records import Record, read
+from bench.storage.record import Record
+from bench.storage.records import read
 from bench.views.leaderboard import leaderboard
 from bench.views.mlflow import sync as mlflow
 from bench.views.mlflow.server import resolve_uri
@@ -129,12 +130,8 @@ def sync(out: Path, tracking: str | None) -> tuple[str, mlflow.SyncReport]:
     if not (out / "records").is_dir():
         raise BadInput(f"sync: no records under '{out}'; give --out DIR")
 
-    def image(record: Record) -> bytes | None:
-        path = _image(out, record)
-        return path.read_bytes() if path.is_file() else None
-
-    return uri, mlflow.sync(read(out / "records", [], say), uri, out, image)
+    return uri, mlflow.sync(read(out / "records", [], say), uri, out, functools.partial(_image, out))
 
 
-def _image(out: Path, record: Record) -> Path:
-    return image_path(out, record["poisons"].get("key", "none"))
+def _image(out: Path, record: Record) -> bytes | None:
+    return poison_image.read(out, record["poisons"].get("key", "none"), say)

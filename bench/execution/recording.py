@@ -20,7 +20,8 @@ from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Case, Study
 from bench.science.victim import Verdict, judge
 from bench.science.workspace import Workspace
-from bench.storage.records import SCHEMA, Record, Records
+from bench.storage.record import SCHEMA, Record
+from bench.storage.records import Records
 from bench.storage.store import key_of
 
 Fields = dict[str, Any]
@@ -39,7 +40,7 @@ def _judged(space: Workspace, case: Case, attack: SelectedAttack, defense: Selec
         torch.cuda.reset_peak_memory_stats()
     started = _now()
     verdict = judge(space, case, attack, defense)
-    save(space.store.root.parent, verdict.crafted, verdict.poisons, verdict.clean)
+    save(space.store.root.parent, verdict.crafted, verdict.poisons, verdict.clean, space.store.say)
     return finished(case, attack, defense, expected, verdict, started)
 
 

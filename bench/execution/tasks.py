@@ -20,7 +20,8 @@ from bench.science.identity import identities
 from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Study
 from bench.science.workspace import Workspace
-from bench.storage.records import Record, Records
+from bench.storage.record import Record
+from bench.storage.records import Records
 from bench.storage.store import Store, key_of
 
 
@@ -125,7 +126,7 @@ class Crafting(Task):
     def run(self, space: Workspace) -> None:
         case = self.study.case(self.index)
         poisons, crafted = poisons_of(space, case, self.attack)
-        save(self.out, crafted, poisons, case.clean)
+        save(self.out, crafted, poisons, case.clean, space.store.say)
 
     def needs(self) -> Iterator[Task]:
         if self.attack.make.uses_surrogates:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 
 LONGEST = 40  # characters of one value
 MOST = 4  # settings that are named

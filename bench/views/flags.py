@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import Cell, common_trials
 
 ENOUGH_TRIALS = 20  # the usual number; fewer leave an interval of more than +-22 points
@@ -25,6 +25,8 @@ def flags_of(figures: Cell, records: Sequence[Record], drop: float | None) -> li
     shares = [_dropped(record) for record in records if record["status"] == "done"]
     if shares and statistics.fmean(shares) > LARGE_SHARE:
         flags.append(f"filtered {100 * statistics.fmean(shares):.0f} % of the training set")
+    if unsealed := sum(not record.get("digest") for record in records):
+        flags.append(f"{unsealed} record{'s' * (unsealed > 1)} without a digest: written by an older version")
     outside = sum(map(_beyond_eps, records))
     if outside:
         flags.append(f"poisons beyond eps in {outside} trial{'s' * (outside > 1)}")

@@ -17,7 +17,7 @@ import pytest
 
 from bench.foundation.errors import BadInput
 from bench.foundation.statistics import interval
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.mlflow import book, server
 from bench.views.mlflow import sync as syncing
 from bench.views.mlflow.server import connect, resolve_uri

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.foundation.errors import BadInput
 from bench.foundation.scratch import scratch_folder
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import by_cell
 from bench.views.mlflow.book import Book, Images
 from bench.views.mlflow.server import connect, only_writer, unhurried_disk
