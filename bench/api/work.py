@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.execution import engines, runner
+from bench.execution import engines, poison_image, runner
 from bench.execution.engines.base import Engine
 from bench.execution.outline import outline
 from bench.execution.plan import Plan, plan
-from bench.execution import poison_image
 from bench.foundation.errors import BadInput
 from bench.foundation.files import make_folder
 from bench.foundation.progress import say
@@ -50,8 +50,9 @@ class Work:
         tracker = mlflow.Tracker(self.uri, self.out, say)
         try:
             records = runner.execute(
-                self.plan, self.out, self.engine, say, lambda record: tracker.add(record, _image(self.out, record))
-            )
+                self.plan, self.out, self.engine, say,
+                lambda record: tracker.add(record, functools.partial(_image, self.out, record)),
+            )  # fmt: skip
         except BaseException:
             tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
             raise
@@ -101,7 +102,7 @@ def prepare(
         engine, device=device, jobs=jobs, threads=threads, address=address,
         sets=[item for item in sets if item.startswith(OF_ENGINE)],
     )  # fmt: skip
-    return Work(plan(requests, chosen.device()), chosen, out, resolve_uri(tracking, out))
+    return Work(plan(requests, chosen.device(), chosen.threads), chosen, out, resolve_uri(tracking, out))
 
 
 def requests(file: str | None = None, sets: Sequence[str] = (), **asked: Any) -> list[Request]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.execution.tasks import VictimTraining
 from bench.foundation.errors import BadInput
+from bench.foundation.names import LONGEST, word
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.request.protocol_file import resolve
@@ -16,7 +17,14 @@ from bench.request.request import Request
 from bench.request.setups import TrialList
 from bench.science.attack import CONTROL
 from bench.science.identity import identities
-from bench.science.selection import Changes, SelectedAttack, SelectedDefense, select_attacks, select_defenses
+from bench.science.selection import (
+    Changes,
+    SelectedAttack,
+    SelectedDefense,
+    load_files,
+    select_attacks,
+    select_defenses,
+)
 from bench.science.study import Study
 
 
@@ -76,22 +84,27 @@ class Plan:
         return tasks
 
 
-def plan(requests: Sequence[Request], device: str = "cpu") -> Plan:
+def plan(requests: Sequence[Request], device: str = "cpu", threads: int = 1) -> Plan:
     """Every request in every one of its protocols. BadInput in one line."""
-    return Plan(tuple(_part(request, protocol, device) for request in requests for protocol in request.protocols))
+    return Plan(
+        tuple(_part(request, protocol, device, threads) for request in requests for protocol in request.protocols)
+    )
 
 
-def prepare_study(request: Request, protocol_name: str, device: str = "cpu") -> tuple[Study, Changes]:
+def prepare_study(request: Request, protocol_name: str, device: str = "cpu", threads: int = 1) -> tuple[Study, Changes]:
     """The study of a request, loaded and checked, and the settings that are left for plug-ins."""
+    for kind, references in (("attack", request.attacks), ("defense", request.defenses)):
+        load_files(kind, references)  # a protocol may have settings for them
     protocol, changes = resolve(protocol_name, request.sets(), request.dataset)
     path = request.poisons or request.setups
-    study = Study(protocol, request.seed, request.data, device, TrialList.at(path) if path is not None else None)
+    trials = TrialList.at(path) if path is not None else None
+    study = Study(protocol, request.seed, request.data, device, trials, threads)
     study.validate()
     return study, changes
 
 
-def _part(request: Request, protocol_name: str, device: str) -> Part:
-    study, changes = prepare_study(request, protocol_name, device)
+def _part(request: Request, protocol_name: str, device: str, threads: int) -> Part:
+    study, changes = prepare_study(request, protocol_name, device, threads)
     if request.poisons is not None:
         attacks = [_imported(request.poisons, study)]
         select_attacks([], study.protocol, changes)  # BadInput where a setting is meant for an attack
@@ -149,10 +162,10 @@ def _imported(folder: Path, study: Study) -> SelectedAttack:
     """The poisons of a folder as an attack, called after it."""
     listed = study.listed
     assert isinstance(listed, TrialList)
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", folder.resolve().name)[:60]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"imported-{folder.resolve().name}")[:LONGEST]
     make = find("attack", "imported").make
     settings = build(make.Settings, {"folder": str(listed.path), "digest": listed.digest}, "attack")
-    return SelectedAttack("imported", f"imported-{name}", make, settings)
+    return SelectedAttack("imported", word(name, "imported poisons"), make, settings)
 
 
 def _check_distance(study: Study, folder: Path, trials: Sequence[int]) -> None:

@@ -26,7 +26,8 @@ MOST_BYTES = 2**27
 
 
 def poison_grid(base: Tensor, poison: Tensor, rows: int = 8, key: str = "") -> bytes:
-    """PNG of the first `rows` poisons; `read` knows by `key` whose it is. base, poison: uint8 [n, 3, h, w], same order, n >= 1.
+    """PNG of the first `rows` poisons. base, poison: uint8 [n, 3, h, w], same order, n >= 1; key: of the poisons, by
+    which `read` knows them again.
 
     The difference is centred on grey 127 and scaled so that the largest change among all n reaches the ends of the
     grey range: its contrast shows where the poison is, not how strong it is.

@@ -179,7 +179,10 @@ class VictimTraining(Task):
 def work(task: Task, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
     """Do the task; return the record if it makes one, and the lines for the user."""
     if task.expected_key() != task.key:
-        raise TrialFailed(f"{task}: the worker's code, libraries or data are not those of the command that sent it")
+        raise TrialFailed(
+            f"{task}: the worker's code, libraries or data are not those of the command that sent it, or its processor "
+            "computes other bits; fix: one version, and one kind of processor, for all"
+        )
     lines: list[str] = []
     return task.run(Workspace.at(task.study, task.out, heartbeat, lines.append)), lines
 

@@ -36,16 +36,18 @@ class Listed(Interface):
 @dataclass(frozen=True, eq=False)
 class Study:
     """data: where data sets look for files; device: cpu or cuda[:i]; seed: study seed; listed: where the trials come
-    from, unless they are drawn. Small enough to be sent to a worker, where equal studies are one object."""
+    from, unless they are drawn; threads: of arithmetic, whose number changes bits on a CPU. Small
+    enough to be sent to a worker, where equal studies are one object."""
 
     protocol: Protocol
     seed: int
     data: Path | None
     device: str
     listed: Listed | None = None
+    threads: int = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _interned, (self.protocol, self.seed, self.data, self.device, self.listed)
+        return _interned, (self.protocol, self.seed, self.data, self.device, self.listed, self.threads)
 
     @functools.cached_property
     def dataset(self) -> Dataset:
@@ -68,10 +70,18 @@ class Study:
         public = check(_load(source, self.data))
         if (size := public.train.images.shape[2]) != self.size:
             raise BadInput(
-                f"public_dataset '{source.name}' has images of {size} pixels, '{self.dataset.name}' of {self.size}; "
+                f"public_dataset '{source}' has images of {size} pixels, '{self.dataset.name}' of {self.size}; "
                 "fix: a data set of the same size"
             )
         return public
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the protocol, with its data as records name them: by name, settings and content, not by place."""
+        protocol = self.protocol
+        settings = {**protocol.as_dict(), "dataset": protocol.dataset.as_dict(self.dataset.fingerprint)}
+        if protocol.pretrained:
+            settings["pretrain_dataset"] = protocol.pretrain_dataset.as_dict(self.pretrain_dataset.fingerprint)
+        return settings
 
     @property
     def size(self) -> int:
@@ -198,5 +208,4 @@ def _interned(*fields: Any) -> Study:
 
 @functools.lru_cache(maxsize=4)
 def _load(source: Source, data: Path | None) -> Dataset:
-    name, _, argument = source.name.partition(":")
-    return find("dataset", name).make(source.settings, Place(data, argument))
+    return find("dataset", source.name).make(source.settings, Place(data, source.argument))

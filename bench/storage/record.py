@@ -109,6 +109,7 @@ class Summary(TypedDict):
     environment: dict[str, Any]
     reused: dict[str, Any]
     memory_peak_mib: float | None
+    places: dict[str, str]
     cached: NotRequired[bool]
     digest: NotRequired[str | None]
 
@@ -130,7 +131,7 @@ _LATER_FIELDS = {
     **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), "null"),
     **dict.fromkeys(("history", "knowledge", "adapted_to"), "[]"),
     **dict.fromkeys(("variants", "seeds", "poisons", "surrogates", "notes", "external"), "{}"),
-    **dict.fromkeys(("data", "code", "environment", "reused"), "{}"),
+    **dict.fromkeys(("data", "code", "environment", "reused", "places"), "{}"),
 }
 _HEAD, _HEX = b'{"digest":"', 64
 _UNSEALED = ("digest", "cached")  # what the digest does not cover

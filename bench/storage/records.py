@@ -18,7 +18,8 @@ from bench.foundation.errors import BadInput
 from bench.storage.record import Record, checked, parse, parse_summary, sealed, verify, why, without_curves
 
 DEPENDS_ON_THE_DAY = (
-    *("seconds", "reused", "memory_peak_mib", "started", "finished", "environment", "revision", "cached", "digest"),
+    *("seconds", "reused", "memory_peak_mib", "places", "started", "finished", "environment", "revision", "cached"),
+    "digest",
 )
 """What may differ between two runs of the same trial. All else must be equal, bit for bit on one kind of CPU."""
 

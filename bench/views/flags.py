@@ -45,6 +45,9 @@ def flags_of_mixture(records: Sequence[Record], *compared: Sequence[Record]) -> 
     devices = sorted({_device(record) for record in every if record["environment"]})
     if len(devices) > 1:
         flags.append(f"{len(devices)} devices ({', '.join(devices[:4])})")
+    arithmetic = sorted({text for record in every if (text := arithmetic_of(record))})
+    if len(arithmetic) > 1:
+        flags.append(f"{len(arithmetic)} kinds of arithmetic ({', '.join(arithmetic[:4])})")
     pairs = [pair for cell in compared for pair in common_trials(records, cell)]
     unequal = {a["trial"] for a, b in pairs if a["poisons"].get("key") != b["poisons"].get("key")}
     if unequal:
@@ -65,6 +68,14 @@ def _dropped(record: Record) -> float:
 def _beyond_eps(record: Record) -> bool:
     change, eps = record["poisons"].get("max_change"), record["poisons"].get("eps")
     return change is not None and eps is not None and change > eps
+
+
+def arithmetic_of(record: Record) -> str:
+    """`2 threads, AVX512`; "" for a GPU, and for older records, which do not tell."""
+    told = record["environment"]
+    if told.get("device") != "cpu" or "capability" not in told:
+        return ""
+    return f"{told.get('threads', '?')} threads, {told['capability']}"
 
 
 def _device(record: Record) -> str:
