@@ -285,5 +285,5 @@ THREAT: dict[str, Any] = {"scenario": "from-scratch", "eps": 16}
 
 
 def test_records_without_a_digest_are_flagged() -> None:
-    (entry,) = leaderboard([{**one, "digest": None} for one in cell("gm", "none", [1] * 20)])  # type: ignore[misc]
+    (entry,) = leaderboard([{**one, "digest": None} for one in cell("gm", "none", [1] * 20)])
     assert entry.flags == ("20 records without a digest: written by an older version",)
