@@ -100,7 +100,7 @@ def finished(
             **meta["kept_reused"],  # by the crafting, whenever it was
         },
         "memory_peak_mib": peak_memory_mib(torch.device(study.device)),
-        "places": _places(study),
+        **_places(study),
         "started": started,
         "finished": _now(),
     }
@@ -126,7 +126,7 @@ def failed(
         "seconds": {},
         "reused": {},
         "memory_peak_mib": peak_memory_mib(torch.device(case.study.device)),
-        "places": _places(case.study),
+        **_places(case.study),
         "started": moment,
         "finished": moment,
     }
@@ -189,10 +189,10 @@ def description(study: Study, attack: SelectedAttack, defense: SelectedDefense) 
     }
 
 
-def _places(study: Study) -> dict[str, str]:
-    """Where data were found that are not found by their name."""
+def _places(study: Study) -> Fields:
+    """Where data were found that are not found by their name alone."""
     argument = study.protocol.dataset.argument
-    return {"dataset": argument} if argument else {}
+    return {"places": {"dataset": argument}} if argument else {}
 
 
 def peak_memory_mib(device: torch.device) -> float:
