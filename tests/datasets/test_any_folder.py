@@ -1,6 +1,6 @@
 """Whatever lies in a folder of images, there are two ends: the right data set, or BadInput in one line.
 
-POISONING_BENCH_CASES=10000 tries so many folders instead of 200.
+BENCH_CASES=10000 tries so many folders instead of 200.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.datasets.folder import load
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Dataset, Place
 
-CASES = int(os.environ.get("POISONING_BENCH_CASES", "200"))
+CASES = int(os.environ.get("BENCH_CASES", "200"))
 SIDE = 8
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3), dtype=np.uint8)
 Pixels = np.ndarray | None  # None: whatever comes out, if anything does
