@@ -105,7 +105,7 @@ def _annotated(root: Path, classes: Sequence[str]) -> Files:
 
 def _read(files: Files) -> tuple[Images, Counter[str]]:
     """The images, and how often what was converted."""
-    with ThreadPoolExecutor(4) as pool, warnings.catch_warnings():
+    with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:  # in this order: the pool ends its work first
         warnings.simplefilter("ignore")  # what Pillow remarks about a file is not for whoever reads a table
         read = list(pool.map(read_image, files.paths))
     arrays = [array for array, _ in read]
