@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from bench.cli import options
+from bench.foundation.secrets import redacted
 
 
 @click.command(cls=options.Command)
@@ -61,7 +62,6 @@ def _where_next(out: Path, uri: str | None) -> None:
     place = [] if out == options.OUT else ["--out", str(out)]
     print(f"records: {out / 'records'}; logs of failures: {out / 'logs'}")
     if uri is not None:
-        print(
-            f"MLflow: {uri}; open it with: {shlex.join(['python', '-m', 'bench', 'ui', *place])}; filter by: {FILTER}"
-        )
+        ui = shlex.join(["python", "-m", "bench", "ui", *place])
+        print(f"MLflow: {redacted(uri)}; open it with: {ui}; filter by: {FILTER}")
     print(f"leaderboard: {shlex.join(['python', '-m', 'bench', 'leaderboard', *place])}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from bench.foundation import files
 from bench.science.dataset import Images
 from bench.science.poisons import Poisons
+from bench.storage.poison_images import image_path
 from bench.storage.store import Artefact, key_of
 
 GUTTER = 2  # white pixels around every image
@@ -48,10 +48,3 @@ def save(out: Path, crafted: Artefact, poisons: Poisons, clean: Images) -> None:
     path = image_path(out, key_of(crafted.meta["identity"]))
     if len(poisons.ids) and not path.exists():
         files.write_bytes(path, poison_grid(clean.images[clean.rows_of(poisons.ids)], poisons.images))
-
-
-def image_path(out: Path, key: str) -> Path:
-    """Where the image of the poisons `key` is kept. ValueError for what is no key: records are only files."""
-    if not re.fullmatch(r"[0-9a-f]{64}|none", key):
-        raise ValueError(f"not a key: {key[:80]!r}")
-    return out / "images" / f"{key}.png"
