@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.foundation.errors import BadInput, nearest
+from bench.foundation.names import word
 
 T = TypeVar("T")
 PLUGINS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
@@ -72,8 +73,9 @@ _of_file: dict[str, dict[str, list[str]]] = {}  # what a plug-in file registered
 
 
 def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
-    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults."""
-    return functools.partial(_add, kind, name, variant)
+    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults. BadInput unless
+    the name is a word (see `bench.foundation.names`): it becomes a folder of records."""
+    return functools.partial(_add, kind, word(name, f"a plug-in ({kind})"), variant)
 
 
 def _add(kind: str, name: str, variant: dict[str, Any], make: T) -> T:
@@ -87,7 +89,10 @@ def _add(kind: str, name: str, variant: dict[str, Any], make: T) -> T:
 
 def announce(kind: str, table: Mapping[str, tuple[str, str]]) -> None:
     """Make names known with (source, card); a source (`module` or `module:attribute`) is imported on its first use."""
-    _found[kind].update({name: Plugin(kind, name, source, summary=card) for name, (source, card) in table.items()})
+    plugins = {
+        name: Plugin(kind, word(name, f"a {kind}"), source, summary=card) for name, (source, card) in table.items()
+    }
+    _found[kind].update(plugins)
 
 
 def names(kind: str) -> list[str]:
@@ -151,7 +156,7 @@ def _load_file(kind: str, path: Path) -> str:
             del sys.modules[module_name]
             _found.update(before)
             if isinstance(error, BadInput):
-                raise
+                raise BadInput(f"{kind} file '{path}': {error}") from None
             raise BadInput(f"{kind} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
         _of_file[module_name] = {
             each: [n for n in plugins if n not in before[each]] for each, plugins in _found.items()

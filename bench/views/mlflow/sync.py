@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.foundation import commands
 from bench.foundation.errors import BadInput
 from bench.foundation.scratch import scratch_folder
 from bench.foundation.secrets import redacted
@@ -23,10 +24,7 @@ from bench.views.mlflow.database import unhurried_disk
 from bench.views.mlflow.patience import Paced, limit
 from bench.views.mlflow.server import connect, default_uri, only_writer
 
-REPAIR = (
-    "see that it is an MLflow server or a file that can be written (a SQLite file may also be removed), then python -m "
-    "bench sync"
-)
+REPAIR = "see that it is an MLflow server or a file that can be written (a SQLite file may also be removed)"
 DRIVER = "install that driver, or name the one that you have, as in postgresql+psycopg2://"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
 REST = 10.0  # times as long as it took, at most 30 s, before the next sync of a run: many trials at once cost a third
@@ -62,7 +60,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, images: Images | None =
     except BadInput:
         raise
     except Exception as error:  # of libraries of all kinds, and of what a server says that is none
-        repair = DRIVER if isinstance(error, ImportError) else REPAIR
+        repair = DRIVER if isinstance(error, ImportError) else f"{REPAIR}, then {_again(out)}"
         raise BadInput(redacted(f"cannot log to {uri}: {_first_line(error)}; fix: {repair}", uri)) from error
     return SyncReport(len(cells), logged, sum(map(len, cells)) - logged)
 
@@ -110,7 +108,7 @@ class Tracker:
         with self._wake:
             unlogged = len(self._waiting)
         if unlogged:
-            self._say(f"tracking: {unlogged} record(s) are on disk but not in MLflow; fix: python -m bench sync")
+            self._say(f"tracking: {unlogged} record(s) are on disk but not in MLflow; fix: {_again(self._out)}")
         return unlogged
 
     def _work(self) -> None:
@@ -141,6 +139,10 @@ class Tracker:
                 with self._wake:
                     del self._waiting[: len(batch)]
                     self._wake.wait_for(lambda: self._closing, timeout=min(REST * (time.monotonic() - began), 30.0))
+
+
+def _again(out: Path) -> str:
+    return commands.bench("sync", "--out", out)
 
 
 def _image(files: Mapping[str, Path | None], record: Record) -> bytes | None:
