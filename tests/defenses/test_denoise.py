@@ -511,7 +511,7 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_fix(
     here = outside(str(tmp_path))["denoiser"]
     assert outside("an/owner") == outside("an/owner", "v2") == {"denoiser": {**here, "revision": tmp_path.name}}
     for elsewhere in (str(tmp_path), "fit", "model.pt"):
-        with pytest.raises(BadInput, match="defense.revision 'v2' is for hub ids"):
+        with pytest.raises(BadInput, match="defense.revision 'v2' is for a model of the hub"):
             outside(elsewhere, "v2")
     with pytest.raises(BadInput, match="'who/cares' is not a folder and cannot be downloaded .OSError.; fix: "):
         outside("who/cares")
