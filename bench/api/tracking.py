@@ -7,8 +7,9 @@ from pathlib import Path
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import say
 from bench.foundation.scratch import clear_dead
-from bench.storage.poison_images import image_path
-from bench.storage.records import Record, read
+from bench.storage import poison_images
+from bench.storage.record import Record
+from bench.storage.records import read
 from bench.views.mlflow import sync as mlflow
 from bench.views.mlflow.server import resolve_uri
 
@@ -23,7 +24,6 @@ def sync(out: Path, tracking: str | None) -> tuple[str, mlflow.SyncReport]:
     clear_dead(out)
 
     def image(record: Record) -> bytes | None:
-        path = image_path(out, record["poisons"].get("key", "none"))
-        return path.read_bytes() if path.is_file() else None
+        return poison_images.read(out, record["poisons"].get("key", "none"), say)
 
     return uri, mlflow.sync(read(out / "records", [], say), uri, out, image)

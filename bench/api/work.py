@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from bench.request import sweep_file
 from bench.request.request import Request
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
-from bench.storage.poison_images import image_path
-from bench.storage.records import Record
+from bench.storage import poison_images
+from bench.storage.record import Record
 from bench.views.leaderboard import leaderboard
 from bench.views.mlflow import sync as mlflow
 from bench.views.mlflow.server import resolve_uri
@@ -51,8 +52,9 @@ class Work:
         tracker = mlflow.Tracker(self.uri, self.out, say)
         try:
             records = runner.execute(
-                self.plan, self.out, self.engine, say, lambda record: tracker.add(record, _image(self.out, record))
-            )
+                self.plan, self.out, self.engine, say,
+                lambda record: tracker.add(record, functools.partial(_image, self.out, record)),
+            )  # fmt: skip
         except BaseException:
             tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
             raise
@@ -102,7 +104,7 @@ def prepare(
         engine, device=device, jobs=jobs, threads=threads, address=address,
         sets=[item for item in sets if item.startswith(OF_ENGINE)],
     )  # fmt: skip
-    planned = plan(requests, chosen.device())
+    planned = plan(requests, chosen.device(), chosen.threads)
     for line in dict.fromkeys(line for part in planned.parts for line in part.study.summaries):
         say(line)
     return Work(planned, chosen, out, resolve_uri(tracking, out))
@@ -126,5 +128,5 @@ def requests(file: str | None = None, sets: Sequence[str] = (), **asked: Any) ->
     return [block.changed(**{**changes, "set": (*block.set, *own)}) for block in sweep_file.read(file)[0]]
 
 
-def _image(out: Path, record: Record) -> Path:
-    return image_path(out, record["poisons"].get("key", "none"))
+def _image(out: Path, record: Record) -> bytes | None:
+    return poison_images.read(out, record["poisons"].get("key", "none"), say)
