@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -15,6 +16,7 @@ from bench import __version__
 from bench.cli import catalogue, exchange, figure, leaderboard, plugin, run, tracking
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.guests import LEFT_THREADS
 from bench.foundation.signals import Stopped, ending_cleanly
 
 COMPLETION = "_POISONING_BENCH_COMPLETE"
@@ -63,6 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in files.NO_ROOM:
             raise
         return _say(files.no_room(error.filename or "a temporary file", error), 2)
+
+
+def run_and_exit() -> None:
+    """The command line's own entry: ends the process when the command has ended, whatever threads plug-ins left."""
+    code = main()
+    running = sorted(f"'{thread.name}'" for thread in LEFT_THREADS if thread.is_alive())
+    if not running:
+        sys.exit(code)
+    _say(f"a plug-in left threads running, which are not waited for: {', '.join(running)}", code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _call(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.execution.tasks import VictimTraining
 from bench.foundation.errors import BadInput
+from bench.foundation.guests import guest
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.request.protocol_file import resolve
@@ -78,7 +79,8 @@ class Plan:
 
 def plan(requests: Sequence[Request], device: str = "cpu") -> Plan:
     """Every request in every one of its protocols. BadInput in one line."""
-    return Plan(tuple(_part(request, protocol, device) for request in requests for protocol in request.protocols))
+    with guest():  # settings of plug-ins are checked by their code
+        return Plan(tuple(_part(request, protocol, device) for request in requests for protocol in request.protocols))
 
 
 def prepare_study(request: Request, protocol_name: str, device: str = "cpu") -> tuple[Study, Changes]:
