@@ -54,7 +54,7 @@ def next_steps(kind: str, plugin: Path, test: Path) -> str:
 
 
 def _check_name(kind: str, name: str) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,60}", name) or keyword.iskeyword(name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,59}", name) or keyword.iskeyword(name):
         raise BadInput(
             f"'{name}' cannot be the name of a plug-in file; allowed: lower-case letters, digits and _, as in my_{kind}"
         )
@@ -65,7 +65,7 @@ def _check_name(kind: str, name: str) -> None:
 
 
 def _filled(template: str, kind: str, name: str) -> str:
-    text = (resources.files("bench.authoring.templates") / template).read_text()
+    text = (resources.files("bench.authoring.templates") / template).read_text("utf-8")
     title, camel = kind.capitalize(), "".join(part.capitalize() for part in name.split("_"))
     class_name = camel if camel.endswith(title) and camel != title else camel + title
     for placeholder, word in ((f"my_{kind}", name), (f"my-{kind}", name.replace("_", "-")), (f"My{title}", class_name)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bench.cli import options
+from bench.foundation import commands
 
 
 @click.command(cls=options.Command)
@@ -71,7 +71,11 @@ def import_(
     for line in exchange.import_(source, folder, request, format, setup, trigger):
         print(line)
         count += 1
-    command = shlex.join(["python", "-m", "bench", "run", "--poisons", str(folder)])
+    given = {"--protocol": protocol if protocol != "quick" else None}
+    given |= {f"--{name}": asked[name] for name in ("dataset", "data", "seed")}
+    options_given = [word for name, value in given.items() if value is not None for word in (name, value)]
+    settings = [word for item in sets for word in ("--set", item)]
+    command = commands.bench("run", "--poisons", folder, *options_given, *settings)
     print(f"{count} trials: {folder}; run them with: {command}")
     return 0
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bench.cli import options
+from bench.foundation import commands
 
 
 @click.command(cls=options.Command)
@@ -51,17 +51,17 @@ def run(file: str | None, plan_only: bool, as_json: bool, out: Path, sets: tuple
         print(json.dumps(records, allow_nan=False))
     else:
         print(work.table(records))
-        _where_next(out, work.uri)
+        _where_next(out, work.uri, effort["tracking"])
     return 1 if any(record["status"] != "done" for record in records) else 0
 
 
-def _where_next(out: Path, uri: str | None) -> None:
+def _where_next(out: Path, uri: str | None, tracking: str | None) -> None:
     from bench.views.mlflow.book import FILTER
 
-    place = [] if out == options.OUT else ["--out", str(out)]
+    place = [] if out == options.OUT else ["--out", out]
+    # The address of a server may hold a password; `ui` would only repeat it.
+    store = ["--tracking", tracking] if tracking and tracking.startswith("sqlite:") else []
     print(f"records: {out / 'records'}; logs of failures: {out / 'logs'}")
     if uri is not None:
-        print(
-            f"MLflow: {uri}; open it with: {shlex.join(['python', '-m', 'bench', 'ui', *place])}; filter by: {FILTER}"
-        )
-    print(f"leaderboard: {shlex.join(['python', '-m', 'bench', 'leaderboard', *place])}")
+        print(f"MLflow: {uri}; open it with: {commands.bench('ui', *place, *store)}; filter by: {FILTER}")
+    print(f"leaderboard: {commands.bench('leaderboard', *place)}")

@@ -81,7 +81,8 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
         raise BadInput(f"data folder '{root}' cannot be read: {error.strerror or error}") from None
     if splits[0].images.shape[2:] != splits[1].images.shape[2:]:
         raise BadInput(f"data folder '{root}': train/ and test/ images differ in size")
-    return Dataset(f"folder:{root.name}", classes, *splits)
+    return Dataset("folder", classes, *splits)
 
 
 load.Settings = SubsetSettings  # type: ignore[attr-defined]
+load.takes_path = True  # type: ignore[attr-defined]

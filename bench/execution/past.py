@@ -39,7 +39,7 @@ class Past:
 
     def seconds(self, task: Task) -> float | None:
         """None where nothing is known, as of pretrained networks."""
-        shared = _shared(task.study.protocol.as_dict(), task.study.device.partition(":")[0])
+        shared = _shared(task.study.settings(), task.study.device.partition(":")[0])
         times: Sequence[float] = ()
         if isinstance(task, VictimTraining):
             times = self._victims.get(_text("victim", shared, task.defense.label, task.defense.values()), [])

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.execution.tasks import VictimTraining
 from bench.foundation.errors import BadInput
 from bench.foundation.guests import guest
+from bench.foundation.names import LONGEST, word
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.request.protocol_file import resolve
@@ -17,7 +18,14 @@ from bench.request.request import Request
 from bench.request.setups import TrialList
 from bench.science.attack import CONTROL
 from bench.science.identity import identities
-from bench.science.selection import Changes, SelectedAttack, SelectedDefense, select_attacks, select_defenses
+from bench.science.selection import (
+    Changes,
+    SelectedAttack,
+    SelectedDefense,
+    load_files,
+    select_attacks,
+    select_defenses,
+)
 from bench.science.study import Study
 
 
@@ -85,6 +93,8 @@ def plan(requests: Sequence[Request], device: str = "cpu") -> Plan:
 
 def prepare_study(request: Request, protocol_name: str, device: str = "cpu") -> tuple[Study, Changes]:
     """The study of a request, loaded and checked, and the settings that are left for plug-ins."""
+    for kind, references in (("attack", request.attacks), ("defense", request.defenses)):
+        load_files(kind, references)  # a protocol may have settings for them
     protocol, changes = resolve(protocol_name, request.sets(), request.dataset)
     path = request.poisons or request.setups
     study = Study(protocol, request.seed, request.data, device, TrialList.at(path) if path is not None else None)
@@ -151,10 +161,10 @@ def _imported(folder: Path, study: Study) -> SelectedAttack:
     """The poisons of a folder as an attack, called after it."""
     listed = study.listed
     assert isinstance(listed, TrialList)
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", folder.resolve().name)[:60]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"imported-{folder.resolve().name}")[:LONGEST]
     make = find("attack", "imported").make
     settings = build(make.Settings, {"folder": str(listed.path), "digest": listed.digest}, "attack")
-    return SelectedAttack("imported", f"imported-{name}", make, settings)
+    return SelectedAttack("imported", word(name, "imported poisons"), make, settings)
 
 
 def _check_distance(study: Study, folder: Path, trials: Sequence[int]) -> None:

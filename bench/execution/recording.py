@@ -99,6 +99,7 @@ def finished(
             **meta["kept_reused"],  # by the crafting, whenever it was
         },
         "memory_peak_mib": peak_memory_mib(torch.device(study.device)),
+        "places": _places(study),
         "started": started,
         "finished": _now(),
     }
@@ -124,6 +125,7 @@ def failed(
         "seconds": {},
         "reused": {},
         "memory_peak_mib": peak_memory_mib(torch.device(case.study.device)),
+        "places": _places(case.study),
         "started": moment,
         "finished": moment,
     }
@@ -163,7 +165,7 @@ def description(study: Study, attack: SelectedAttack, defense: SelectedDefense) 
     dataset = study.dataset
     return {
         "settings": {
-            "protocol": study.protocol.as_dict(),
+            "protocol": study.settings(),
             "attack": attack.values(),
             "defense": defense.values(),
         },
@@ -184,6 +186,12 @@ def description(study: Study, attack: SelectedAttack, defense: SelectedDefense) 
         "revision": fingerprint.revision(),
         "environment": fingerprint.environment(torch.device(study.device)),
     }
+
+
+def _places(study: Study) -> dict[str, str]:
+    """Where data were found that are not found by their name."""
+    argument = study.protocol.dataset.argument
+    return {"dataset": argument} if argument else {}
 
 
 def peak_memory_mib(device: torch.device) -> float:

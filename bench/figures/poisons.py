@@ -43,7 +43,7 @@ def measure(request: FigureRequest) -> Plate:
             f"fix: --out DIR of the run that crafted them, or run it again"
         )
     poisons = Poisons.of_tensors(artefact.tensors, {})
-    clean = dataset_of(record, request.asked.data).train
+    clean = dataset_of(record, request.asked).train
     base = clean.images[clean.rows_of(poisons.ids)]
     change = poisons.images.int() - base.int()
     sizes = change.abs().flatten(1)
@@ -66,7 +66,7 @@ def measure(request: FigureRequest) -> Plate:
 
 def _chosen(request: FigureRequest) -> Record:
     """The last finished record with poisons of the attack and the trial (default: 0) that are asked for."""
-    records = [record for record in read(request) if (record["poisons"] or {}).get("n")]
+    records = [record for record in read(request, with_data=True) if (record["poisons"] or {}).get("n")]
     if not records:
         raise BadInput("these records hold no poisons: their attacks poison nothing")
     attacks = sorted({str(record["attack"]) for record in records})

@@ -54,10 +54,12 @@ class Plate:
     size: tuple[float, float]
 
 
-def read(request: FigureRequest) -> list[Record]:
-    """The trial records that a request means, all of one protocol. BadInput when there are none, or of several."""
-    if request.asked.set or request.asked.dataset is not None:
-        raise BadInput("this figure is drawn from records; --set and --dataset do not apply")
+def read(request: FigureRequest, *, with_data: bool = False) -> list[Record]:
+    """The trial records that a request means, all of one protocol; with_data: for a figure that loads their data set
+    too. BadInput when there are none, or of several protocols."""
+    if request.asked.set or (request.asked.dataset is not None and not with_data):
+        refused = "--set does" if with_data else "--set and --dataset do"
+        raise BadInput(f"this figure is drawn from records; {refused} not apply")
     if request.records is not None:
         records, where = read_records(None, [request.records], say), request.records
     else:
@@ -84,14 +86,26 @@ def _only(records: list[Record], name: str, values: list[Any]) -> list[Record]:
     return [record for record, value in zip(records, of_each, strict=True) if not values or value in values]
 
 
-def dataset_of(record: Record, data: Path | None) -> Dataset:
-    """The data set that a record was made with; BadInput when it comes out otherwise today."""
+def dataset_of(record: Record, asked: Request) -> Dataset:
+    """The data set that a record was made with, where `asked` says that it is now (--dataset, --data), else where it
+    was then; BadInput when it comes out otherwise today."""
     values = dict(record["settings"]["protocol"]["dataset"])
-    base, _, argument = str(values.pop("name")).partition(":")
-    make = find("dataset", base).make
-    dataset: Dataset = make(build(make.Settings, values, "dataset"), Place(data, argument))
+    name, _, argument = str(values.pop("name")).partition(":")
+    argument = record["places"].get("dataset", argument)  # older records have the place in the name
+    if asked.dataset is not None:
+        name, _, argument = asked.dataset.partition(":")
+    elif asked.data is not None and argument:
+        argument = str(asked.data)
+    make = find("dataset", name).make
+    fix = f"--dataset {name}:PATH of the same images" if argument else "the data set and --data DIR as they were then"
+    try:
+        dataset: Dataset = make(build(make.Settings, values, "dataset"), Place(asked.data, argument))
+    except BadInput as error:
+        raise BadInput(f"{error}; fix: {fix}") from None
     if dataset.fingerprint != record["data"]["fingerprint"]:
-        raise BadInput(f"data set '{base}' is not the one that the records were made with: its fingerprint differs")
+        raise BadInput(
+            f"data set '{name}' is not the one that the records were made with: its fingerprint differs; fix: {fix}"
+        )
     return dataset
 
 

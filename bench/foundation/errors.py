@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message
+
 
 class BadInput(Exception):
-    """What the user asked for cannot be done. The message is one line: what, where, allowed range, fix."""
+    """What the user asked for cannot be done. The message is one line: what, where, allowed range, fix; its middle is
+    left out where it is longer than anyone reads."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 class DiskFull(BadInput):

@@ -1,4 +1,5 @@
-"""Files that are either whole or absent (written aside, flushed to the disk, renamed), and locks between processes."""
+"""Files that are either whole or absent (written aside, flushed to the disk, renamed), files that are read without
+trust in what lies at their path, and locks between processes."""
 
 from __future__ import annotations
 
@@ -6,14 +7,18 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import BaseFileLock, FileLock
 
 from bench.foundation.errors import BadInput, DiskFull
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MOST_BYTES = 8 * 2**30
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 def make_folder(out: Path) -> None:
@@ -48,6 +53,39 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def read_regular(path: Path | str, most: int = MOST_BYTES) -> bytes:
+    """The content of a file that this process has not just written itself: every image, record, stored artefact,
+    imported file, protocol or sweep file is read by this, or opened by `open_regular`.
+
+    Links are followed. OSError, with the cause as its `strerror`, when the file cannot be read, FileNotFoundError when
+    it is missing, NotRegular when it is none of up to `most` bytes.
+    """
+    with open_regular(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)  # no more than that, though a writer may add to it
+
+
+def open_regular(path: Path | str, most: int = MOST_BYTES) -> BinaryIO:
+    """The file, open for reading. A pipe that nobody writes to would make us wait for ever, a device like /dev/zero
+    never ends: only regular files are let through. Errors as of `read_regular`."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # non-blocking: opening a pipe must not wait
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegular(
+                errno.EINVAL, f"{KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a file", str(path)
+            )
+        if status.st_size > most:
+            raise NotRegular(errno.EINVAL, f"{status.st_size} bytes, more than {most}", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+class NotRegular(OSError):
+    """What lies at a path is a folder, a pipe, a device or a socket, or larger than anything that is read from it."""
 
 
 def clear_leftovers(path: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from bench.foundation.errors import BadInput, nearest
 from bench.foundation.guests import guest
+from bench.foundation.names import word
 
 T = TypeVar("T")
 PLUGINS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
@@ -73,8 +74,9 @@ _of_file: dict[str, dict[str, list[str]]] = {}  # what a plug-in file registered
 
 
 def register(kind: str, name: str, **variant: Any) -> Callable[[T], T]:
-    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults."""
-    return functools.partial(_add, kind, name, variant)
+    """Class decorator: make a plug-in known as `name`, with `variant` as settings over its defaults. BadInput unless
+    the name is a word (see `bench.foundation.names`): it becomes a folder of records."""
+    return functools.partial(_add, kind, word(name, f"a plug-in ({kind})"), variant)
 
 
 def _add(kind: str, name: str, variant: dict[str, Any], make: T) -> T:
@@ -88,7 +90,10 @@ def _add(kind: str, name: str, variant: dict[str, Any], make: T) -> T:
 
 def announce(kind: str, table: Mapping[str, tuple[str, str]]) -> None:
     """Make names known with (source, card); a source (`module` or `module:attribute`) is imported on its first use."""
-    _found[kind].update({name: Plugin(kind, name, source, summary=card) for name, (source, card) in table.items()})
+    plugins = {
+        name: Plugin(kind, word(name, f"a {kind}"), source, summary=card) for name, (source, card) in table.items()
+    }
+    _found[kind].update(plugins)
 
 
 def names(kind: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tomllib
+import reprlib
 import types
 import typing
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -11,9 +11,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from bench.foundation import toml
 from bench.foundation.errors import BadInput, nearest
 
 S = TypeVar("S", bound="Settings")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class Settings(BaseModel):
@@ -29,9 +33,10 @@ class Settings(BaseModel):
 def literal(text: str) -> Any:
     """The value that `text` denotes in TOML (`8`, `0.1`, `true`, `[30, 50]`), else the text itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        values = toml.parse(f"value = {text}", "")
+    except BadInput:
         return text
+    return values["value"] if len(values) == 1 else text
 
 
 def build(cls: type[S], values: dict[str, Any], where: str) -> S:
@@ -55,8 +60,8 @@ def _one_line(cls: type[Settings], error: ValidationError, where: str) -> str:
     if first["type"] == "missing":
         return f"missing key '{key}': {allowed(cls.model_fields[name])}"
     if first["type"] == "value_error":
-        return f"{key or where}: {first['ctx']['error']}" if name else f"{where}: {first['ctx']['error']}"
-    return f"bad value for '{key}': {first['input']!r}; allowed: {allowed(cls.model_fields[name])}"
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    return f"bad value for '{key}': {_SHORT.repr(first['input'])}; allowed: {allowed(cls.model_fields[name])}"
 
 
 def allowed(field: FieldInfo) -> str:

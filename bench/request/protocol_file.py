@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
+from bench.foundation import toml
 from bench.foundation.errors import BadInput, nearest
+from bench.foundation.names import word
 from bench.foundation.registry import find
 from bench.foundation.settings import Settings, build, literal
 from bench.science.protocol import Protocol, Source
@@ -55,18 +57,12 @@ def protocol_names() -> list[str]:
 def read_preset(name: str) -> tuple[dict[str, Any], str]:
     """The values and the text of a preset, by name or as the path of a TOML file."""
     if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise BadInput(f"no protocol file '{name}'")
-        text = path.read_text("utf-8")
+        text = toml.read(Path(name), "protocol file")
     elif name in protocol_names():
         text = (resources.files("bench.request.protocols") / f"{name}.toml").read_text("utf-8")
     else:
         raise BadInput(f"unknown protocol '{name}'{nearest(name, protocol_names())}")
-    try:
-        return tomllib.loads(text), text
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"protocol file '{name}' is not TOML: {error}") from None
+    return toml.parse(text, f"protocol file '{name}'"), text
 
 
 def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tuple[Protocol, Changes]:
@@ -76,18 +72,19 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
     """
     values, _ = read_preset(preset)
     try:
-        build(ProtocolFile, values, "")
+        written = build(ProtocolFile, values, "")
+        name = word(written.name or Path(preset).stem, "a protocol", "another `name` in the file")
+        plugins = {kind: _of_plugins(kind, getattr(written, kind)) for kind in PLUGINS}
     except BadInput as error:
         raise BadInput(f"protocol '{preset}': {error}") from None
     changes, typed = _merge(values, sets)
     file = build(ProtocolFile, values, "")
-    _check_plugins(preset, file)
     source = _source(file.dataset, "dataset") if dataset is None else _other(dataset, file.dataset, typed)
     threat = build(Threat, file.threat, "threat")
     for model in (file.model, *threat.architectures):
         find("model", model)
     protocol = Protocol(
-        name=file.name or preset,
+        name=name,
         version=file.version,
         description=file.description,
         trials=file.trials,
@@ -99,8 +96,8 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
         pretrain_dataset=_source(file.pretrain_dataset, "pretrain_dataset") if file.pretrain_dataset else source,
         threat=threat,
         public_dataset=_source(file.public_dataset, "public_dataset") if file.public_dataset else None,
-        attack_settings=file.attack,
-        defense_settings=file.defense,
+        attack_settings=plugins["attack"],
+        defense_settings=plugins["defense"],
     )
     return protocol, changes
 
@@ -128,28 +125,35 @@ def _merge(values: dict[str, Any], sets: Sequence[str]) -> tuple[list[tuple[str,
     return changes, typed
 
 
-def _check_plugins(preset: str, file: ProtocolFile) -> None:
-    """BadInput for settings of plug-ins that do not exist, or that do not know them."""
-    for kind in PLUGINS:
-        for name, settings in getattr(file, kind).items():
-            where = f"{kind}.{name}"
-            if not isinstance(settings, dict):
-                raise BadInput(
-                    f"protocol '{preset}': unknown key '{where}'; write it under a plug-in, as in [{kind}.NAME]"
-                )
-            try:
-                plugin = find(kind, name)
-                build(plugin.make.Settings, {**plugin.variant, **settings}, where)
-            except BadInput as error:
-                raise BadInput(f"protocol '{preset}', [{where}]: {error}") from None
+def _of_plugins(kind: str, section: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of a section by the names of its plug-ins. BadInput for plug-ins that do not exist, or that do not
+    know them."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for written, settings in section.items():
+        where = f"{kind}.{written}"
+        if not isinstance(settings, dict):
+            raise BadInput(f"unknown key '{where}'; write it under a plug-in, as in [{kind}.NAME]")
+        try:
+            plugin = find(kind, written)
+            build(plugin.make.Settings, {**plugin.variant, **settings}, where)
+        except BadInput as error:
+            raise BadInput(f"[{where}]: {error}") from None
+        if plugin.name in by_name:
+            raise BadInput(f"[{where}]: '{plugin.name}' has a section already")
+        by_name[plugin.name] = settings
+    return by_name
 
 
 def _source(section: dict[str, Any], where: str) -> Source:
     settings = {key: value for key, value in section.items() if key != NAMED_DATASET}
-    name = section.get(NAMED_DATASET, "photographs")
-    if not isinstance(name, str):
-        raise BadInput(f"bad value for '{where}.name': {name!r}; allowed: the name of a data set")
-    return Source(name, build(find("dataset", name.partition(":")[0]).make.Settings, settings, where))
+    written = section.get(NAMED_DATASET, "photographs")
+    if not isinstance(written, str):
+        raise BadInput(f"bad value for '{where}.name': {written!r}; allowed: the name of a data set")
+    name, _, argument = written.partition(":")
+    make = find("dataset", name).make
+    if argument and getattr(make, "takes_path", False):
+        argument = os.path.abspath(argument)  # a worker may be in another folder
+    return Source(name, build(make.Settings, settings, where), argument)
 
 
 def _other(name: str, section: dict[str, Any], typed: set[str]) -> Source:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from bench.foundation.settings import Settings
+from bench.foundation.settings import Settings, build
 from bench.request.protocol_file import MOST_TRIALS
 
 
@@ -19,7 +19,7 @@ class Request(Settings):
     attacks: tuple[str, ...] = Field(("gm",), min_length=1, description="attacks, by name or file")
     defenses: tuple[str, ...] = Field(("none",), min_length=1, description="defenses; a+b composes them")
     trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="trials per cell (none: the protocol's)")
-    seed: int = Field(0, description="study seed")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="study seed")
     set: tuple[str, ...] = Field((), description="key=value, as of --set")
     only: bool = Field(False, description="without the undefended cells and the clean controls")
     dataset: str | None = Field(None, description="another data set, such as folder:PATH")
@@ -39,5 +39,5 @@ class Request(Settings):
         return [*([f"trials={self.trials}"] if self.trials is not None else []), *self.set]
 
     def changed(self, **values: Any) -> Request:
-        """The same with other values, checked again."""
-        return Request(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
+        """The same with other values, checked again: BadInput where they do not go together."""
+        return build(Request, {**{name: getattr(self, name) for name in self.model_fields_set}, **values}, "")

@@ -15,13 +15,23 @@ Without a [[block]] the file is one block.
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from pydantic import Field
+
+from bench.foundation import toml
 from bench.foundation.errors import BadInput, nearest
 from bench.foundation.settings import build
 from bench.request.request import Request
+
+
+class SweepFile(Request):
+    """A sweep file as it is written: what holds for every block, and the blocks."""
+
+    description: str = Field("", description="one line")
+    block: tuple[dict[str, Any], ...] = Field(({},), min_length=1, description="each under a line [[block]]")
 
 
 def names() -> list[str]:
@@ -33,30 +43,28 @@ def names() -> list[str]:
 def read(name: str) -> tuple[list[Request], str, str]:
     """The blocks, the description and the text of a sweep file, by name or path. BadInput in one line."""
     if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"no readable sweep file '{name}': {error}") from None
+        text = toml.read(Path(name), "sweep file")
     elif name in names():
         text = (resources.files("bench.request.sweeps") / f"{name}.toml").read_text("utf-8")
     else:
         raise BadInput(f"unknown sweep '{name}'{nearest(name, names())}; or give the path of a .toml file")
+    where = f"sweep file '{name}'"
+    values = toml.parse(text, where)
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"sweep file '{name}' is not TOML: {error}") from None
-    description, blocks = values.pop("description", ""), values.pop("block", [{}])
-    if not isinstance(description, str):
-        raise BadInput(f"sweep file '{name}': bad value for 'description': {description!r}; allowed: text")
+        return _requests(values), values.get("description", ""), text
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def _requests(values: dict[str, Any]) -> list[Request]:
+    blocks = values.get("block", [{}])
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
-        raise BadInput(f"sweep file '{name}': write each block under a line [[block]]")
-    common = build(Request, values, "")
+        raise BadInput("write each block under a line [[block]]")
+    file = build(SweepFile, values, "")
+    common = build(Request, {name: value for name, value in values.items() if name in Request.model_fields}, "")
     requests = []
-    for number, block in enumerate(blocks, 1):
+    for number, block in enumerate(file.block, 1):
         checked = build(Request, block, f"block {number}")
-        requests.append(common.changed(**dict(_given(checked), set=(*common.set, *checked.set))))
-    return requests, description, text
-
-
-def _given(request: Request) -> dict[str, object]:
-    return {name: getattr(request, name) for name in request.model_fields_set}
+        given = {name: getattr(checked, name) for name in checked.model_fields_set}
+        requests.append(common.changed(**{**given, "set": (*common.set, *checked.set)}))
+    return requests

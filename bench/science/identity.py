@@ -138,7 +138,9 @@ class Identities:
     def cell(self, attack: SelectedAttack, defense: SelectedDefense) -> Identity:
         study = self.study
         makers = (*attack.makers, *defense.makers, study.architecture(study.protocol.model))
-        public = {"public": study.public_dataset.fingerprint} if defense.asked.wants_public else {}
+        others = {"public": study.public_dataset.fingerprint} if defense.asked.wants_public else {}
+        if study.protocol.pretrained:
+            others["pretrain_data"] = study.pretrain_dataset.fingerprint
         return {
             "kind": "cell",
             **self.common(),
@@ -148,7 +150,7 @@ class Identities:
             "seed": study.seed,
             "trials": study.listed.digest if study.listed is not None else "drawn",
             "code": fingerprint.code(*makers),
-            **public,
+            **others,
         }
 
     @_once

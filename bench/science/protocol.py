@@ -12,13 +12,20 @@ from bench.science.training import Recipe
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by name (with its argument, as in `folder:PATH`) and its settings."""
+    """A data set by its registered name and its settings; argument: what it was asked for after the colon, as in
+    `folder:PATH`. Where that leads is no part of what the data set is: its content is."""
 
     name: str
     settings: Settings
+    argument: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, **self.settings.as_dict()}
+    def __str__(self) -> str:
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    def as_dict(self, fingerprint: str) -> dict[str, Any]:
+        """fingerprint: of its content, of which the start stands for the argument."""
+        name = f"{self.name}:{fingerprint[:12]}" if self.argument else self.name
+        return {"name": name, **self.settings.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -60,16 +67,16 @@ class Protocol:
         return name, before.count(name) + is_the_victims
 
     def as_dict(self) -> dict[str, Any]:
-        """What shapes the numbers of every cell (the number of trials and the plug-ins' own settings do not)."""
+        """What shapes the numbers of every cell, but the data (the number of trials and the plug-ins' own settings do
+        not)."""
         shapes = {
             "name": self.name,
             "version": self.version,
             "model": self.model,
-            "dataset": self.dataset.as_dict(),
             "train": self.train.as_dict(),
             "surrogate": self.surrogate.as_dict(),
             "threat": self.threat.as_dict(),
         }
         if self.pretrained:
-            shapes |= {"pretrain": self.pretrain.as_dict(), "pretrain_dataset": self.pretrain_dataset.as_dict()}
+            shapes["pretrain"] = self.pretrain.as_dict()
         return shapes

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.foundation.errors import BadInput, nearest
+from bench.foundation.names import LONGEST_COMPOSED
 from bench.foundation.registry import Plugin, find
 from bench.foundation.settings import Settings, build
 from bench.science.attack import Attack
@@ -176,7 +177,17 @@ def _part(
 def _composition(parts: Sequence[SelectedDefense]) -> SelectedDefense:
     Composition.check([part.make for part in parts], [part.label for part in parts])
     label = "+".join(part.label for part in parts)
+    if len(label) > LONGEST_COMPOSED:
+        raise BadInput(f"defense '{label[:40]}...' has {len(label)} letters; allowed: up to {LONGEST_COMPOSED}")
     return SelectedDefense(label, label, Composition, Settings(), tuple(parts))
+
+
+def load_files(kind: str, references: Sequence[str]) -> None:
+    """Make known the plug-ins of the files among some references."""
+    for reference in references:
+        for single in composed(reference) or [reference]:
+            if parse(single)[0].endswith(".py"):
+                _found(kind, single)
 
 
 def _found(kind: str, reference: str) -> tuple[Plugin, dict[str, Any]]:

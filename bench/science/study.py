@@ -68,10 +68,18 @@ class Study:
         public = check(_load(source, self.data))
         if (size := public.train.images.shape[2]) != self.size:
             raise BadInput(
-                f"public_dataset '{source.name}' has images of {size} pixels, '{self.dataset.name}' of {self.size}; "
+                f"public_dataset '{source}' has images of {size} pixels, '{self.dataset.name}' of {self.size}; "
                 "fix: a data set of the same size"
             )
         return public
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the protocol, with its data as records name them: by name, settings and content, not by place."""
+        protocol = self.protocol
+        settings = {**protocol.as_dict(), "dataset": protocol.dataset.as_dict(self.dataset.fingerprint)}
+        if protocol.pretrained:
+            settings["pretrain_dataset"] = protocol.pretrain_dataset.as_dict(self.pretrain_dataset.fingerprint)
+        return settings
 
     @property
     def size(self) -> int:
@@ -198,5 +206,4 @@ def _interned(*fields: Any) -> Study:
 
 @functools.lru_cache(maxsize=4)
 def _load(source: Source, data: Path | None) -> Dataset:
-    name, _, argument = source.name.partition(":")
-    return find("dataset", name).make(source.settings, Place(data, argument))
+    return find("dataset", source.name).make(source.settings, Place(data, source.argument))

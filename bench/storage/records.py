@@ -23,7 +23,7 @@ from bench.foundation.errors import BadInput
 
 SCHEMA = 1
 DEPENDS_ON_THE_DAY = (
-    *("seconds", "reused", "memory_peak_mib", "started", "finished", "environment", "revision", "cached"),
+    *("seconds", "reused", "memory_peak_mib", "places", "started", "finished", "environment", "revision", "cached"),
 )
 """What may differ between two runs of the same trial. All else must be equal, bit for bit on one kind of CPU."""
 
@@ -109,6 +109,7 @@ class Record(TypedDict):
     environment: dict[str, Any]
     reused: dict[str, Any]
     memory_peak_mib: float | None
+    places: dict[str, str]
     cached: NotRequired[bool]
 
 
@@ -122,7 +123,7 @@ _LATER_FIELDS = {
     **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), "null"),
     **dict.fromkeys(("history", "knowledge", "adapted_to"), "[]"),
     **dict.fromkeys(("variants", "seeds", "poisons", "surrogates", "notes", "external"), "{}"),
-    **dict.fromkeys(("data", "code", "environment", "reused"), "{}"),
+    **dict.fromkeys(("data", "code", "environment", "reused", "places"), "{}"),
 }
 
 

@@ -95,10 +95,17 @@ def _aim(record: Record) -> tuple[Any, ...]:
     return (draw["target_ids"], draw["target_class"]) if draw else (None, None)
 
 
+def shape_of(record: Record) -> dict[str, Any]:
+    """The settings of the protocol, without the data set where its fingerprint is known: however it was asked for, the
+    same content is the same data set."""
+    protocol = record["settings"].get("protocol") or {}
+    known = record["data"].get("fingerprint")
+    return {name: value for name, value in protocol.items() if name != "dataset" or not known}
+
+
 def background_of(record: Record) -> list[Any]:
     """What a cell shares with the clean control that it is compared with: everything but attack and defense."""
-    protocol = record["settings"].get("protocol")
-    return [record["protocol"], protocol, record["seed"], record["data"].get("fingerprint")]
+    return [record["protocol"], shape_of(record), record["seed"], record["data"].get("fingerprint")]
 
 
 def setting_of(record: Record) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.storage.records import Record
+from bench.views.cells import shape_of
 
 LONGEST = 40  # characters of one value
 MOST = 4  # settings that are named
@@ -72,7 +73,7 @@ def _alike(values: Sequence[tuple[str, ...]]) -> list[list[int]]:
 def _of_the_attack(record: Record) -> dict[str, Any]:
     """What `cells.setting_of` digests besides the names."""
     return {
-        **(record["settings"].get("protocol") or {}),
+        **shape_of(record),
         "attack": record["settings"].get("attack") or {},
         "seed": record["seed"],
         "data": record["data"].get("fingerprint", "")[:8],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
+from bench.foundation import commands
 from bench.foundation.errors import BadInput
 from bench.foundation.files import take_lock
 
@@ -78,7 +79,9 @@ def only_writer(uri: str, out: Path) -> Iterator[None]:
     try:
         held = take_lock(path, LOCK_PATIENCE)
     except Timeout:
-        raise BadInput(f"another process holds {path}; fix: wait for it, then python -m bench sync") from None
+        raise BadInput(
+            f"another process holds {path}; fix: wait, then {commands.bench('sync', '--out', out)}"
+        ) from None
     try:
         yield
     finally:

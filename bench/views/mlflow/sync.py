@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.foundation import commands
 from bench.foundation.errors import BadInput
 from bench.foundation.scratch import scratch_folder
 from bench.storage.records import Record
@@ -20,7 +21,7 @@ from bench.views.cells import by_cell
 from bench.views.mlflow.book import Book, Images
 from bench.views.mlflow.server import connect, only_writer, unhurried_disk
 
-REPAIR = "make the server or the file writable (a SQLite file may also be removed), then python -m bench sync"
+REPAIR = "make the server or the file writable (a SQLite file may also be removed)"
 DRIVER = "install that driver, or name the one that you have, as in postgresql+psycopg2://"
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
 REST = 10.0  # times as long as it took, at most 30 s, before the next sync of a run: many trials at once cost a third
@@ -58,7 +59,7 @@ def sync(records: Sequence[Record], uri: str, out: Path, images: Images | None =
     except Exception as error:
         library = type(error).__module__.partition(".")[0]
         if isinstance(error, (OSError, ImportError)) or library in ("mlflow", "sqlalchemy", "alembic"):
-            repair = DRIVER if isinstance(error, ImportError) else REPAIR
+            repair = DRIVER if isinstance(error, ImportError) else f"{REPAIR}, then {_again(out)}"
             line = f"cannot log to {uri}: {_first_line(error)}; fix: {repair}"
             raise BadInput(re.sub(r"//[^/@\s]+@", "//***@", line)) from error  # a password is not for the log
         raise
@@ -99,7 +100,7 @@ class Tracker:
         with self._wake:
             unlogged = len(self._waiting)
         if unlogged:
-            self._say(f"tracking: {unlogged} record(s) are on disk but not in MLflow; fix: python -m bench sync")
+            self._say(f"tracking: {unlogged} record(s) are on disk but not in MLflow; fix: {_again(self._out)}")
         return unlogged
 
     def _work(self) -> None:
@@ -129,6 +130,10 @@ class Tracker:
                 with self._wake:
                     del self._waiting[: len(batch)]
                     self._wake.wait_for(lambda: self._closing, timeout=min(REST * (time.monotonic() - began), 30.0))
+
+
+def _again(out: Path) -> str:
+    return commands.bench("sync", "--out", out)
 
 
 def _image(files: Mapping[str, Path | None], record: Record) -> bytes | None:
