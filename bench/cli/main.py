@@ -17,6 +17,7 @@ from bench.cli import catalogue, exchange, figure, leaderboard, plugin, run, tra
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.guests import LEFT_THREADS
+from bench.foundation.shown import echo, plain
 from bench.foundation.signals import Stopped, ending_cleanly
 
 COMPLETION = "_POISONING_BENCH_COMPLETE"
@@ -86,7 +87,7 @@ def _call(arguments: list[str]) -> int:
 
 
 def _say(message: object, code: int) -> int:
-    print(f"bench: {message}", file=sys.stderr)
+    echo(plain(f"bench: {' '.join(str(message).splitlines())}"), err=True)
     return code
 
 

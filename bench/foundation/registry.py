@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from bench.foundation.errors import BadInput, nearest
 from bench.foundation.guests import guest
 from bench.foundation.names import word
+from bench.foundation.shown import echo
 
 T = TypeVar("T")
 PLUGINS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
@@ -137,7 +138,7 @@ def _load_entry(entry: metadata.EntryPoint) -> None:
         if multiprocessing.parent_process() is None:  # once, not again from every worker
             package = f" of package '{entry.dist.name}'" if entry.dist is not None else ""
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            print(f"plug-in '{entry.name}'{package} ({entry.value}) could not be loaded: {reason}", file=sys.stderr)
+            echo(f"plug-in '{entry.name}'{package} ({entry.value}) could not be loaded: {reason}", err=True)
 
 
 def _load_file(kind: str, path: Path) -> str:
