@@ -14,6 +14,7 @@ from bench.exchange.files import new_folder
 from bench.exchange.importing import interpret
 from bench.execution.plan import prepare_study
 from bench.foundation.errors import BadInput
+from bench.foundation.progress import say
 from bench.request.request import Request
 from bench.science.study import Study
 
@@ -49,6 +50,8 @@ def import_(
     format; yields a line per trial on what was found. setup: which of the listed trials a single trial's files are.
     trigger: judge victims with the threat model's trigger. BadInput in one line."""
     study, _ = prepare_study(request, request.protocols[0])
+    for line in study.summaries:
+        say(line)
     trials = formats.read_any(source, format, study.dataset)
     if setup is not None:  # a single trial's files do not say which of a list they are
         if len(trials) != 1 or not setup.isascii() or not setup.isdigit():

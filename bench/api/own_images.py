@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from bench.datasets.image_files import as_rgb
 from bench.foundation.errors import BadInput
 from bench.science.dataset import Images
 
@@ -68,10 +70,12 @@ def as_images(pair: Any, name: str, first_id: int, classes: int | None = None) -
 
 
 def of_dataset(dataset: Any) -> tuple[Tensor, list[int]]:
-    """All images and labels of a data set of pairs (PIL image, array or tensor; label). BadInput for anything else."""
+    """All images and labels of a data set of pairs (PIL image, array or tensor; label). BadInput for anything else.
+
+    PIL images are converted as those of a folder are."""
     try:
         pairs = [dataset[row] for row in range(len(dataset))]
-        images = [image.convert("RGB") if hasattr(image, "convert") else image for image, _ in pairs]
+        images = [as_rgb(image)[0] if isinstance(image, Image.Image) else image for image, _ in pairs]
         return torch.stack([_tensor(np.array(image), "images") for image in images]), [int(label) for _, label in pairs]
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         kind = type(dataset).__name__

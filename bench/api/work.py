@@ -100,7 +100,10 @@ def prepare(
         engine, device=device, jobs=jobs, threads=threads, address=address,
         sets=[item for item in sets if item.startswith(OF_ENGINE)],
     )  # fmt: skip
-    return Work(plan(requests, chosen.device()), chosen, out, resolve_uri(tracking, out))
+    planned = plan(requests, chosen.device())
+    for line in dict.fromkeys(line for part in planned.parts for line in part.study.summaries):
+        say(line)
+    return Work(planned, chosen, out, resolve_uri(tracking, out))
 
 
 def requests(file: str | None = None, sets: Sequence[str] = (), **asked: Any) -> list[Request]:

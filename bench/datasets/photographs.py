@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench.datasets.image_files import open_image
 from bench.plugin import BadInput, Dataset, Field, Images, Place, Settings, numpy_stream, register
 
 PHOTOGRAPHS = {
@@ -55,7 +56,7 @@ def photograph(name: str) -> Image.Image:
         raise BadInput(
             f"data set 'photographs': {inside} is missing from {wheel}; fix: pip install --force-reinstall {wheel}"
         )
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return image.convert("RGB")
 
 

@@ -6,14 +6,12 @@ import contextlib
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from bench.foundation.errors import BadInput
+from bench.foundation.files import open_regular, read_regular
 from bench.foundation.shown import plain
-
-MOST_BYTES = 8 * 2**30
 
 
 class Refused(ValueError):
@@ -33,21 +31,19 @@ def refusing(source: str) -> Iterator[None]:
 
 
 def check_file(path: Path) -> None:
-    """BadInput unless `path` is a plain file (no link, device or pipe) of a size that can be read."""
+    """BadInput unless `path` is a regular file (no link, device or pipe) of a size that can be read."""
+    if path.is_symlink():
+        raise BadInput(f"'{path}' is a link, which may lead anywhere; fix: put a copy of the file there")
     try:
-        status = path.lstat()
+        open_regular(path).close()
     except OSError as error:
         raise BadInput(f"'{path}' cannot be read: {error.strerror}") from None
-    if stat.S_ISLNK(status.st_mode):
-        raise BadInput(f"'{path}' is a link, which may lead anywhere; fix: put a copy of the file there")
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
-        raise BadInput(f"'{path}' is not a plain file of up to {MOST_BYTES >> 30} GiB")
 
 
 def read_bytes(path: Path) -> bytes:
     check_file(path)
     with refusing(f"'{path}'"):
-        return path.read_bytes()
+        return read_regular(path)
 
 
 def numbered_folders(path: Path) -> dict[int, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,8 @@ def prepare_study(request: Request, protocol_name: str, device: str = "cpu") -> 
         load_files(kind, references)  # a protocol may have settings for them
     protocol, changes = resolve(protocol_name, request.sets(), request.dataset)
     path = request.poisons or request.setups
-    study = Study(protocol, request.seed, request.data, device, TrialList.at(path) if path is not None else None)
+    data = Path(os.path.abspath(request.data)) if request.data is not None else None  # a worker may be elsewhere
+    study = Study(protocol, request.seed, data, device, TrialList.at(path) if path is not None else None)
     study.validate()
     return study, changes
 

@@ -160,7 +160,7 @@ def _load_file(kind: str, path: Path) -> str:
             del sys.modules[module_name]
             _found.update(before)
             if isinstance(error, BadInput):
-                raise
+                raise BadInput(f"{kind} file '{path}': {error}") from None
             raise BadInput(f"{kind} file '{path}' cannot be imported: {type(error).__name__}: {error}") from error
         _of_file[module_name] = {
             each: [n for n in plugins if n not in before[each]] for each, plugins in _found.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -64,12 +64,18 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification problem: class names, a training set, a test set. Ids number each split from 0."""
+    """A classification problem: class names, a training set, a test set. Ids number each split from 0.
+
+    summary: a line on what was taken of a person's files and how it was converted; test_files: the file names of the
+    test images, in their order; both empty where they would tell nothing.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Images
     test: Images
+    summary: str = field(default="", kw_only=True)
+    test_files: tuple[str, ...] = field(default=(), kw_only=True)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -82,6 +82,12 @@ class Study:
         return settings
 
     @property
+    def summaries(self) -> list[str]:
+        """A line for each data set of a person's own files."""
+        loaded = [self.dataset, *([self.pretrain_dataset] if self.protocol.pretrained else [])]
+        return [line for line in dict.fromkeys(dataset.summary for dataset in loaded) if line]
+
+    @property
     def size(self) -> int:
         """Side of the images, pixels."""
         return int(self.dataset.train.images.shape[2])

@@ -14,16 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.datasets.cifar10 import SubsetSettings as FolderSettings
+from bench.datasets.folder import load as folder_of
 from bench.exchange import formats
 from bench.exchange.formats import named, read_any, write
 from bench.exchange.importing import interpret
 from bench.exchange.setups import read_setups
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import names
-from bench.science.dataset import Dataset
+from bench.science.dataset import Dataset, Place
 from bench.science.poisons import Poisons, Shown
 from bench.science.threat import Trial
 from bench.science.trigger import Trigger, colour_patch
+from tests.folders import VAL, write_tiny_imagenet
 from tests.setups import write_setups
 
 EPS = 8
@@ -296,3 +299,47 @@ def test_setups_come_back(protocol: int, dataset: Dataset, trial: Trial, tmp_pat
     said: list[str] = []
     [read] = read_setups(path, dataset, said.append)
     assert torch.equal(read.base_ids, trial.base_ids[:3]) and len(said) == 1 and "setup 0: 1 duplicate base" in said[0]
+
+
+def _tiny_setups(path: Path, targets: list[int]) -> None:
+    """As poisoning-benchmark's own for TinyImageNet: numpy numbers, test images counted by file name."""
+    classes = [0, 1, 1, 2, 0, 2]  # of val_0, val_1, val_10, val_2, val_3, val_4
+    setups = [
+        {
+            "target class": np.int64(classes[target]), "target index": np.int64(target),
+            "base class": np.int64((classes[target] + 1) % 3),
+            "base indices": 12 * ((classes[target] + 1) % 3) + np.array([3, 11]),
+        }
+        for target in targets
+    ]  # fmt: skip
+    path.write_bytes(pickle.dumps(setups, 4))
+
+
+@pytest.mark.parametrize("sorted_into_classes", [False, True])
+def test_setups_of_tinyimagenet_fit_its_folder(sorted_into_classes: bool, tmp_path: Path) -> None:
+    """As the archive has it, or with the test images sorted into folders by class, where ids run by class."""
+    folder = write_tiny_imagenet(tmp_path / "tiny")
+    if sorted_into_classes:
+        for number, name in VAL.items():
+            (folder / "test" / name / "images").mkdir(parents=True, exist_ok=True)
+            image = folder / "val" / "images" / f"val_{number}.JPEG"
+            image.rename(folder / "test" / name / "images" / image.name)
+        (folder / "test" / "images" / "test_0.JPEG").unlink()
+        (folder / "test" / "images").rmdir()
+    dataset = folder_of(FolderSettings(), Place(argument=str(folder)))
+    _tiny_setups(tmp_path / "setups.pickle", list(range(6)))
+    said: list[str] = []
+    trials = read_setups(tmp_path / "setups.pickle", dataset, said.append)
+    names = [dataset.test_files[int(trial.target_ids[0])] for trial in trials]
+    assert names == [f"val_{number}.JPEG" for number in (0, 1, 10, 2, 3, 4)]
+    assert [trial.source_class for trial in trials] == [0, 1, 1, 2, 0, 2]
+    assert [line for line in said if "by file name over all classes" in line] == said
+    assert len(said) == sorted_into_classes
+
+
+def test_setups_that_fit_no_way_of_counting_say_so(tmp_path: Path) -> None:
+    folder = write_tiny_imagenet(tmp_path / "tiny")
+    dataset = folder_of(FolderSettings(test_per_class=1), Place(argument=str(folder)))
+    _tiny_setups(tmp_path / "setups.pickle", [0, 2])
+    with pytest.raises(BadInput, match="setup 1: .*by file name .* do not fit either; fix: the whole .*test_per_class"):
+        read_setups(tmp_path / "setups.pickle", dataset)

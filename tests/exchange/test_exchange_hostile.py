@@ -382,7 +382,7 @@ def test_links_and_pipes_are_not_followed(folders: Path, dataset: Dataset, tmp_p
     refused(lambda: bring_in(folders / "benchmark", dataset), "is a link")
     target.unlink()
     os.mkfifo(target)
-    refused(lambda: bring_in(folders / "benchmark", dataset), "not a plain file")
+    refused(lambda: bring_in(folders / "benchmark", dataset), "a pipe, not a file")
     # A link that the user gives is meant.
     (tmp_path / "given").symlink_to(folders / "metapoison")
     bring_in(tmp_path / "given", dataset)
@@ -432,4 +432,4 @@ def test_wrong_setups_are_refused(case: str, dataset: Dataset, tmp_path: Path, m
 
 def test_missing_setups_are_named(dataset: Dataset, tmp_path: Path) -> None:
     refused(lambda: read_setups(tmp_path / "none", dataset), "cannot be read")
-    refused(lambda: read_setups(tmp_path, dataset), "not a plain file")
+    refused(lambda: read_setups(tmp_path, dataset), "a folder, not a file")

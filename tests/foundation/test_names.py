@@ -62,6 +62,19 @@ def test_a_protocol_whose_name_is_no_word_is_refused_before_any_work(
     assert sorted(tmp_path.iterdir()) == [file]
 
 
+def test_the_file_of_a_plugin_whose_name_is_no_word_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from bench.plugin import Defense, register\n@register('defense', '../up')\nclass Up(Defense):\n    pass\n"
+    )
+    assert main(["run", "--attack", "none", "--defense", str(file), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "mine.py': a plug-in (defense) cannot be called '../up'; allowed: a word" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_protocol_without_a_name_is_called_as_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('model = "convnet"\n')
     assert resolve(str(tmp_path / "mine.toml"), [])[0].name == "mine"
