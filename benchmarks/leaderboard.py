@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.storage.record import sealed
+
 ROOT = Path(__file__).resolve().parent.parent
 TRIALS, ATTACKS = 20, 5
 SETTINGS = {
@@ -65,8 +67,7 @@ def write(out: Path, n: int) -> int:
         record = make(number)
         folder = out / "records" / record["protocol"] / record["attack"] / record["defense"]
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, indent=1)
-        total += (folder / f"{record['trial']:04d}-{record['key'][:16]}.json").write_text(text)
+        total += (folder / f"{record['trial']:04d}-{record['key'][:16]}.json").write_bytes(sealed(record))
     return total
 
 
@@ -77,7 +78,7 @@ def make(number: int) -> dict[str, Any]:
     chance = random.Random(number)
     cell_key, poisons_key = _hash("cell", attack, defense), _hash("poisons", attack, trial)
     return {
-        "schema": 1, "key": _hash(cell_key, trial), "cell": cell_key,
+        "schema": 1, "variants": {}, "notes": {}, "external": {}, "key": _hash(cell_key, trial), "cell": cell_key,
         "attack": f"attack-{attack}", "defense": f"defense-{defense}" if defense else "none", "protocol": "made-up",
         "trial": trial, "seed": 0, "status": "done", "error": None,
         "success": float(chance.random() < 1 / (1 + defense)), "clean_accuracy": chance.gauss(0.5, 0.01),

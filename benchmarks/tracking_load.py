@@ -25,7 +25,7 @@ from typing import Any
 from bench.execution.engines.local import Local
 from bench.foundation.progress import Heartbeat, say
 from bench.request.protocol_file import resolve
-from bench.storage.records import Record, parse
+from bench.storage.record import Record, parse
 from bench.views.mlflow import sync as syncing
 from bench.views.mlflow.server import resolve_uri
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.storage.records import Record, parse
+from bench.storage.record import Record, parse, sealed
 
 HOSTILE = "<script>alert(1)</script>\"'|`*[x](http://e.vil)\x1b[31m\n& =cmd"
 
@@ -56,7 +56,7 @@ def record(
     place = [attack, defense, made["settings"], made["seed"], made["code"], made["data"], made["protocol"]]
     cell = made.setdefault("cell", digest(json.dumps(place)))
     made.setdefault("key", digest(cell, trial))
-    return parse(json.dumps(made).encode())
+    return parse(sealed(parse(json.dumps(made).encode())))
 
 
 def cell(attack: str, defense: str, successes: Sequence[float | None], **changes: Any) -> list[Record]:
@@ -72,9 +72,9 @@ def write(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
     for one in records:
         folder = out / "records" / one["protocol"] / one["attack"] / one["defense"]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{one['trial']:04d}-{one['key'][:16]}.json").write_text(json.dumps(one, indent=1))
+        (folder / f"{one['trial']:04d}-{one['key'][:16]}.json").write_bytes(sealed(one))
 
 
 def lines(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    path.write_text("".join(sealed(one).decode() for one in records))
     return path

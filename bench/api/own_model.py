@@ -17,9 +17,10 @@ def as_classifier(
     """A copy of `network`, with its weights, behind the normalisation; its last linear layer is the head.
 
     network: pixels [n, 3, size, size], normalised, to logits [n, classes]; the features that some defenses look at are
-    what its last `nn.Linear` is given. BadInput where that is not so, tried on two images.
+    what its last `nn.Linear` is given. Its weights become float32, as pixels are. BadInput where that is not so, tried
+    on two images.
     """
-    body = copy.deepcopy(network).eval()
+    body = copy.deepcopy(network).float().eval()
     linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not linear or not linear[-1]:
         raise BadInput("model: no linear layer behind other layers; fix: end the network in an nn.Linear")

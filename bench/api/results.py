@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.foundation.errors import BadInput, nearest
 from bench.storage import records as storage
-from bench.storage.records import Record
+from bench.storage.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd

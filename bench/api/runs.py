@@ -11,7 +11,7 @@ from bench.api.work import OUT, prepare, requests
 from bench.foundation.errors import BadInput
 from bench.science.poisons import Poisons
 from bench.science.references import split
-from bench.storage.records import Record
+from bench.storage.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd

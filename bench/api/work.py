@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.execution import engines, runner
+from bench.execution import engines, poison_image, runner
 from bench.execution.engines.base import Engine
 from bench.execution.outline import outline
 from bench.execution.plan import Plan, plan
-from bench.execution.poison_image import image_path
 from bench.foundation.errors import BadInput
 from bench.foundation.files import make_folder
 from bench.foundation.progress import say
@@ -20,7 +20,8 @@ from bench.request import sweep_file
 from bench.request.request import Request
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
-from bench.storage.records import Record, read
+from bench.storage.record import Record
+from bench.storage.records import read
 from bench.views.leaderboard import leaderboard
 from bench.views.mlflow import sync as mlflow
 from bench.views.mlflow.server import resolve_uri
@@ -49,8 +50,9 @@ class Work:
         tracker = mlflow.Tracker(self.uri, self.out, say)
         try:
             records = runner.execute(
-                self.plan, self.out, self.engine, say, lambda record: tracker.add(record, _image(self.out, record))
-            )
+                self.plan, self.out, self.engine, say,
+                lambda record: tracker.add(record, functools.partial(_image, self.out, record)),
+            )  # fmt: skip
         except BaseException:
             tracker.close(patience=5.0)  # whoever interrupts does not want to wait for a slow server
             raise
@@ -100,7 +102,7 @@ def prepare(
         engine, device=device, jobs=jobs, threads=threads, address=address,
         sets=[item for item in sets if item.startswith(OF_ENGINE)],
     )  # fmt: skip
-    planned = plan(requests, chosen.device())
+    planned = plan(requests, chosen.device(), chosen.threads)
     for line in dict.fromkeys(line for part in planned.parts for line in part.study.summaries):
         say(line)
     return Work(planned, chosen, out, resolve_uri(tracking, out))
@@ -132,12 +134,8 @@ def sync(out: Path, tracking: str | None) -> tuple[str, mlflow.SyncReport]:
     if not (out / "records").is_dir():
         raise BadInput(f"sync: no records under '{out}'; give --out DIR")
 
-    def image(record: Record) -> bytes | None:
-        path = _image(out, record)
-        return path.read_bytes() if path.is_file() else None
-
-    return uri, mlflow.sync(read(out / "records", [], say), uri, out, image)
+    return uri, mlflow.sync(read(out / "records", [], say), uri, out, functools.partial(_image, out))
 
 
-def _image(out: Path, record: Record) -> Path:
-    return image_path(out, record["poisons"].get("key", "none"))
+def _image(out: Path, record: Record) -> bytes | None:
+    return poison_image.read(out, record["poisons"].get("key", "none"), say)

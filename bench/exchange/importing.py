@@ -105,7 +105,7 @@ def _target(content: Content, dataset: Dataset, trial: Trial | None) -> tuple[Te
     """Test ids of the targets, their source class, and the images that are shown instead."""
     if content.target_ids is not None and content.target_labels is not None:
         ids, label = content.target_ids, int(content.target_labels[0])
-        _check_test_ids(ids[ids != NOT_A_TEST_IMAGE], label, dataset.test)
+        _check_test_ids(ids, label, dataset.test)
         if content.shown is None:
             if not len(ids):
                 raise Refused("it holds no target")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,21 +36,18 @@ def read(path: Path, dataset: Dataset) -> Content:
     if path.is_dir():
         path = next(iter(sorted(path.glob("*.pth"))), path / FILE)
     content = unpickle.load_torch(read_bytes(path), f"'{path}'")
-    if not isinstance(content, list | tuple) or len(content) != 2 or not isinstance(content[0], Tensor):
+    if not isinstance(content, list | tuple) or len(content) != 2:
         raise Refused("it is not a list of a tensor and ids")
-    delta, ids = content
-    if isinstance(ids, Tensor):
-        if ids.ndim != 1 or ids.layout != torch.strided or len(ids) > len(dataset.train):
-            raise Refused("its ids are not a list of whole numbers")
-        ids = ids.numpy()
+    delta, ids = (part.detach().numpy() if isinstance(part, Tensor) else part for part in content)
     ids = whole_numbers(ids, "ids", len(dataset.train))
     size = (len(ids), *dataset.train.images.shape[1:])
-    if not delta.is_floating_point() or delta.layout != torch.strided or tuple(delta.shape) != size:
-        raise Refused(f"delta is {delta.dtype} {tuple(delta.shape)}, not floats {size}")
-    if not torch.isfinite(delta).all():
+    if not isinstance(delta, np.ndarray) or delta.dtype.kind != "f" or delta.shape != size:
+        kind = f"{delta.dtype} {delta.shape}" if isinstance(delta, np.ndarray) else type(delta).__name__
+        raise Refused(f"delta is {kind}, not floats {size}")
+    if not np.isfinite(delta).all():
         raise Refused("delta holds NaN or infinity")
     bases = dataset.train.subset(known_rows(ids, dataset.train, "id"))
-    change = delta.detach().double() * 255 * _standard_deviations(dataset)
+    change = torch.from_numpy(delta.astype(np.float64)) * 255 * _standard_deviations(dataset)
     values = torch.floor(bases.images.double() + change + 0.5)
     outside = int(((values < 0) | (values > 255)).sum())
     images = values.clamp(0, 255).to(torch.uint8)

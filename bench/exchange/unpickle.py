@@ -7,6 +7,7 @@ values.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
@@ -35,10 +36,14 @@ _NEEDED = (
 )
 OPCODES = frozenset(_NEEDED.split())
 TORCH_OPCODES = OPCODES - {"STACK_GLOBAL", "NEWOBJ", "BUILD"} | {"BINPERSID"}
-TORCH_STORAGES = ("Float", "Double", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool")
-TORCH_GLOBALS = frozenset(
-    [f"torch.{kind}Storage" for kind in TORCH_STORAGES] + ["torch._utils._rebuild_tensor_v2", "collections.OrderedDict"]
-)
+STORAGES = {
+    f"torch.{kind.title()}Storage": getattr(torch, kind)
+    for kind in ("float", "double", "half", "long", "int", "short", "bool")
+}
+STORAGES |= {"torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8}
+TORCH_GLOBALS = frozenset([*STORAGES, "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"])
+
+ARCHIVE_OPCODES = OPCODES - {"STACK_GLOBAL", "NEWOBJ"} | {"BINPERSID"}
 
 
 def load(data: bytes, source: str) -> Any:
@@ -53,7 +58,8 @@ def load(data: bytes, source: str) -> Any:
 
 
 def load_torch(data: bytes, source: str) -> Any:
-    """The content of a `torch.save` file, by torch's own reader for weights. BadInput as `load`."""
+    """The content of a `torch.save` file; tensors come as numpy arrays or, from files of torch before 1.6, as tensors.
+    BadInput as `load`."""
     with refusing(source):
         return _torch_load(data)
 
@@ -195,26 +201,54 @@ def _tensor(storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> 
 
 
 def _torch_load(data: bytes) -> Any:
-    file = io.BytesIO(data)
+    """By torch's own reader for weights; zipped files, which may hold arrays of numpy too, by ours."""
     if data[:2] == b"PK":
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            if any(".." in entry.filename or entry.filename.startswith("/") for entry in entries):
-                raise Refused("a path that leads out of the archive")
-            # torch stores without compression; a compressed entry may be a bomb.
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
-                sum(entry.file_size for entry in entries) > len(data)
-            ):
-                raise Refused("a compressed archive")
-            for entry in entries:
-                if entry.filename.endswith(".pkl"):
-                    _scan(io.BytesIO(archive.read(entry)), TORCH_OPCODES, TORCH_GLOBALS)
-    else:
-        for _ in range(5):  # magic number, version, machine, content, names of the storages
-            _scan(file, TORCH_OPCODES, TORCH_GLOBALS)
+        return _of_archive(zipfile.ZipFile(io.BytesIO(data)), len(data))
+    file = io.BytesIO(data)
+    for _ in range(5):  # magic number, version, machine, content, names of the storages
+        _scan(file, TORCH_OPCODES, TORCH_GLOBALS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TypedStorage is deprecated, but files still name it
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _of_archive(archive: zipfile.ZipFile, size: int) -> Any:
+    """The content of a zipped torch file of `size` bytes, which holds plain values, tensors and numpy arrays."""
+    entries = archive.infolist()
+    if any(".." in entry.filename or entry.filename.startswith("/") for entry in entries):
+        raise Refused("a path that leads out of the archive")
+    # torch stores without compression; a compressed entry may be a bomb.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+        sum(entry.file_size for entry in entries) > size
+    ):
+        raise Refused("a compressed archive")
+    names = [entry.filename for entry in entries]
+    root, *more = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")] or [""]
+    if more or f"{root}version" not in names:
+        raise Refused("it is not an archive of torch")
+    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+        raise Refused("numbers in another byte order")
+    pickled = archive.read(f"{root}data.pkl")
+    _scan(io.BytesIO(pickled), ARCHIVE_OPCODES, ARCHIVE_GLOBALS)
+    return _plain(_ArchiveUnpickler(pickled, lambda key: archive.read(f"{root}data/{key}")).load(), {}, 0)
+
+
+class _ArchiveUnpickler(_Unpickler):
+    """Of the pickle in a zipped torch file. read: the bytes of a storage by its key."""
+
+    def __init__(self, pickled: bytes, read: Callable[[str], bytes]) -> None:
+        super().__init__(io.BytesIO(pickled))
+        self._read = functools.cache(read)  # a storage may be named many times
+
+    def find_class(self, module: str, name: str) -> Any:
+        return STORAGES.get(f"{module}.{name}") or super().find_class(module, name)
+
+    def persistent_load(self, name: Any) -> _Storage:
+        kind, dtype, key, *_ = name
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"[0-9]{1,9}", key):
+            raise Refused("a storage without numbers")
+        data = bytearray(self._read(key))
+        return _Storage(torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype))
 
 
 def _empty_dict() -> dict[str, Any]:
@@ -235,6 +269,8 @@ for _package in ("numpy.core", "numpy._core"):
     GLOBALS[f"{_package}.multiarray._reconstruct"] = _Function(lambda *_: _Array())
     GLOBALS[f"{_package}.multiarray.scalar"] = _Function(_scalar)
     GLOBALS[f"{_package}.numeric._frombuffer"] = _Function(_frombuffer)
+
+ARCHIVE_GLOBALS = TORCH_GLOBALS | {name for name in GLOBALS if name.startswith(("numpy.", "_codecs."))}
 
 
 def _plain(value: Any, replaced: dict[int, tuple[Any, Any]], depth: int) -> Any:

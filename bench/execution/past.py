@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.execution.tasks import Crafting, SurrogateTraining, Task, VictimTraining
-from bench.storage.records import Record
+from bench.storage.record import Record
 
 
 class Past:

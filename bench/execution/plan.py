@@ -86,26 +86,28 @@ class Plan:
         return tasks
 
 
-def plan(requests: Sequence[Request], device: str = "cpu") -> Plan:
+def plan(requests: Sequence[Request], device: str = "cpu", threads: int = 1) -> Plan:
     """Every request in every one of its protocols. BadInput in one line."""
+    asked = [(request, protocol) for request in requests for protocol in request.protocols]
     with guest():  # settings of plug-ins are checked by their code
-        return Plan(tuple(_part(request, protocol, device) for request in requests for protocol in request.protocols))
+        return Plan(tuple(_part(request, protocol, device, threads) for request, protocol in asked))
 
 
-def prepare_study(request: Request, protocol_name: str, device: str = "cpu") -> tuple[Study, Changes]:
+def prepare_study(request: Request, protocol_name: str, device: str = "cpu", threads: int = 1) -> tuple[Study, Changes]:
     """The study of a request, loaded and checked, and the settings that are left for plug-ins."""
     for kind, references in (("attack", request.attacks), ("defense", request.defenses)):
         load_files(kind, references)  # a protocol may have settings for them
     protocol, changes = resolve(protocol_name, request.sets(), request.dataset)
     path = request.poisons or request.setups
     data = Path(os.path.abspath(request.data)) if request.data is not None else None  # a worker may be elsewhere
-    study = Study(protocol, request.seed, data, device, TrialList.at(path) if path is not None else None)
+    trials = TrialList.at(path) if path is not None else None
+    study = Study(protocol, request.seed, data, device, trials, threads)
     study.validate()
     return study, changes
 
 
-def _part(request: Request, protocol_name: str, device: str) -> Part:
-    study, changes = prepare_study(request, protocol_name, device)
+def _part(request: Request, protocol_name: str, device: str, threads: int) -> Part:
+    study, changes = prepare_study(request, protocol_name, device, threads)
     if request.poisons is not None:
         attacks = [_imported(request.poisons, study)]
         select_attacks([], study.protocol, changes)  # BadInput where a setting is meant for an attack

@@ -20,7 +20,8 @@ from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Case, Study
 from bench.science.victim import Verdict, judge
 from bench.science.workspace import Workspace
-from bench.storage.records import SCHEMA, Record, Records
+from bench.storage.record import SCHEMA, Record
+from bench.storage.records import Records
 from bench.storage.store import key_of
 
 Fields = dict[str, Any]
@@ -39,7 +40,7 @@ def _judged(space: Workspace, case: Case, attack: SelectedAttack, defense: Selec
         torch.cuda.reset_peak_memory_stats()
     started = _now()
     verdict = judge(space, case, attack, defense)
-    save(space.store.root.parent, verdict.crafted, verdict.poisons, verdict.clean)
+    save(space.store.root.parent, verdict.crafted, verdict.poisons, verdict.clean, space.store.say)
     return finished(case, attack, defense, expected, verdict, started)
 
 
@@ -99,7 +100,7 @@ def finished(
             **meta["kept_reused"],  # by the crafting, whenever it was
         },
         "memory_peak_mib": peak_memory_mib(torch.device(study.device)),
-        "places": _places(study),
+        **_places(study),
         "started": started,
         "finished": _now(),
     }
@@ -125,7 +126,7 @@ def failed(
         "seconds": {},
         "reused": {},
         "memory_peak_mib": peak_memory_mib(torch.device(case.study.device)),
-        "places": _places(case.study),
+        **_places(case.study),
         "started": moment,
         "finished": moment,
     }
@@ -184,14 +185,14 @@ def description(study: Study, attack: SelectedAttack, defense: SelectedDefense) 
             "fingerprint": identities(study).cell(attack, defense)["code"],
         },
         "revision": fingerprint.revision(),
-        "environment": fingerprint.environment(torch.device(study.device)),
+        "environment": fingerprint.environment(torch.device(study.device), study.threads),
     }
 
 
-def _places(study: Study) -> dict[str, str]:
-    """Where data were found that are not found by their name."""
+def _places(study: Study) -> Fields:
+    """Where data were found that are not found by their name alone."""
     argument = study.protocol.dataset.argument
-    return {"dataset": argument} if argument else {}
+    return {"places": {"dataset": argument}} if argument else {}
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -24,7 +24,8 @@ from bench.science.crafting import poisons_of
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
 from bench.science.workspace import Workspace
-from bench.storage.records import Record, Records
+from bench.storage.record import Record
+from bench.storage.records import Records
 
 OnRecord = Callable[[Record], None]
 

@@ -20,7 +20,8 @@ from bench.science.identity import identities
 from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Study
 from bench.science.workspace import Workspace
-from bench.storage.records import Record, Records
+from bench.storage.record import Record
+from bench.storage.records import Records
 from bench.storage.store import Store, key_of
 
 
@@ -125,7 +126,7 @@ class Crafting(Task):
     def run(self, space: Workspace) -> None:
         case = self.study.case(self.index)
         poisons, crafted = poisons_of(space, case, self.attack)
-        save(self.out, crafted, poisons, case.clean)
+        save(self.out, crafted, poisons, case.clean, space.store.say)
 
     def needs(self) -> Iterator[Task]:
         if self.attack.make.uses_surrogates:
@@ -178,7 +179,10 @@ class VictimTraining(Task):
 def work(task: Task, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
     """Do the task; return the record if it makes one, and the lines for the user."""
     if task.expected_key() != task.key:
-        raise TrialFailed(f"{task}: the worker's code, libraries or data are not those of the command that sent it")
+        raise TrialFailed(
+            f"{task}: the worker's code, libraries or data are not those of the command that sent it, or its processor "
+            "computes other bits; fix: one version, and one kind of processor, for all"
+        )
     lines: list[str] = []
     return task.run(Workspace.at(task.study, task.out, heartbeat, lines.append)), lines
 

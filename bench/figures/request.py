@@ -15,7 +15,7 @@ from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.request.request import Request
 from bench.science.dataset import Dataset, Place
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.storage.records import read as read_records
 
 Row = tuple[str | int | float, ...]

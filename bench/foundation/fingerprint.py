@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 import bench
 
@@ -121,7 +122,45 @@ def revision() -> str:
         return ""
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def numerics(device: torch.device, threads: int) -> dict[str, Any]:
+    """What of the libraries and the processor changes bits; it is part of all keys.
+
+    On a CPU the number of threads (each sums its own part), the instructions that torch uses, and the outcome of a
+    little arithmetic, which differs with all that cannot be asked for: the make of the processor, MKL, oneDNN and the
+    variables that they obey. Of a GPU only that it is one: who sends work there often sees none. The record names it.
+    """
+    if device.type != "cpu":
+        return {"torch": torch.__version__, "device": device.type}
+    capability = torch.backends.cpu.get_cpu_capability()
+    told = {"torch": torch.__version__, "device": "cpu", "threads": threads, "capability": capability}
+    return {**told, "arithmetic": _arithmetic(threads)}
+
+
+@functools.cache
+def _arithmetic(threads: int) -> str:
+    """sha256 over what matrix products, convolutions, sums and exponentials come to, forwards and backwards, with this
+    many threads. Its input is the same on every machine, and no sum of it is exact."""
+    before, total = torch.get_num_threads(), hashlib.sha256()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            pixels = (torch.arange(64 * 3 * 16 * 16) * 7919 % 1009).float().div(1009).view(64, 3, 16, 16)
+            weights = (torch.arange(24 * 3 * 9) * 104729 % 997).float().div(4999).view(24, 3, 3, 3).requires_grad_()
+            hidden = F.batch_norm(F.conv2d(pixels, weights, padding=1), None, None, training=True)
+            hidden = F.conv2d(hidden.relu(), weights.view(24, 27, 1, 1)[:, :24].repeat(2, 1, 3, 3), padding=1)
+            hidden = F.max_pool2d(hidden, 2)
+            scores = hidden.relu().flatten(1) @ pixels.flatten()[: 48 * 64 * 7].view(48 * 64, 7)
+            loss = -torch.log_softmax(scores.tanh(), 1)[:, 0].mean()
+            loss.backward()
+            products = pixels.flatten(1).T @ pixels.flatten(1)
+            for value in (hidden, scores, loss, weights.grad, products, pixels.exp().sum()):
+                total.update(value.detach().numpy().tobytes())  # type: ignore[union-attr]
+    finally:
+        torch.set_num_threads(before)
+    return total.hexdigest()[:16]
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """Versions and hardware, for the record."""
     gpu = device.type == "cuda" and torch.cuda.is_available()
     named = torch.cuda.get_device_name(device) if gpu else _processor()
@@ -132,7 +171,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         **versions,
         "device": device.type,
         "device_name": named,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
     }
 

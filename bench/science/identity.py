@@ -41,7 +41,7 @@ class Identities:
 
     @_once
     def common(self) -> Identity:
-        numerics = {"torch": torch.__version__, "device": torch.device(self.study.device).type}
+        numerics = fingerprint.numerics(torch.device(self.study.device), self.study.threads)
         return {"data": self.study.dataset.fingerprint, "numerics": numerics}
 
     @_once

@@ -36,16 +36,18 @@ class Listed(Interface):
 @dataclass(frozen=True, eq=False)
 class Study:
     """data: where data sets look for files; device: cpu or cuda[:i]; seed: study seed; listed: where the trials come
-    from, unless they are drawn. Small enough to be sent to a worker, where equal studies are one object."""
+    from, unless they are drawn; threads: of arithmetic, whose number changes bits on a CPU. Small
+    enough to be sent to a worker, where equal studies are one object."""
 
     protocol: Protocol
     seed: int
     data: Path | None
     device: str
     listed: Listed | None = None
+    threads: int = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _interned, (self.protocol, self.seed, self.data, self.device, self.listed)
+        return _interned, (self.protocol, self.seed, self.data, self.device, self.listed, self.threads)
 
     @functools.cached_property
     def dataset(self) -> Dataset:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from bench.science.networks import Networks, Report
 from bench.science.study import Study
 from bench.storage.store import Artefact, Store
@@ -24,6 +26,7 @@ class Workspace:
 
     @classmethod
     def at(cls, study: Study, out: Path, report: Report, say: Callable[[str], None]) -> Workspace:
+        torch.set_num_threads(study.threads)  # keys say so, whoever makes what they stand for
         return cls(study, Store(out / "store", say), report)
 
     @functools.cached_property

@@ -1,11 +1,13 @@
 """The content-addressed store: poisons, surrogates and other costly tensors, made once and verified on reading.
 
 The key of an artefact is the hash of everything that shaped it. An artefact is one safetensors file; its header holds
-the meta-data as JSON and a sha256 over meta-data, names, types, shapes and bytes, so that any flipped bit is noticed.
+the meta-data as JSON, the kind and key that it belongs to, and a sha256 over all of them and over names, types, shapes
+and bytes, so that any flipped bit is noticed, and a file that lies in the place of another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -58,15 +60,19 @@ class Store:
         return files.lock(self.root / "locks" / f"{key}.lock")
 
     def get(self, kind: str, key: str) -> Artefact | None:
-        """The artefact, or None when it is not there. A damaged one is reported, removed and counts as missing."""
+        """The artefact, or None when it is not there. One that is damaged or belongs to another key is reported, set
+        aside and counts as missing."""
         path = self.path(kind, key)
         try:
-            tensors, meta = decode(path.read_bytes())
+            tensors, meta = decode(files.read_regular(path), f"{kind}/{key}")
         except FileNotFoundError:
             return None
-        except Damaged as error:
-            self.say(f"store: {path} is damaged ({error}); it will be made again")
-            path.unlink(missing_ok=True)
+        except (Damaged, files.NotRegular) as error:
+            aside = path.with_suffix(".damaged")
+            why = error.strerror if isinstance(error, OSError) else error
+            self.say(f"store: {path} is damaged ({why}); moved to {aside.name}, it will be made again")
+            with contextlib.suppress(FileNotFoundError):  # another process has moved it
+                path.replace(aside)
             return None
         return Artefact(tensors, meta, reused=True)
 
@@ -83,28 +89,40 @@ class Store:
             tensors, meta = make()
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             files.clear_leftovers(path)
-            files.write_bytes(path, encode(tensors, meta))
+            files.write_bytes(path, encode(tensors, meta, f"{kind}/{key}"))
         return Artefact(tensors, meta, reused=False)
 
 
-def encode(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
-    """One safetensors file with meta-data and digest in its header."""
+def encode(tensors: dict[str, Tensor], meta: dict[str, Any], place: str = "") -> bytes:
+    """One safetensors file with meta-data, place (kind/key) and digest in its header."""
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
-    return safetensors.torch.save(tensors, {"meta": text, "sha256": _digest(tensors, text)})
+    return safetensors.torch.save(tensors, {"meta": text, "place": place, "sha256": _digest(tensors, text + place)})
 
 
-def decode(data: bytes) -> Made:
-    """Tensors and meta-data of `encode`. Damaged when the bytes are not what was written. Executes nothing."""
+def decode(data: bytes, place: str = "") -> Made:
+    """Tensors and meta-data of `encode`. Damaged when the bytes are not what was written for this place. Executes
+    nothing."""
     try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])["__metadata__"]
         tensors = safetensors.torch.load(data)
-        text, digest = header["meta"], header["sha256"]
+        text, digest, own = header.pop("meta"), header.pop("sha256"), header.pop("place", "")
+        if header:
+            raise ValueError(f"unknown fields {header}")  # a damaged name
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise Damaged(f"unreadable: {type(error).__name__}") from None
-    if _digest(tensors, text) != digest:
+    if _digest(tensors, text + own) != digest:
         raise Damaged("checksum differs")
-    return tensors, json.loads(text)
+    meta = json.loads(text)
+    if place and place != own and not (own == "" and _belongs(meta, place)):
+        raise Damaged(f"it belongs to {own[:80] or 'another key'}")
+    return tensors, meta
+
+
+def _belongs(meta: Any, place: str) -> bool:
+    """Whether an artefact of an older version, which does not name its place, was made under this key."""
+    identity = meta.get("identity") if isinstance(meta, dict) else None
+    return identity is not None and key_of(identity) == place.rpartition("/")[2]
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from bench.foundation.statistics import interval, mean_interval
-from bench.storage.records import Record
+from bench.storage.record import Record
 
 
 @dataclass(frozen=True)

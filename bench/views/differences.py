@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import shape_of
 
 LONGEST = 40  # characters of one value
@@ -84,6 +84,8 @@ def _origin(record: Record) -> str:
     surroundings = record["environment"]
     parts = {"code": record["code"].get("fingerprint", "")[:8], "torch": surroundings.get("torch")}
     parts |= {"on": surroundings.get("device")}
+    if surroundings.get("device") == "cpu":  # of a GPU they change nothing
+        parts |= {"threads": surroundings.get("threads"), "instructions": surroundings.get("capability")}
     return ", ".join(f"{name} {value}" for name, value in parts.items() if value)
 
 

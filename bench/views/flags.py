@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import Cell, common_trials
 
 ENOUGH_TRIALS = 20  # the usual number; fewer leave an interval of more than +-22 points
@@ -25,6 +25,8 @@ def flags_of(figures: Cell, records: Sequence[Record], drop: float | None) -> li
     shares = [_dropped(record) for record in records if record["status"] == "done"]
     if shares and statistics.fmean(shares) > LARGE_SHARE:
         flags.append(f"filtered {100 * statistics.fmean(shares):.0f} % of the training set")
+    if unsealed := sum(not record.get("digest") for record in records):
+        flags.append(f"{unsealed} record{'s' * (unsealed > 1)} without a digest: written by an older version")
     outside = sum(map(_beyond_eps, records))
     if outside:
         flags.append(f"poisons beyond eps in {outside} trial{'s' * (outside > 1)}")
@@ -43,6 +45,9 @@ def flags_of_mixture(records: Sequence[Record], *compared: Sequence[Record]) -> 
     devices = sorted({_device(record) for record in every if record["environment"]})
     if len(devices) > 1:
         flags.append(f"{len(devices)} devices ({', '.join(devices[:4])})")
+    arithmetic = sorted({text for record in every if (text := arithmetic_of(record))})
+    if len(arithmetic) > 1:
+        flags.append(f"{len(arithmetic)} kinds of arithmetic ({', '.join(arithmetic[:4])})")
     pairs = [pair for cell in compared for pair in common_trials(records, cell)]
     unequal = {a["trial"] for a, b in pairs if a["poisons"].get("key") != b["poisons"].get("key")}
     if unequal:
@@ -63,6 +68,14 @@ def _dropped(record: Record) -> float:
 def _beyond_eps(record: Record) -> bool:
     change, eps = record["poisons"].get("max_change"), record["poisons"].get("eps")
     return change is not None and eps is not None and change > eps
+
+
+def arithmetic_of(record: Record) -> str:
+    """`2 threads, AVX512`; "" for a GPU, and for older records, which do not tell."""
+    told = record["environment"]
+    if told.get("device") != "cpu" or "capability" not in told:
+        return ""
+    return f"{told.get('threads', '?')} threads, {told['capability']}"
 
 
 def _device(record: Record) -> str:

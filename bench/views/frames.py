@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.foundation.errors import BadInput
-from bench.storage.records import SCHEMA, Record, parse
+from bench.storage.record import SCHEMA, Record, parse_unsealed
 from bench.views.cells import one_per_key
 from bench.views.differences import flat
 from bench.views.leaderboard import Entry
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TRIAL_COLUMNS = (
     *("protocol", "attack", "defense", "seed", "trial", "status", "success", "clean_accuracy", "error"),
-    *("cell", "key", "revision", "memory_peak_mib", "started", "finished"),
+    *("cell", "key", "revision", "memory_peak_mib", "started", "finished", "digest"),
 )
 _NESTED = ("seconds", "outcome", "filter", "draw", "data", "code", "environment", "settings")
 _LISTS = ("knowledge", "adapted_to")
@@ -71,7 +71,7 @@ def leaderboard_frame(entries: Sequence[Entry]) -> DataFrame:
 
 def _trial(record: Record) -> dict[str, Any]:
     values: Mapping[str, Any] = record
-    row = {name: values[name] for name in TRIAL_COLUMNS}
+    row = {name: values.get(name) for name in TRIAL_COLUMNS}
     row |= {name: "; ".join(values[name]) for name in _LISTS}
     for part in _NESTED:
         row |= dict(flat(values.get(part) or {}, f"{part}."))
@@ -93,7 +93,7 @@ def _record(row: dict[Any, Any]) -> Record:
         place[last] = None if is_missing else value
     for name in _LISTS:
         values[name] = [item for item in (values.get(name) or "").split("; ") if item]
-    return parse(json.dumps(values).encode())
+    return parse_unsealed(json.dumps(values).encode())
 
 
 def _spread(cell: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.foundation.statistics import mean_interval, paired_difference, paired_test
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import Cell, background_of, by_cell, common_trials, precedence, setting_of, summarise
 from bench.views.differences import labels
 from bench.views.flags import flags_of, flags_of_mixture, revisions_of

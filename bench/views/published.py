@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 
 SOURCES = {"FRIENDS": "friends.csv", "Diffusion Denoising": "diffusion_denoising.csv"}
 

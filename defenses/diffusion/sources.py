@@ -73,7 +73,7 @@ def loaded(source: str, device: torch.device) -> Denoiser:
 
 @functools.lru_cache(maxsize=1)
 def _checkpoint(source: str, size: int, changed: int) -> dict[str, Tensor]:
-    """The tensors of the file. weights_only: nothing in it is executed."""
+    """The tensors of the file, as float32. weights_only: nothing in it is executed."""
     try:
         tensors = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file leads to
@@ -82,6 +82,10 @@ def _checkpoint(source: str, size: int, changed: int) -> dict[str, Tensor]:
         expected = ImprovedUNet(Shape()).state_dict()
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise BadInput(f"defense.source '{source}' is not a checkpoint of named tensors")
+    # What was trained on several devices has a prefix; what was stored in half precision cannot take our pixels.
+    tensors = {name.removeprefix("module."): value.float() for name, value in tensors.items()}
+    if any(not torch.isfinite(value).all() for value in tensors.values()):
+        raise BadInput(f"defense.source '{source}' holds NaN or infinity")
     if reasons := differences(expected, tensors):
         more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         raise BadInput(
@@ -181,7 +185,7 @@ def _of_folder(source: str, folder: str, device: str, states: tuple[tuple[int, i
         alphas = DDPMScheduler.from_pretrained(_part(place, "scheduler"), local_files_only=True).alphas_cumprod
     except Exception as error:  # whatever a broken folder leads to
         raise TrialFailed(f"defense.source '{source}' cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-    unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    unet.float().requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     alphas = alphas.double()
     multiple = 2 ** (len(config["block_out_channels"]) - 1)
     size = config.get("sample_size") or 0

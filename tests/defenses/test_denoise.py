@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -638,6 +639,32 @@ def test_a_checkpoint_of_the_right_names_is_loaded(small_network: ImprovedUNet, 
     assert torch.equal(found.alphas, cosine_schedule()) and found.size == 32
     (digest,) = outside(str(path))["denoiser"]["files"].values()
     assert len(digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("stored", "weights"),
+    [(lambda name, value: (name, value.half()), torch.float16), (lambda name, value: (f"module.{name}", value), None),
+     (lambda name, value: (name, value.double()), torch.float64)],
+)  # fmt: skip
+def test_a_checkpoint_of_any_precision_and_of_several_devices_is_loaded(
+    small_network: ImprovedUNet, tmp_path: Path, stored: Callable[..., Any], weights: torch.dtype | None
+) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(dict(stored(*item) for item in small_network.state_dict().items()), path)
+    x, step = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), 1158
+    if weights is not None:
+        small_network = copy.deepcopy(small_network).to(weights).float()
+    with torch.no_grad():
+        found = loaded(str(path), torch.device("cpu")).predict(x, step)
+        assert torch.allclose(found, small_network(x, torch.full((2,), 289.5))[:, :3], atol=1e-5)
+
+
+def test_a_checkpoint_with_nan_is_refused(small_network: ImprovedUNet, tmp_path: Path) -> None:
+    state = dict(small_network.state_dict())
+    state["out.2.bias"] = state["out.2.bias"] * float("nan")
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(BadInput, match="holds NaN or infinity"):
+        outside(str(tmp_path / "model.pt"))
 
 
 @pytest.mark.parametrize(

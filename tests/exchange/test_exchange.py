@@ -281,6 +281,19 @@ def test_unknown_formats_are_named(dataset: Dataset, tmp_path: Path) -> None:
     assert formats.detect(tmp_path) is None
 
 
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_packed_poisons_are_read_with_ids_in_any_container(
+    container: str, dataset: Dataset, poisons: Poisons, trial: Trial, tmp_path: Path
+) -> None:
+    """The Witches' Brew code writes an array of numpy where it runs the setups of a benchmark."""
+    write(tmp_path / "out", "packed", poisons, trial, dataset)
+    path = tmp_path / "out" / "poisons_packed.pth"
+    delta, ids = torch.load(path, weights_only=True)
+    torch.save([delta, CONTAINERS[container](ids.tolist())], path)
+    back, _, _ = interpret(read_any(path, "auto", dataset)[0], dataset, 0, EPS, trial)
+    assert_same(back, poisons)
+
+
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_setups_come_back(protocol: int, dataset: Dataset, trial: Trial, tmp_path: Path) -> None:
     path = tmp_path / "setups.pickle"

@@ -109,6 +109,16 @@ def test_torch_files_come_back(write: Callable[[Any], bytes]) -> None:
     assert delta.tolist() == [0, 1, 2, 3] and ids == [3, 1]
 
 
+@pytest.mark.parametrize("dtype", unpickle.STORAGES.values(), ids=str)
+def test_tensors_and_arrays_of_zipped_torch_files_come_back(dtype: torch.dtype) -> None:
+    whole = torch.arange(24).view(4, 6).to(dtype)
+    value = {"whole": whole, "part": whole[1:3, ::2], "turned": whole.t(), "empty": whole[:0], "array": np.arange(3)}
+    found = unpickle.load_torch(_zipped(value), "a file")
+    for name, wanted in value.items():
+        assert type(found[name]) is np.ndarray
+        np.testing.assert_array_equal(found[name], np.asarray(wanted))
+
+
 def _tensor(**changes: Any) -> Calls:
     names = ("storage", "offset", "size", "stride", "grad", "hooks")
     return Calls(TENSOR, *{**dict(zip(names, TENSOR_PARTS, strict=False)), **changes}.values())
@@ -251,6 +261,11 @@ def _archive(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
     return file.getvalue()
 
 
+STORED = (  # the storage "0" of 1 whole number, as the file of a tensor names it
+    b"\x80\x02(X\x07\x00\x00\x00storagectorch\nLongStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ."
+)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -260,11 +275,33 @@ def _archive(parts: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
         _archive({"/canary/data.pkl": b"\x80\x02N.", "/canary/version": b"3"}),
         _archive({"a/data.pkl": b"\x80\x02N.", "a/version": b"3", "a/data/0": bytes(2**20)}, zipfile.ZIP_DEFLATED),
         _archive({"a/data.pkl": b"\x80\x02})" + b"\x85" * 400_000 + b"Ns.", "a/version": b"3"}),
+        _archive({"a/data.pkl": b"\x80\x02N.", "b/data.pkl": b"\x80\x02N.", "a/version": b"3", "b/version": b"3"}),
+        _archive({"a/data.pkl": b"\x80\x02N.", "a/version": b"3", "a/byteorder": b"big"}),
+        _archive({"a/data.pkl": STORED, "a/version": b"3"}),
+        _archive({"a/data.pkl": STORED, "a/version": b"3", "a/data/0": bytes(7)}),
+        _archive({"a/data.pkl": STORED.replace(b"X\x01\x00\x00\x000", b"X\x03\x00\x00\x00../"), "a/version": b"3"}),
+        _archive({"a/data.pkl": STORED.replace(b"LongStorage", b"ByteStorag\xe9"), "a/version": b"3"}),
         _zipped([torch.ones(4)])[:-30],
         _legacy([torch.ones(4)])[:-3],
         _legacy([torch.ones(4)])[:100],
     ],
-    ids=["empty", "no version", "parent", "root", "compressed", "deep key", "cut zip", "cut legacy", "cut pickle"],
+    ids=[
+        "empty",
+        "no version",
+        "parent",
+        "root",
+        "compressed",
+        "deep key",
+        "two pickles",
+        "big endian",
+        "no numbers",
+        "half a number",
+        "odd key",
+        "odd storage",
+        "cut zip",
+        "cut legacy",
+        "cut pickle",
+    ],
 )
 def test_a_broken_torch_file_is_refused(data: bytes) -> None:
     refused(lambda: unpickle.load_torch(data, "'some file'"))

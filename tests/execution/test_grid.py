@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.execution.poison_image import GUTTER, poison_grid
+from bench.execution.poison_image import GUTTER, image_path, poison_grid, read
 
 STEP = 64 + GUTTER
 
@@ -63,3 +64,26 @@ def test_unchanged_poisons_are_flat_grey_and_bytes_repeat() -> None:
 def test_refuses_what_is_no_batch_of_images(base: Tensor, poison: Tensor) -> None:
     with pytest.raises(ValueError):
         poison_grid(base, poison)
+
+
+@pytest.mark.parametrize("fault", ["swapped", "bits", "cut", "of an older version", "no image", "empty"])
+def test_an_image_that_is_not_that_of_its_poisons_is_set_aside(tmp_path: Path, fault: str) -> None:
+    said: list[str] = []
+    key, other = "a" * 64, "b" * 64
+    sound = poison_grid(images(2), images(2), key=key)
+    path = image_path(tmp_path, key)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(sound)
+    assert read(tmp_path, key, said.append) == sound and not said
+    bad = {
+        "swapped": poison_grid(images(2), images(2), key=other),
+        "bits": sound[:-200] + bytes([sound[-200] ^ 1]) + sound[-199:],
+        "cut": sound[: len(sound) // 2],
+        "of an older version": poison_grid(images(2), images(2)),
+        "no image": b"GIF89a",
+        "empty": b"",
+    }[fault]
+    path.write_bytes(bad)
+    assert read(tmp_path, key, said.append) is None
+    assert len(said) == 1 and str(path) in said[0] and path.with_suffix(".damaged").read_bytes() == bad
+    assert read(tmp_path, key, said.append) is None and len(said) == 1

@@ -27,7 +27,8 @@ from bench.science.evaluation import ModelPredictor
 from bench.science.identity import identities
 from bench.science.poisons import Poisons
 from bench.science.workspace import Workspace
-from bench.storage.records import Record, Records, comparable
+from bench.storage.record import Record
+from bench.storage.records import Records, comparable
 from bench.storage.store import Store
 from tests import plans
 from tests.tiny import ATTACK_SETS, SETS

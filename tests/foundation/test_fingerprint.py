@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from bench.foundation import fingerprint
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,3 +76,26 @@ def test_a_plugin_counts_with_what_it_imports_and_nothing_else_does(moved: dict[
     assert {"attacks/gradient_matching.py", "attacks/crafting/matching.py"} <= of_gm
     assert all(path.startswith("attacks/") for path in of_gm)
     assert any(path.startswith("defenses/shared/") for path in of_strip)
+
+
+PROBE = "import torch; from bench.foundation.fingerprint import numerics; print(numerics(torch.device('cpu'), {}))"
+
+
+def numerics_with(threads: int, **variables: str) -> str:
+    command = [sys.executable, "-c", PROBE.format(threads)]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_what_changes_bits_on_a_cpu_changes_the_numerics() -> None:
+    usual = numerics_with(1)
+    assert usual == numerics_with(1, OMP_NUM_THREADS="2")
+    assert usual != numerics_with(2)
+    assert usual != numerics_with(1, ATEN_CPU_CAPABILITY="default")
+
+
+def test_threads_are_those_of_the_study_and_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    one, two = (fingerprint.numerics(torch.device("cpu"), threads) for threads in (1, 2))
+    assert one != two and one["arithmetic"] != two["arithmetic"] and torch.get_num_threads() == before
+    assert fingerprint.numerics(torch.device("cuda"), 1) == fingerprint.numerics(torch.device("cuda"), 2)

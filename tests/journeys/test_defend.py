@@ -194,3 +194,10 @@ def test_a_data_set_of_pairs_is_taken_as_it_is() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(BadInput, match="images: ndarray without labels; allowed: a data set of pairs"):
         bench.defend(IMAGES, device="cpu")
+
+
+@pytest.mark.parametrize("weights", [torch.float16, torch.float64])
+def test_a_network_of_another_precision_is_trained_in_float32(weights: torch.dtype) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)).to(weights)
+    classifier = bench.defend(IMAGES, LABELS, "none", model=network, epochs=1, device="cpu")
+    assert classifier.scores(torch.zeros(1, 3, 16, 16)).dtype == torch.float32

@@ -22,7 +22,8 @@ from bench.science.crafting import poisons_of
 from bench.science.defense import Defense, Services
 from bench.science.training import Trained
 from bench.science.workspace import Workspace
-from bench.storage.records import Record, comparable
+from bench.storage.record import Record
+from bench.storage.records import comparable
 from bench.storage.store import Store
 from tests import plans
 from tests.tiny import SETS

@@ -15,7 +15,7 @@ import pytest
 from bench.cli import main
 from bench.execution import runner
 from bench.execution.engines.local import Local
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.mlflow.sync import Tracker
 from tests import plans
 from tests.aftermath import ROOT, RUN, assert_in_step, records, sent

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.storage.records import Records, comparable, parse, read
+from bench.storage.record import parse, sealed
+from bench.storage.records import Records, comparable, read
 from tests.records import record as made_record
 
 
 def record(**changes: Any) -> dict[str, Any]:
-    return {**made_record("gm", "none", 3, 1.0, 0.5, key="1" * 64), **changes}
+    return json.loads(sealed({**made_record("gm", "none", 3, 1.0, 0.5, key="1" * 64), **changes}))
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def records(tmp_path: Path, said: list[str]) -> Records:
 def test_a_written_record_is_found_by_its_key(records: Records) -> None:
     records.write(record())
     assert records.find(record()) == record()
-    assert records.find(record(key="1" * 16 + "3" * 48)) is None
+    assert records.find(record(key="2" * 64)) is None
     assert list(records.all()) == [record()]
 
 
@@ -61,7 +63,7 @@ def test_what_the_day_decides_is_not_compared() -> None:
 
 def test_nan_is_refused(records: Records) -> None:
     with pytest.raises(ValueError):
-        records.write(record(success=float("nan")))
+        records.write({**record(), "success": float("nan")})
     assert list(records.all()) == []
 
 
@@ -80,7 +82,7 @@ def test_two_readers_of_one_damaged_record(records: Records, said: list[str], mo
 
 
 def test_what_is_written_is_what_is_read_back(records: Records) -> None:
-    written = records.write(record(knowledge=("poison_rate",)))
+    written = records.write({**record(), "knowledge": ("poison_rate",)})
     assert written["knowledge"] == ["poison_rate"] and records.find(record()) == written
 
 
@@ -105,6 +107,7 @@ def test_records_of_older_versions_read_as_those_of_today() -> None:
     old["poisons"]["adapted_to"], new["poisons"]["adapted_to"] = "noise-b", "noise-b"
     for name in ("adapted_to", "variants", "notes", "external", "seeds", "surrogates"):
         del old[name]
+    del old["digest"], new["digest"]
     assert parse(json.dumps(old).encode()) == new
 
 
@@ -135,3 +138,57 @@ def test_curves_may_be_left_out(records: Records, said: list[str]) -> None:
     whole = records.write(record(history=[{"loss": 1.0}], poisons={"n": 1, "losses": [[1.0]], "final_losses": [1.0]}))
     (light,) = read(records.root, [], said.append, curves=False)
     assert light == {**whole, "history": [], "poisons": {"n": 1, "final_losses": [1.0]}}
+
+
+def test_every_flipped_bit_of_a_record_is_noticed(records: Records, said: list[str]) -> None:
+    records.write(record())
+    path = records.path(record())
+    text = path.read_bytes()
+    for position in range(0, len(text) - 1, 3):
+        broken = bytearray(text)
+        broken[position] ^= 1 << position % 8
+        with pytest.raises(ValueError):
+            parse(bytes(broken))
+    path.write_bytes(text.replace(b'"success":1.0', b'"success":0.0'))
+    assert read(records.root, [], said.append) == [] and "not what its digest says" in said[0]
+    assert read(records.root, [], said.append, curves=False) == []
+    assert records.find(record()) is None and path.with_suffix(".damaged").exists()
+
+
+def test_a_record_that_was_laid_out_anew_is_the_same_record() -> None:
+    assert parse(json.dumps(record(), indent=2).encode()) == record()
+    with pytest.raises(ValueError, match="digest"):
+        parse(json.dumps({**record(), "clean_accuracy": 0.25}, indent=2).encode())
+
+
+def test_a_record_without_a_digest_is_read(tmp_path: Path, said: list[str]) -> None:
+    old = {name: value for name, value in record().items() if name != "digest"}
+    file = tmp_path / "old.jsonl"
+    file.write_text(json.dumps(old) + "\n")
+    assert read(None, [file], said.append) == [old] and not said
+
+
+def test_records_that_change_places_are_set_aside(records: Records, said: list[str]) -> None:
+    one, other = record(), record(key="2" * 64)
+    records.write(one)
+    records.path(one).rename(records.path(other))
+    assert records.find(other) is None and "another trial" in said[0]
+    assert records.path(other).with_suffix(".damaged").exists()
+
+
+@pytest.mark.parametrize("changes", [{"success": 2.0}, {"environment": None}, {"settings": {"protocol": None}}])
+def test_a_value_that_no_view_could_use_is_set_aside(
+    records: Records, said: list[str], changes: dict[str, Any]
+) -> None:
+    path = records.path(record())
+    path.parent.mkdir(parents=True)
+    path.write_bytes(sealed({**record(), **changes}))
+    assert records.find(record()) is None and len(said) == 1 and path.with_suffix(".damaged").exists()
+
+
+def test_a_pipe_among_records_is_set_aside(records: Records, said: list[str]) -> None:
+    path = records.path(record())
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert read(records.root, [], said.append) == [] and records.find(record()) is None
+    assert len(said) == 2 and path.with_suffix(".damaged").exists()

@@ -138,3 +138,32 @@ def test_meta_data_must_be_json_without_nan(store: Store) -> None:
     with pytest.raises(ValueError):
         store.get_or_make("poisons", "aa" * 32, lambda: (dict(TENSORS), {"loss": float("nan")}))
     assert store.get("poisons", "aa" * 32) is None
+
+
+@pytest.mark.parametrize("kind, other", [("poisons", "ab" * 32), ("networks", "cd" * 32)])
+def test_an_artefact_in_the_place_of_another_is_set_aside_and_made_again(
+    store: Store, said: list[str], kind: str, other: str
+) -> None:
+    key = "cd" * 32
+    store.get_or_make("poisons", key, make)
+    place = store.path(kind, other)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    store.path("poisons", key).rename(place)
+    assert not store.get_or_make(kind, other, make).reused
+    assert len(said) == 1 and f"belongs to poisons/{key}" in said[0]
+    assert place.with_suffix(".damaged").exists() and store.get_or_make(kind, other, never).reused
+
+
+def test_an_artefact_of_an_older_version_is_known_by_its_identity(store: Store, said: list[str]) -> None:
+    key = key_of(META["identity"])  # type: ignore[arg-type]
+    for place in (key, "ab" * 32):
+        files.write_bytes(store.path("poisons", place), encode(TENSORS, META))
+    assert store.get("poisons", key) is not None and not said
+    assert store.get("poisons", "ab" * 32) is None and "another key" in said[0]
+
+
+def test_a_pipe_in_the_store_is_set_aside(store: Store, said: list[str]) -> None:
+    path = store.path("poisons", "ab" * 32)
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert not store.get_or_make("poisons", "ab" * 32, make).reused and len(said) == 1

@@ -282,3 +282,8 @@ def test_a_record_from_before_a_setting_stands_beside_those_that_name_its_value(
 
 
 THREAT: dict[str, Any] = {"scenario": "from-scratch", "eps": 16}
+
+
+def test_records_without_a_digest_are_flagged() -> None:
+    (entry,) = leaderboard([{**one, "digest": None} for one in cell("gm", "none", [1] * 20)])
+    assert entry.flags == ("20 records without a digest: written by an older version",)

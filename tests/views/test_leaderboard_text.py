@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bench.cli import main
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.html import page
 from bench.views.leaderboard import leaderboard
 from bench.views.text import as_csv, as_json, markdown, table

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views import html as page_of
 from bench.views import text
 from bench.views.frames import leaderboard_frame, records_frame, records_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.leaderboard import leaderboard
 from bench.views.text import run_table
 from tests.records import HOSTILE, cell

@@ -39,9 +39,11 @@ class Done:
 
 
 class Engine(ABC):
-    """width: units at a time, as far as it is known. `str(engine)` says where the work is done."""
+    """width: units at a time, as far as it is known; threads: of arithmetic in each. `str(engine)`
+    says where the work is done."""
 
     width: int = 1
+    threads: int = 1
 
     @abstractmethod
     def device(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import milliseconds, one_per_key, precedence, setting_of
 from bench.views.differences import differences
 from bench.views.leaderboard import UNDEFENDED, leaderboard

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import milliseconds
 from bench.views.differences import flat
 from bench.views.leaderboard import Entry

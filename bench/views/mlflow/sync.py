@@ -16,13 +16,14 @@ from pathlib import Path
 from bench.foundation import commands
 from bench.foundation.errors import BadInput
 from bench.foundation.scratch import scratch_folder
-from bench.storage.records import Record
+from bench.storage.record import Record
 from bench.views.cells import by_cell
 from bench.views.mlflow.book import Book, Images
 from bench.views.mlflow.server import connect, only_writer, unhurried_disk
 
 REPAIR = "make the server or the file writable (a SQLite file may also be removed)"
 DRIVER = "install that driver, or name the one that you have, as in postgresql+psycopg2://"
+Image = Callable[[], bytes | None]
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
 REST = 10.0  # times as long as it took, at most 30 s, before the next sync of a run: many trials at once cost a third
 
@@ -75,12 +76,12 @@ class Tracker:
     def __init__(self, uri: str | None, out: Path, say: Callable[[str], None]) -> None:
         self._uri, self._out, self._say = uri, out, say
         self._wake = threading.Condition()
-        self._waiting: list[tuple[Record, Path | None]] = []
+        self._waiting: list[tuple[Record, Image | None]] = []
         self._closing = self._failing = self._reported = False
         self._thread: threading.Thread | None = None
 
-    def add(self, record: Record, image: Path | None = None) -> None:
-        """Queue a finished record; image: PNG of its poisons, read when the record is logged."""
+    def add(self, record: Record, image: Image | None = None) -> None:
+        """Queue a finished record; image: gives the PNG of its poisons when the record is logged, None without."""
         if self._uri is None:
             return
         with self._wake:
@@ -111,10 +112,10 @@ class Tracker:
                 batch, closing = list(self._waiting), self._closing
             if not batch:
                 return
-            files = {record["key"]: image for record, image in batch}
+            images = {record["key"]: image for record, image in batch}
             began = time.monotonic()
             try:
-                sync([record for record, _ in batch], str(self._uri), self._out, functools.partial(_image, files))
+                sync([record for record, _ in batch], str(self._uri), self._out, functools.partial(_image, images))
             except Exception as error:  # whatever happens to a view, the training that it shows goes on
                 self._failing = True
                 if not self._reported:
@@ -136,9 +137,9 @@ def _again(out: Path) -> str:
     return commands.bench("sync", "--out", out)
 
 
-def _image(files: Mapping[str, Path | None], record: Record) -> bytes | None:
-    path = files[record["key"]]
-    return path.read_bytes() if path is not None and path.is_file() else None
+def _image(images: Mapping[str, Image | None], record: Record) -> bytes | None:
+    image = images[record["key"]]
+    return image() if image is not None else None
 
 
 def _first_line(error: BaseException) -> str:
