@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno not in files.NO_ROOM:
-            raise
+            if error.filename is None:
+                raise
+            line = f"'{error.filename}' cannot be used: {error.strerror}; fix: a place that can be read and written"
+            return _say(line, 2)
         return _say(files.no_room(error.filename or "a temporary file", error), 2)
 
 

@@ -10,6 +10,7 @@ import click
 
 from bench.cli import options
 from bench.foundation import commands
+from bench.foundation.secrets import redacted
 from bench.foundation.shown import echo
 
 
@@ -64,5 +65,6 @@ def _where_next(out: Path, uri: str | None, tracking: str | None) -> None:
     store = ["--tracking", tracking] if tracking and tracking.startswith("sqlite:") else []
     echo(f"records: {out / 'records'}; logs of failures: {out / 'logs'}")
     if uri is not None:
-        echo(f"MLflow: {uri}; open it with: {commands.bench('ui', *place, *store)}; filter by: {FILTER}")
+        ui = commands.bench("ui", *place, *store)
+        echo(f"MLflow: {redacted(uri)}; open it with: {ui}; filter by: {FILTER}")
     echo(f"leaderboard: {commands.bench('leaderboard', *place)}")

@@ -62,9 +62,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `path` in one step at the end, and is gone after an error."""
     if path.is_symlink() or (path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)):
         raise BadInput(f"'{path}' exists; fix: give a new folder, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise BadInput(f"'{path}' cannot be written: {error.strerror}; fix: give a folder that can be made") from None
     try:
         yield temporary
         for written in (*temporary.iterdir(), temporary):
