@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.foundation.errors import BadInput
 from bench.foundation.files import open_regular, read_regular
+from bench.foundation.shown import plain
 
 
 class Refused(ValueError):
@@ -26,9 +27,7 @@ def refusing(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # numpy, torch and pickle raise a dozen kinds, MemoryError and RecursionError included
         kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
-        # What a file says may hold control characters, which a terminal would obey.
-        text = "".join(letter if letter.isprintable() else " " for letter in str(error)[:240])
-        raise BadInput(f"{source}: refused: {kind}{text}") from None
+        raise BadInput(f"{source}: refused: {kind}{plain(str(error)[:240])}") from None
 
 
 def check_file(path: Path) -> None:
