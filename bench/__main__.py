@@ -1,7 +1,5 @@
 """`python -m bench`."""
 
-import sys
+from bench.cli.main import run_and_exit
 
-from bench.cli import main
-
-sys.exit(main())
+run_and_exit()

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.storage.record import sealed
+from bench.storage.record import checked, sealed
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIALS, ATTACKS = 20, 5
@@ -67,7 +67,7 @@ def write(out: Path, n: int) -> int:
         record = make(number)
         folder = out / "records" / record["protocol"] / record["attack"] / record["defense"]
         folder.mkdir(parents=True, exist_ok=True)
-        total += (folder / f"{record['trial']:04d}-{record['key'][:16]}.json").write_bytes(sealed(record))
+        total += (folder / f"{record['trial']:04d}-{record['key'][:16]}.json").write_bytes(sealed(checked(record)))
     return total
 
 

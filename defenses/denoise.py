@@ -54,6 +54,7 @@ class DenoiseSettings(Settings):
         description="the denoiser: 'fit' (trained here on public images), a diffusers folder or hub id "
         "(google/ddpm-cifar10-32), or a checkpoint of improved-diffusion (.pt)",
     )
+    revision: str = Field("", description="of a hub id: a commit, tag or branch (empty: the newest)")
     warm_start: float = Field(0.0, ge=0, lt=1, description="share of the epochs on the raw set first (paper: 0.25)")
     init: Literal["fresh", "pretrained"] = Field(
         "fresh", description="initial weights: the victim's own, or features learned on public images"
@@ -123,7 +124,7 @@ class Denoise(Defense):
         return self.settings.source == FIT or self.settings.init == "pretrained"
 
     def external(self) -> dict[str, Any]:
-        return outside(self.settings.source)
+        return outside(self.settings.source, self.settings.revision)
 
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         # With a warm start the training begins on the raw set; `epoch` replaces it with the denoised one.
@@ -150,7 +151,7 @@ class Denoise(Defense):
     def _denoiser(self, services: Services, device: torch.device) -> Denoiser:
         settings = self.settings
         if settings.source != FIT:
-            return loaded(settings.source, device)
+            return loaded(settings.source, device, settings.revision)
         return fitted(_public(services), settings.width, settings.steps, settings.batch, services)
 
     def _step(self, denoiser: Denoiser) -> int:

@@ -12,6 +12,7 @@ from bench.api.own_images import as_images, as_uint8, of_dataset
 from bench.api.own_model import as_classifier
 from bench.foundation.devices import choose_devices
 from bench.foundation.errors import BadInput
+from bench.foundation.guests import guest
 from bench.foundation.settings import build
 from bench.science.classifier import Classifier, build_model
 from bench.science.dataset import Dataset, Images, check
@@ -77,8 +78,9 @@ def defend(
     chosen, knowledge = _selected(defense, settings or {}), Knowledge.of(dataset, poison_rate, clean_holdout, public)
     size = dataset.train.images.shape[2]
     _check_knowledge(chosen, knowledge, size)
-    made = _Training(dataset, model, _recipe(recipe, epochs, size), seed, choose_devices(device)[0])
-    return made.behind(chosen, knowledge)
+    with guest():
+        made = _Training(dataset, model, _recipe(recipe, epochs, size), seed, choose_devices(device)[0])
+        return made.behind(chosen, knowledge)
 
 
 class Defended:

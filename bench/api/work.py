@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.execution import engines, poison_image, runner
+from bench.execution import engines, runner
 from bench.execution.engines.base import Engine
 from bench.execution.outline import outline
 from bench.execution.plan import Plan, plan
 from bench.foundation.errors import BadInput
 from bench.foundation.files import make_folder
 from bench.foundation.progress import say
+from bench.foundation.scratch import clear_dead
 from bench.foundation.settings import build
 from bench.request import sweep_file
 from bench.request.request import Request
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
+from bench.storage import poison_images
 from bench.storage.record import Record
-from bench.storage.records import read
 from bench.views.leaderboard import leaderboard
 from bench.views.mlflow import sync as mlflow
 from bench.views.mlflow.server import resolve_uri
@@ -47,6 +48,7 @@ class Work:
     def carry_out(self) -> list[Record]:
         """Do what is missing; the records of all trials, in the order of the plan."""
         make_folder(self.out)
+        clear_dead(self.out)
         tracker = mlflow.Tracker(self.uri, self.out, say)
         try:
             records = runner.execute(
@@ -126,16 +128,5 @@ def requests(file: str | None = None, sets: Sequence[str] = (), **asked: Any) ->
     return [block.changed(**{**changes, "set": (*block.set, *own)}) for block in sweep_file.read(file)[0]]
 
 
-def sync(out: Path, tracking: str | None) -> tuple[str, mlflow.SyncReport]:
-    """Log the records under `out` that MLflow lacks; its URI, and what was logged. BadInput where there is nothing."""
-    uri = resolve_uri(tracking, out)
-    if uri is None:
-        raise BadInput("sync: tracking is switched off (none); give --tracking URI")
-    if not (out / "records").is_dir():
-        raise BadInput(f"sync: no records under '{out}'; give --out DIR")
-
-    return uri, mlflow.sync(read(out / "records", [], say), uri, out, functools.partial(_image, out))
-
-
 def _image(out: Path, record: Record) -> bytes | None:
-    return poison_image.read(out, record["poisons"].get("key", "none"), say)
+    return poison_images.read(out, record["poisons"].get("key", "none"), say)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.authoring.tiny import CLASSES, THREAT, World, must
 from bench.foundation.errors import BadInput
+from bench.foundation.guests import guest
 from bench.foundation.registry import Plugin, find, names
 from bench.foundation.settings import build
 from bench.science.evaluation import Predictor, predict
@@ -65,7 +66,8 @@ def check(reference: str) -> list[Result]:
 
 def _result(plugin: Plugin, sentence: str, rule: Rule) -> Result:
     try:
-        rule(World(plugin))
+        with guest():
+            rule(World(plugin))
     except Exception as error:  # a plug-in may break in any way; that is a finding, not a crash of the test
         text = " ".join(str(error).split()) or type(error).__name__
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
@@ -152,6 +154,12 @@ def _crafting_leaves_random_state(world: World) -> None:
     must(torch.equal(before, torch.random.get_rng_state()), "draws from the global random state; use scene.stream")
 
 
+def _crafting_leaves_the_process(world: World) -> None:
+    with guest() as changes:
+        world.craft()
+    _no_change(changes)
+
+
 def _crafting_leaves_borrowed(world: World) -> None:
     world.craft()
     _all_as_before(world, "changes the images that it is handed in place")
@@ -204,6 +212,19 @@ def _training_leaves_random_state(world: World) -> None:
     must(torch.equal(before, torch.random.get_rng_state()), "draws from the global random state; use run.stream")
 
 
+def _training_leaves_the_process(world: World) -> None:
+    with guest() as changes:
+        world.defend()
+    _no_change(changes)
+
+
+def _no_change(changes: list[str]) -> None:
+    # Random state has a rule of its own, and libraries set variables and filters when they are first used.
+    let_be = {"torch's random state", "the environment", "filters of warnings"}
+    changed = [change for change in changes if change not in let_be]
+    must(not changed, f"changes {', '.join(changed)} and leaves it so")
+
+
 def _training_leaves_borrowed(world: World) -> None:
     world.defend()
     _all_as_before(world, "changes the training images in place; assign to run.data instead")
@@ -224,6 +245,7 @@ ATTACK_RULES: tuple[tuple[str, Rule], ...] = (
     ("poisons are clean-label, within eps after rounding, and only of the bases", _poisons_are_legal),
     ("the same seed gives the same poisons", _crafts_deterministically),
     ("leaves the global random state alone", _crafting_leaves_random_state),
+    ("leaves the process as it was", _crafting_leaves_the_process),
     ("leaves surrogates and data as they were", _crafting_leaves_borrowed),
     ("provenance is JSON", _provenance_is_json),
 )
@@ -233,5 +255,6 @@ DEFENSE_RULES: tuple[tuple[str, Rule], ...] = (
     ("the same seed gives the same classifier", _defends_deterministically),
     ("an instance can be used twice", _keeps_no_state),
     ("leaves the global random state alone", _training_leaves_random_state),
+    ("leaves the process as it was", _training_leaves_the_process),
     ("leaves data and lent models as they were", _training_leaves_borrowed),
 )

@@ -12,6 +12,7 @@ import click
 
 from bench.cli import options
 from bench.foundation.registry import ANNOUNCED, PLUGINS
+from bench.foundation.shown import echo
 
 if TYPE_CHECKING:
     from bench.foundation.registry import Plugin
@@ -34,9 +35,9 @@ def list_(kind: str | None) -> int:
     KIND: attacks, defenses, datasets, models, protocols, sweeps, engines, figures or formats (default: all).
     """
     for each in [kind] if kind else KINDS:
-        print(f"{each}:")
+        echo(f"{each}:")
         for names, text in _entries(each):
-            print(_entry(names, text))
+            echo(_entry(names, text))
     return 0
 
 
@@ -53,15 +54,15 @@ def show(kind: str, name: str) -> int:
     from bench.request import protocol_file, sweep_file
 
     if kind == "protocol":
-        print(protocol_file.read_preset(name)[1].rstrip())
+        echo(protocol_file.read_preset(name)[1].rstrip())
     elif kind == "sweep":
-        print(sweep_file.read(name)[2].rstrip())
+        echo(sweep_file.read(name)[2].rstrip())
     else:
         plugin = registry.find(kind, name)
-        print(f"{kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")
+        echo(f"{kind} {plugin.name}\n\n{inspect.cleandoc(plugin.card)}")
         if hasattr(plugin.make, "Settings"):
-            print("\nsettings:" if kind != "engine" else "\nsettings, as --set engine.key=value:")
-            print(describe(plugin.make.Settings, plugin.variant) or "  none")
+            echo("\nsettings:" if kind != "engine" else "\nsettings, as --set engine.key=value:")
+            echo(describe(plugin.make.Settings, plugin.variant) or "  none")
     return 0
 
 

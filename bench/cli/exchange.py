@@ -9,6 +9,7 @@ import click
 
 from bench.cli import options
 from bench.foundation import commands
+from bench.foundation.shown import echo
 
 
 @click.command(cls=options.Command)
@@ -35,8 +36,8 @@ def export(
     request = requests(None, sets, attacks=(attack,), protocols=(protocol,), only=True, **asked)
     exported = exchange.export(folder, format, prepare(request, sets, out=out, tracking="none", **effort))
     for note in exported.notes:
-        print(note)
-    print(f"{exported.trials} trials of {exported.attack} as {format}: {folder}")
+        echo(note)
+    echo(f"{exported.trials} trials of {exported.attack} as {format}: {folder}")
     return 0
 
 
@@ -69,14 +70,14 @@ def import_(
     (request,) = requests(None, sets, protocols=(protocol,), **asked)
     count = 0
     for line in exchange.import_(source, folder, request, format, setup, trigger):
-        print(line)
+        echo(line)
         count += 1
     given = {"--protocol": protocol if protocol != "quick" else None}
     given |= {f"--{name}": asked[name] for name in ("dataset", "data", "seed")}
     options_given = [word for name, value in given.items() if value is not None for word in (name, value)]
     settings = [word for item in sets for word in ("--set", item)]
     command = commands.bench("run", "--poisons", folder, *options_given, *settings)
-    print(f"{count} trials: {folder}; run them with: {command}")
+    echo(f"{count} trials: {folder}; run them with: {command}")
     return 0
 
 

@@ -8,6 +8,7 @@ import click
 
 from bench.cli import options
 from bench.foundation.errors import BadInput
+from bench.foundation.shown import echo
 
 
 @click.command(cls=options.Command)
@@ -43,7 +44,7 @@ def figure(
 
     if name is None:
         for known in names("figure"):
-            print(f"  {known:16} {find('figure', known).card}")
+            echo(f"  {known:16} {find('figure', known).card}")
         return 0
     if trial is not None and trial < 0:
         raise BadInput(f"--trial {trial}; allowed: 0 and more")
@@ -53,7 +54,7 @@ def figure(
     )  # fmt: skip
     request = FigureRequest(asked, out, records, device, trial)
     target = to or Path(f"{name}.png")
-    print(f"{canvas.make(name, request, target, table)}\n{target}")
+    echo(f"{canvas.make(name, request, target, table)}\n{target}")
     return 0
 
 

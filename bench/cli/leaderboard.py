@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from bench.cli import options
 from bench.foundation import files
 from bench.foundation.errors import BadInput
+from bench.foundation.shown import echo
 
 FORMATS = ("table", "md", "csv", "json", "html")
 
@@ -43,18 +43,18 @@ def leaderboard(
     write = {**text.FORMATS, "html": html.page}[format]
     board = write(leaderboard(chosen, baseline), baseline)
     if to is None:
-        print(board, end="")
+        print(board, end="")  # its writers clean what they are given
         return 0
     try:
         files.write_bytes(to, board.encode())
     except OSError as error:
         raise BadInput(f"--to: '{to}' cannot be written: {error.strerror}") from None
-    print(f"leaderboard: {to}", file=sys.stderr)
+    echo(f"leaderboard: {to}", err=True)
     return 0
 
 
 def _complain(line: str) -> None:
-    print(line, file=sys.stderr)
+    echo(line, err=True)
 
 
 COMMANDS = (leaderboard,)

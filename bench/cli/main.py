@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -15,6 +16,8 @@ from bench import __version__
 from bench.cli import catalogue, exchange, figure, leaderboard, plugin, run, tracking
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.guests import LEFT_THREADS
+from bench.foundation.shown import echo, plain
 from bench.foundation.signals import Stopped, ending_cleanly
 
 COMPLETION = "_POISONING_BENCH_COMPLETE"
@@ -61,8 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno not in files.NO_ROOM:
-            raise
+            if error.filename is None:
+                raise
+            line = f"'{error.filename}' cannot be used: {error.strerror}; fix: a place that can be read and written"
+            return _say(line, 2)
         return _say(files.no_room(error.filename or "a temporary file", error), 2)
+
+
+def run_and_exit() -> None:
+    """The command line's own entry: ends the process when the command has ended, whatever threads plug-ins left."""
+    code = main()
+    running = sorted(f"'{thread.name}'" for thread in LEFT_THREADS if thread.is_alive())
+    if not running:
+        sys.exit(code)
+    _say(f"a plug-in left threads running, which are not waited for: {', '.join(running)}", code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _call(arguments: list[str]) -> int:
@@ -72,7 +90,7 @@ def _call(arguments: list[str]) -> int:
 
 
 def _say(message: object, code: int) -> int:
-    print(f"bench: {message}", file=sys.stderr)
+    echo(plain(f"bench: {' '.join(str(message).splitlines())}"), err=True)
     return code
 
 

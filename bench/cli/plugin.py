@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bench.cli import options
+from bench.foundation.shown import echo
 
 
 @click.command(cls=options.Command)
@@ -18,7 +19,7 @@ def check(plugin: tuple[str, ...]) -> int:
     failed = False
     for name in plugin:
         for result in check(name):
-            print(f"{'ok    ' if result.passed else 'FAILED'} {result.plugin}: {result.rule}{result.detail}")
+            echo(f"{'ok    ' if result.passed else 'FAILED'} {result.plugin}: {result.rule}{result.detail}")
             failed |= not result.passed
     return int(failed)
 
@@ -36,7 +37,7 @@ def new(kind: str, name: str, folder: Path) -> int:
     """
     from bench.authoring.scaffold import next_steps, scaffold
 
-    print(next_steps(kind, *scaffold(kind, name, folder)))
+    echo(next_steps(kind, *scaffold(kind, name, folder)))
     return 0
 
 

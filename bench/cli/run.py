@@ -10,6 +10,8 @@ import click
 
 from bench.cli import options
 from bench.foundation import commands
+from bench.foundation.secrets import redacted
+from bench.foundation.shown import echo
 
 
 @click.command(cls=options.Command)
@@ -42,15 +44,15 @@ def run(file: str | None, plan_only: bool, as_json: bool, out: Path, sets: tuple
     effort = options.take(asked, options.EFFORT)
     work = prepare(requests(file, sets, **asked), sets, out=out, **effort)
     if plan_only:
-        print(work.outline())
+        echo(work.outline())
         return 0
     make_folder(out)
     say(work.outline())
     records = work.carry_out()
     if as_json:
-        print(json.dumps(records, allow_nan=False))
+        echo(json.dumps(records, allow_nan=False))
     else:
-        print(work.table(records))
+        echo(work.table(records))
         _where_next(out, work.uri, effort["tracking"])
     return 1 if any(record["status"] != "done" for record in records) else 0
 
@@ -61,7 +63,8 @@ def _where_next(out: Path, uri: str | None, tracking: str | None) -> None:
     place = [] if out == options.OUT else ["--out", out]
     # The address of a server may hold a password; `ui` would only repeat it.
     store = ["--tracking", tracking] if tracking and tracking.startswith("sqlite:") else []
-    print(f"records: {out / 'records'}; logs of failures: {out / 'logs'}")
+    echo(f"records: {out / 'records'}; logs of failures: {out / 'logs'}")
     if uri is not None:
-        print(f"MLflow: {uri}; open it with: {commands.bench('ui', *place, *store)}; filter by: {FILTER}")
-    print(f"leaderboard: {commands.bench('leaderboard', *place)}")
+        ui = commands.bench("ui", *place, *store)
+        echo(f"MLflow: {redacted(uri)}; open it with: {ui}; filter by: {FILTER}")
+    echo(f"leaderboard: {commands.bench('leaderboard', *place)}")

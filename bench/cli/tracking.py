@@ -10,18 +10,21 @@ import click
 
 from bench.cli import options
 from bench.foundation.errors import BadInput
+from bench.foundation.secrets import redacted
+from bench.foundation.shown import echo
 
 
 @click.command(cls=options.Command)
 @options.group(options.out, options.tracking)
 def sync(out: Path, tracking: str | None) -> int:
     """Bring MLflow in step with the records."""
-    from bench.api.work import sync
+    from bench.api.tracking import sync
     from bench.views.mlflow.book import FILTER
 
     uri, report = sync(out, tracking)
-    print(f"{uri}: {report.cells} cells, {report.trials_new} trials logged, {report.trials_present} already there")
-    print(f"to see the cells only, filter by: {FILTER}")
+    trials = f"{report.trials_new} trials logged, {report.trials_present} already there"
+    echo(f"{redacted(uri)}: {report.cells} cells, {trials}")
+    echo(f"to see the cells only, filter by: {FILTER}")
     return 0
 
 
@@ -38,12 +41,13 @@ def ui(port: int, host: str, out: Path, tracking: str | None) -> int:
     if uri is None:
         raise BadInput("ui: tracking is switched off (none); give --tracking URI")
     if uri.startswith(("http://", "https://")):
-        print(f"the tracking server has the UI: {uri}")
+        echo(f"the tracking server has the UI: {redacted(uri)}")
         return 0
     if not (out / "mlflow.db").is_file() and tracking is None:
         raise BadInput(f"ui: no MLflow store under '{out}'; run something first, or give --out DIR")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host]
-    print(f"http://{host}:{port} (filter the runs by: {FILTER})", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument, which everybody on this machine can read
+    echo(f"http://{host}:{port} (filter the runs by: {FILTER})")
     for name, value in SERVER.items():
         os.environ.setdefault(name, value)
     os.execv(sys.executable, [*command, "--port", str(port)])

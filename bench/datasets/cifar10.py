@@ -29,14 +29,22 @@ def first_of_each_class(images: Tensor, labels: Tensor, count: int) -> tuple[Ten
     return images[keep], labels[keep]
 
 
+def default_folder() -> Path:
+    """Where downloads are kept; BadInput for a user that has no home."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user that the system does not know
+        raise BadInput("there is no home folder to keep CIFAR in; fix: --data DIR, or set HOME") from None
+    return cache / "poisoning-bench"
+
+
 def through_torchvision(name: str, archive: str, folder: str, settings: SubsetSettings, place: Place) -> Dataset:
     """CIFAR-10 or CIFAR-100, by the name of torchvision's class in lower case. Looks where --data says, else in the
     cache, to which it downloads. BadInput, with a fix, when it is unavailable."""
     import torchvision.datasets
 
     load = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "poisoning-bench"
-    root = place.data or cache
+    root = place.data or default_folder()
     splits = []
     classes: tuple[str, ...] = ()
     for training in (True, False):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.foundation.errors import BadInput
 from bench.foundation.files import open_regular, read_regular
+from bench.foundation.shown import plain
 
 
 class Refused(ValueError):
@@ -26,9 +27,7 @@ def refusing(source: str) -> Iterator[None]:
         raise
     except Exception as error:  # numpy, torch and pickle raise a dozen kinds, MemoryError and RecursionError included
         kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
-        # What a file says may hold control characters, which a terminal would obey.
-        text = "".join(letter if letter.isprintable() else " " for letter in str(error)[:240])
-        raise BadInput(f"{source}: refused: {kind}{text}") from None
+        raise BadInput(f"{source}: refused: {kind}{plain(str(error)[:240])}") from None
 
 
 def check_file(path: Path) -> None:
@@ -63,9 +62,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `path` in one step at the end, and is gone after an error."""
     if path.is_symlink() or (path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)):
         raise BadInput(f"'{path}' exists; fix: give a new folder, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise BadInput(f"'{path}' cannot be written: {error.strerror}; fix: give a folder that can be made") from None
     try:
         yield temporary
         for written in (*temporary.iterdir(), temporary):

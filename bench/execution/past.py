@@ -27,11 +27,11 @@ class Past:
     def _learn(self, record: Record) -> None:
         self.count += 1
         settings, seconds = record["settings"], record["seconds"]
-        shared = _shared(settings["protocol"], record["environment"]["device"])
+        shared = _shared(settings.get("protocol", {}), record["environment"].get("device"))
         train = seconds.get("train", 0.0) + seconds.get("evaluate", 0.0)
-        victim = _text("victim", shared, record["defense"], settings["defense"])
+        victim = _text("victim", shared, record["defense"], settings.get("defense"))
         self._victims.setdefault(victim, []).append(train)
-        crafted = _text("poisons", shared, record["attack"], settings["attack"])
+        crafted = _text("poisons", shared, record["attack"], settings.get("attack"))
         self._poisons.setdefault(crafted, {})[record["poisons"].get("key", "")] = seconds.get("craft", 0.0)
         networks = len(record.get("seeds", {}).get("surrogates", []))
         if networks and seconds.get("surrogates"):
@@ -51,7 +51,7 @@ class Past:
         return statistics.fmean(times) if times else None
 
 
-def _shared(protocol: dict[str, Any], device: str) -> dict[str, Any]:
+def _shared(protocol: dict[str, Any], device: str | None) -> dict[str, Any]:
     return {"device": device, **{name: protocol.get(name) for name in ("dataset", "model", "train", "threat")}}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.execution.tasks import VictimTraining
 from bench.foundation.errors import BadInput
+from bench.foundation.guests import guest
 from bench.foundation.names import LONGEST, word
 from bench.foundation.registry import find
 from bench.foundation.settings import build
@@ -87,9 +88,9 @@ class Plan:
 
 def plan(requests: Sequence[Request], device: str = "cpu", threads: int = 1) -> Plan:
     """Every request in every one of its protocols. BadInput in one line."""
-    return Plan(
-        tuple(_part(request, protocol, device, threads) for request in requests for protocol in request.protocols)
-    )
+    asked = [(request, protocol) for request in requests for protocol in request.protocols]
+    with guest():  # settings of plug-ins are checked by their code
+        return Plan(tuple(_part(request, protocol, device, threads) for request, protocol in asked))
 
 
 def prepare_study(request: Request, protocol_name: str, device: str = "cpu", threads: int = 1) -> tuple[Study, Changes]:

@@ -19,6 +19,7 @@ from bench.execution.tasks import Crafting, Task, VictimTraining, Work, work, wo
 from bench.foundation import files
 from bench.foundation.errors import DiskFull, TrialFailed
 from bench.foundation.progress import Say
+from bench.foundation.shown import plain_lines
 from bench.science.crafting import poisons_of
 from bench.science.poisons import Poisons
 from bench.science.threat import Trial
@@ -117,7 +118,7 @@ def _stage(
             if done.error is not None:
                 failed[done.unit.key] = done.error
                 log = out / "logs" / f"{str(done.unit).replace(' ', '_')}-{done.unit.key[:8]}.log"
-                files.write_bytes(log, (done.trace or done.error).encode())
+                files.write_bytes(log, plain_lines(done.trace or done.error).encode())
                 say(f"failed: {done.unit}: {done.error} (see {log})")
                 continue
             record, lines = done.result

@@ -16,19 +16,24 @@ from filelock import BaseFileLock, FileLock
 
 from bench.foundation.errors import BadInput, DiskFull
 
+PARTS = ("records", "store", "images", "logs", "scratch")  # of an output folder
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_BYTES = 8 * 2**30
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 def make_folder(out: Path) -> None:
-    """Create the output folder; BadInput when nothing can be written there."""
+    """Create the output folder; BadInput when nothing can be written there, or in a part of it that is there."""
+    place = out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK | os.X_OK):
-            raise PermissionError(13, "permission denied")
+        for place in (out, *(out / part for part in PARTS if os.path.lexists(out / part))):
+            if not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise BadInput(f"output folder '{out}' cannot be written: {error.strerror}; fix: --out DIR") from None
+        raise BadInput(f"output folder '{place}' cannot be written: {error.strerror}; fix: --out DIR") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -114,6 +119,8 @@ def take_lock(path: Path, timeout: float = -1) -> BaseFileLock:
     """
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.stat().st_size:  # ours are empty, and taking one would make this one empty, too
+            raise BadInput(f"'{path}' holds something, so it is no lock; fix: move it away")
         held = FileLock(path, timeout, thread_local=False, fallback_to_soft=False)
         held.acquire()
     return held

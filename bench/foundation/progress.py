@@ -18,6 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.foundation.shown import plain, plain_lines
+
 PLAIN_EVERY = 10.0  # seconds between plain lines
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
 
@@ -79,7 +81,7 @@ class Progress:
             if self._bar is not None:
                 with contextlib.suppress(OSError):
                     self._bar.n = min(self.done + partial, float(self.total))
-                    self._bar.set_postfix_str(text, refresh=True)
+                    self._bar.set_postfix_str(plain(text), refresh=True)
             elif time.monotonic() - self._plain_at > PLAIN_EVERY:
                 self._plain_at = time.monotonic()
                 say(f"{self.title}: {self.done}/{self.total} done; {text or 'starting'}")
@@ -100,7 +102,7 @@ def _bar(title: str, total: int) -> tqdm[Any] | None:
             from tqdm.auto import tqdm as make
     elif not sys.stderr.isatty():
         return None
-    return make(total=float(total), desc=title, file=sys.stderr, dynamic_ncols=True, leave=False, bar_format=BAR)
+    return make(total=float(total), desc=plain(title), file=sys.stderr, dynamic_ncols=True, leave=False, bar_format=BAR)
 
 
 def _in_notebook() -> bool:
@@ -113,7 +115,7 @@ def _in_notebook() -> bool:
 def say(line: str) -> None:
     """One line for a person, on stderr, above a bar if there is one."""
     with contextlib.suppress(OSError):
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(plain_lines(line), file=sys.stderr)
         sys.stderr.flush()
 
 

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.foundation.errors import BadInput, nearest
+from bench.foundation.guests import guest
 from bench.foundation.names import word
+from bench.foundation.shown import echo
 
 T = TypeVar("T")
 PLUGINS = {kind: f"bench.{kind}s" for kind in ("attack", "defense", "dataset", "model")}
@@ -129,13 +131,14 @@ def _load_entry(entry: metadata.EntryPoint) -> None:
     """Import a plug-in of an installed package. A broken one is said in one line and must not take the tool down."""
     before = {each: dict(plugins) for each, plugins in _found.items()}
     try:
-        entry.load()
-    except (Exception, SystemExit) as error:
+        with guest():
+            entry.load()
+    except Exception as error:
         _found.update(before)  # nothing half-made stays
         if multiprocessing.parent_process() is None:  # once, not again from every worker
             package = f" of package '{entry.dist.name}'" if entry.dist is not None else ""
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            print(f"plug-in '{entry.name}'{package} ({entry.value}) could not be loaded: {reason}", file=sys.stderr)
+            echo(f"plug-in '{entry.name}'{package} ({entry.value}) could not be loaded: {reason}", err=True)
 
 
 def _load_file(kind: str, path: Path) -> str:
@@ -151,7 +154,8 @@ def _load_file(kind: str, path: Path) -> str:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
+            with guest():
+                spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
             _found.update(before)

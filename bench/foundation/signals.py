@@ -1,4 +1,6 @@
-"""A command that is told to end (SIGTERM, SIGHUP) ends as after Ctrl-C: its processes stop and its folders go."""
+"""A command that is told to end (SIGTERM, SIGHUP) ends as after Ctrl-C: its processes stop and its folders go.
+
+An interrupt that comes from a signal is Stopped: a bare KeyboardInterrupt was raised by a plug-in."""
 
 from __future__ import annotations
 
@@ -21,21 +23,26 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ending_cleanly() -> Iterator[None]:
-    """Within, the first SIGTERM or SIGHUP raises Stopped; later ones are ignored for good, while this process clears
-    up. What is ignored already (`nohup`) stays so; outside the main thread, which alone hears signals, nothing changes.
+    """Within, Ctrl-C and the first SIGTERM or SIGHUP raise Stopped; later ones of those two are ignored for good, while
+    this process clears up. What is ignored already (`nohup`) stays so; outside the main thread, which alone hears
+    signals, nothing changes.
     """
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    heard = [number for number in SIGNALS if handlers[number] is not signal.SIG_IGN]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
+    heard = [number for number, handler in handlers.items() if handler is not signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
         heard = []
     for number in heard:
-        signal.signal(number, _stop)
+        signal.signal(number, _stop if number in SIGNALS else _interrupt)
     try:
         yield
     finally:
         for number in heard:
-            if signal.getsignal(number) is _stop:
+            if signal.getsignal(number) in (_stop, _interrupt):
                 signal.signal(number, handlers[number])
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise Stopped(number)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

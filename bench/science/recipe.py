@@ -14,7 +14,7 @@ class Recipe(Settings):
     """How a network is trained. Defaults: FRIENDS section 4.1, 80 epochs from scratch."""
 
     epochs: int = Field(80, ge=1, le=10000, description="passes over the training set")
-    batch: int = Field(128, ge=1, le=65536, description="images per step")
+    batch: int = Field(128, ge=2, le=65536, description="images per step; BatchNorm needs two")
     lr: float = Field(0.1, gt=0, le=100, description="largest learning rate")
     schedule: Literal["step", "one-cycle"] = Field(
         "step", description="step: x0.1 at each drop; one-cycle: up, then down to 0"

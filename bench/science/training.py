@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.foundation.errors import TrialFailed
 from bench.science.augmentation import Augmentation
@@ -199,6 +200,19 @@ def _shuffled(rows: Tensor, size: int, chance: torch.Generator) -> list[Tensor]:
     return batches
 
 
+@contextlib.contextmanager
+def _normalising(model: nn.Module, count: int) -> Iterator[None]:
+    """Inside, BatchNorm normalises a batch of `count`; a single image, which has no spread, by its running statistics:
+    a defense may leave one to train on, and a sampler may draw one."""
+    layers = model.modules() if count == 1 else ()
+    alone = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.training]
+    for layer in alone:
+        layer.eval()
+    yield
+    for layer in alone:
+        layer.train()
+
+
 def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
     device, recipe = run.device, run.recipe
     rows = torch.nonzero(run.active).flatten()
@@ -222,7 +236,7 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
             group["lr"] = recipe.learning_rate(epoch, step, len(batches)) * run.lr_scale
         if has_dropout:
             torch.manual_seed(derive(run.seed, "dropout", run.job, epoch, step))
-        with precision(device):
+        with precision(device), _normalising(run.model, len(batch.pixels)):
             logits = run.model(batch.pixels)
             losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
         loss = hooks.loss(losses, batch, run) if hooks is not None else losses.mean()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from bench.foundation.shown import plain
 from bench.views import text as words
 from bench.views.leaderboard import NOTES, Entry
 
@@ -114,7 +115,7 @@ def page(entries: Sequence[Entry], baseline: str) -> str:
 
 def _printable(value: Any) -> Any:
     """Applied to all that the template prints, before it is escaped."""
-    return words.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _part(name: str) -> str:

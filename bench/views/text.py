@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import SEPARATING_LINE, tabulate
 
+from bench.foundation.shown import plain
 from bench.views.flags import ENOUGH_TRIALS
 from bench.views.leaderboard import NOTES, UNDEFENDED, Comparison, Entry
 
@@ -106,11 +107,6 @@ def draw(head: Sequence[str], rows: Rows, form: str = "simple") -> str:
     # The head as a row: tabulate makes every column two characters wider than its head.
     ruled = tabulate([head, SEPARATING_LINE, *rows], tablefmt=form, disable_numparse=True, colalign=sides)
     return "\n".join(ruled.splitlines()[1:-1])
-
-
-def plain(text: str) -> str:
-    """Without what would move the cursor or colour the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def percent(rate: float, digits: int = 0) -> str:
@@ -250,10 +246,13 @@ def _row(entry: Entry, notes: dict[str, int]) -> list[str]:
 
 
 def _for_github(text: str) -> str:
-    """No HTML, no table border, no link, emphasis or code."""
-    return re.sub(r"([\\`*_\[\]|~#@])", r"\\\1", html.escape(plain(text), quote=False))
+    """No HTML, no table border, no link (an address alone would become one), emphasis or code."""
+    return re.sub(r"([\\`*_\[\]|~#@]|:(?=//)|(?<=www)\.)", r"\\\1", html.escape(plain(text), quote=False), flags=re.I)
 
 
 def _for_spreadsheets(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """A text that a spreadsheet would take for a formula gets an apostrophe in front, and none can begin a line."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text

@@ -19,6 +19,7 @@ from bench.defenses.diffusion.unet import MULTIPLE, fit_unet, new_unet
 from bench.plugin import BadInput, Images, Services, TrialFailed, derive
 
 FIT = "fit"
+HUB_ID = r"[\w.-]+/[\w.-]+"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INSTALL = "pip install 'poisoning-bench[diffusion]'"
 PREDICTED = ("epsilon", "v_prediction", "sample")
@@ -37,9 +38,14 @@ def fitted(public: Images, width: int, steps: int, batch: int, services: Service
     return denoiser
 
 
-def outside(source: str) -> dict[str, Any]:
-    """The identity of a denoiser from outside, as JSON: sha256 of its files and the package that reads it; {} for one
-    that is fitted here. Checks all that can be checked without images; BadInput in one line."""
+def outside(source: str, revision: str = "") -> dict[str, Any]:
+    """The identity of a denoiser from outside, as JSON: sha256 of its files, the package that reads it, and of one from
+    the hub the commit; {} for one that is fitted here. Checks all that can be checked without images; BadInput in one
+    line."""
+    if revision and not _on_hub(source):
+        raise BadInput(
+            f"defense.revision '{revision}' is for a model of the hub, and '{source}' is none; fix: leave it out"
+        )
     if source == FIT:
         return {}
     if source.endswith(".pt"):
@@ -48,23 +54,22 @@ def outside(source: str) -> dict[str, Any]:
             raise BadInput(f"defense.source: file not found: '{source}'; fix: the path of a checkpoint")
         _checkpoint(source, *_state(path))
         return {"denoiser": {"format": "improved-diffusion", "files": _digests([path])}}
-    folder = _folder(source)
+    folder = _folder(source, revision)
     _configurations(folder)
-    return {
-        "denoiser": {
-            "format": "diffusers",
-            "diffusers": metadata.version("diffusers"),
-            "files": _digests(_files(folder)),
-        }
-    }
+    commit = {"revision": folder.name} if _on_hub(source) else {}  # the hub's cache has a folder for every commit
+    return {"denoiser": {**_content(folder), **commit}}
 
 
-def loaded(source: str, device: torch.device) -> Denoiser:
+def _content(folder: Path) -> dict[str, Any]:
+    return {"format": "diffusers", "diffusers": metadata.version("diffusers"), "files": _digests(_files(folder))}
+
+
+def loaded(source: str, device: torch.device, revision: str = "") -> Denoiser:
     """A denoiser from outside, on `device`, in eval mode. Errors as `outside`."""
-    outside(source)
+    outside(source, revision)
     if source.endswith(".pt"):
         return _of_checkpoint(source, str(device), *_state(Path(source)))
-    folder = _folder(source)
+    folder = _folder(source, revision)
     return _of_folder(source, str(folder), str(device), tuple(_state(path) for path in _files(folder)))
 
 
@@ -113,28 +118,36 @@ def _learned_sigma(network: ImprovedUNet, x: Tensor, step: int) -> Tensor:
 # A model of diffusers: a folder, or the id of one on the hub.
 
 
-def _folder(source: str) -> Path:
+def _on_hub(source: str) -> bool:
+    return not source.endswith(".pt") and not Path(source).is_dir() and bool(re.fullmatch(HUB_ID, source))
+
+
+def _folder(source: str, revision: str) -> Path:
     if util.find_spec("diffusers") is None:
         raise BadInput(f"defense.source '{source}' needs the package diffusers; fix: {INSTALL}")
     if Path(source).is_dir():
         return Path(source)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        return _download(source)
+    if _on_hub(source):
+        return _download(source, revision)
     raise BadInput(
         f"defense.source '{source}' not found; allowed: '{FIT}', a diffusers folder, a hub id (owner/name), a .pt file"
     )
 
 
 @functools.lru_cache(maxsize=4)
-def _download(source: str) -> Path:
+def _download(source: str, revision: str) -> Path:
     """The folder of a model on the hub, downloaded unless it is cached; no code, no pickle."""
     from huggingface_hub import snapshot_download
 
+    at = f" at revision '{revision}'" if revision else ""
+
     try:
-        return Path(snapshot_download(source, allow_patterns=["*config.json", f"*{WEIGHTS}"]))
+        return Path(
+            snapshot_download(source, revision=revision or None, allow_patterns=["*config.json", f"*{WEIGHTS}"])
+        )
     except Exception as error:  # the network, the hub, an unknown name
         raise BadInput(
-            f"defense.source: '{source}' is not a folder and cannot be downloaded ({type(error).__name__}); fix: "
+            f"defense.source: '{source}'{at} is not a folder and cannot be downloaded ({type(error).__name__}); fix: "
             "download it elsewhere and give its folder"
         ) from None
 
@@ -189,7 +202,7 @@ def _of_folder(source: str, folder: str, device: str, states: tuple[tuple[int, i
     alphas = alphas.double()
     multiple = 2 ** (len(config["block_out_channels"]) - 1)
     size = config.get("sample_size") or 0
-    identity = {"source": source, **outside(source)["denoiser"]}
+    identity = {"source": source, **_content(place)}
     predict = functools.partial(_of_diffusers, unet, alphas.tolist(), schedule.get("prediction_type", "epsilon"))
     return Denoiser(predict, alphas, identity, multiple, size)
 

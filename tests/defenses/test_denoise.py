@@ -502,17 +502,22 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_or_named_with_the_fix(
     save_model()
     asked = []
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def fetch(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
         if name == "who/cares":
             raise OSError("no network")
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
-    assert outside("an/owner") == outside(str(tmp_path))
+    here = outside(str(tmp_path))["denoiser"]
+    assert outside("an/owner") == outside("an/owner", "v2") == {"denoiser": {**here, "revision": tmp_path.name}}
+    for elsewhere in (str(tmp_path), "fit", "model.pt"):
+        with pytest.raises(BadInput, match="defense.revision 'v2' is for a model of the hub"):
+            outside(elsewhere, "v2")
     with pytest.raises(BadInput, match="'who/cares' is not a folder and cannot be downloaded .OSError.; fix: "):
         outside("who/cares")
-    assert asked[0] == ("an/owner", ["*config.json", "*diffusion_pytorch_model.safetensors"])
+    assert [revision for _, revision, _ in asked] == [None, "v2", None]
+    assert asked[0] == ("an/owner", None, ["*config.json", "*diffusion_pytorch_model.safetensors"])
 
 
 def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(

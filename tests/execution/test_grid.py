@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.execution.poison_image import GUTTER, image_path, poison_grid, read
+from bench.execution.poison_image import GUTTER, poison_grid
+from bench.storage.poison_images import image_path, read
 
 STEP = 64 + GUTTER
 

@@ -14,10 +14,10 @@ import pytest
 from bench.execution import runner
 from bench.execution.engines.local import Local
 from bench.execution.plan import Plan
-from bench.execution.poison_image import image_path
 from bench.execution.tasks import VictimTraining, work
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.progress import Heartbeat
+from bench.storage.poison_images import image_path
 from tests.plans import prepare
 from tests.tiny import ATTACK_SETS, SETS
 

@@ -154,7 +154,7 @@ def test_leaving_early_stops_what_runs(dask_cluster: LocalCluster, tmp_path: Pat
 
 @pytest.mark.slow
 def test_what_dask_lacks_is_said_before_any_work(dask_cluster: LocalCluster, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="needs a scheduler; fix: start `dask scheduler`"):
+    with pytest.raises(BadInput, match="needs a scheduler; fix: start `dask scheduler --host HOST`"):
         Dask(None)
     with cluster(workers=1, threads=2) as made, pytest.raises(BadInput, match="--nworkers 2 --nthreads 1"):
         done_by(Dask(made.scheduler_address), tmp_path, ["a"])

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.foundation.errors import TrialFailed
-from bench.foundation.settings import Settings
-from bench.science.classifier import Classifier
+from bench.foundation.errors import BadInput, TrialFailed
+from bench.foundation.settings import Settings, build
+from bench.science.classifier import Classifier, build_model
 from bench.science.dataset import Images
 from bench.science.defense import Defense
 from bench.science.seeds import torch_stream
@@ -535,3 +535,26 @@ def test_pixels_are_levels_over_255() -> None:
     images = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8)
     torch.testing.assert_close(to_pixels(images).double(), images.double() / 255, rtol=0, atol=1e-7)
     assert images[0, 0, 0, 5] == 5
+
+
+def test_a_batch_of_one_image_is_normalised_by_the_running_statistics(make_images: Callable[..., Images]) -> None:
+    class KeepsOne(Defense):
+        """Leaves one image of the first epoch's."""
+
+        name = "keeps-one"
+        Settings = Settings
+
+        def epoch(self, run: Run, epoch: int) -> None:
+            run.active[epoch > 0 :] = False
+            run.active[0] = True
+
+    model = build_model("vgg11", classes=3, size=8, normalisation=((0.5,) * 3, (0.5,) * 3), seed=0)  # ends at 1x1
+    images = make_images(6, size=8)
+    result = train(model, images, recipe(epochs=3, batch=2, shift=0), seed=0, hooks=KeepsOne(Settings(), "keeps-one"))
+    assert [figures["samples"] for figures in result.history] == [1, 1, 1]
+    assert all(layer.training for layer in model.train().modules() if isinstance(layer, nn.BatchNorm2d))
+
+
+def test_a_recipe_of_one_image_per_step_is_refused_before_any_work() -> None:
+    with pytest.raises(BadInput, match="batch.*2"):
+        build(Recipe, {"batch": 1}, "train")

@@ -192,3 +192,15 @@ def test_a_pipe_among_records_is_set_aside(records: Records, said: list[str]) ->
     os.mkfifo(path)
     assert read(records.root, [], said.append) == [] and records.find(record()) is None
     assert len(said) == 2 and path.with_suffix(".damaged").exists()
+
+
+@pytest.mark.parametrize("curves", [True, False])
+def test_a_record_with_a_digest_may_lack_what_later_versions_add(
+    records: Records, said: list[str], curves: bool
+) -> None:
+    text = sealed({name: value for name, value in record().items() if name != "places"})
+    path = records.path(record())
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text)
+    (found,) = read(records.root, [], said.append, curves=curves)
+    assert found["places"] == {} and not said

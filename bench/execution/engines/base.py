@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bench.foundation.errors import BadInput, DiskFull, TrialFailed
+from bench.foundation.guests import guest
 from bench.foundation.progress import Heartbeat
 
 Work = Callable[[Any, Heartbeat], Any]
@@ -61,7 +62,8 @@ def attempt(unit: Any, work: Work, heartbeat: Heartbeat, threads: int) -> Done:
     """Do the unit in this process; whatever it raises becomes one line and a trace."""
     torch.set_num_threads(threads)
     try:
-        return Done(unit, work(unit, heartbeat), None)
+        with guest():
+            return Done(unit, work(unit, heartbeat), None)
     except DiskFull as error:
         return Done(unit, None, str(error), traceback.format_exc(), disk_full=True)
     except (TrialFailed, BadInput) as error:

@@ -35,8 +35,8 @@ class Dask(Engine):
     def __init__(self, address: str | None, threads: int = 1, device: str = "auto", quiet: bool = False) -> None:
         if not address:
             raise BadInput(
-                "engine 'dask' needs a scheduler; fix: start `dask scheduler`, `dask worker ADDRESS --nworkers N "
-                "--nthreads 1`, and give --address ADDRESS"
+                "engine 'dask' needs a scheduler; fix: start `dask scheduler --host HOST`, `dask worker ADDRESS "
+                "--nworkers N --nthreads 1`, and give --address ADDRESS"
             )
         self.address, self.threads, self.quiet = address, threads, quiet
         self._device = device
@@ -75,7 +75,7 @@ class Dask(Engine):
             client = Client(self.address, timeout=PATIENCE)
         except (OSError, ValueError) as error:
             line = " ".join(str(error).split())
-            raise BadInput(f"no dask scheduler at '{self.address}' ({line}); fix: dask scheduler") from None
+            raise BadInput(f"no dask scheduler at '{self.address}' ({line}); fix: dask scheduler --host HOST") from None
         with client:
             with contextlib.suppress(TimeoutError):
                 client.wait_for_workers(1, timeout=PATIENCE)

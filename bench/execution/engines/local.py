@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import Timeout
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -47,9 +48,15 @@ class Local(Engine):
         self._out = out
         if self.width > 1 or len(self.devices) > 1:
             _start_tracker()
-        if len(self.devices) < 2:
-            yield
-            return
+        with self._slots_for(out) if len(self.devices) > 1 else contextlib.nullcontext():
+            try:
+                yield
+            finally:
+                if self.width > 1:  # at once: a thread that a plug-in left would keep a worker, and that this process
+                    get_reusable_executor(max_workers=1, reuse=False, kill_workers=True).shutdown()
+
+    @contextlib.contextmanager
+    def _slots_for(self, out: Path) -> Iterator[None]:
         with scratch_folder(out) as folder:
             gpus = visible(self.devices)
             self._slots = tuple(f"{folder}/{slot}-{gpus[slot % len(gpus)]}" for slot in range(self.width))
@@ -150,6 +157,7 @@ def _end_with(parent: int) -> None:
     if _watching:
         return
     _watching = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -62,6 +62,11 @@ class Slurm(Engine):
     def open(self, out: Path) -> Iterator[None]:
         self._out = out.resolve()
         settings = self.settings
+        if self._out.exists() and self._out.stat().st_mode & 0o002:
+            raise BadInput(
+                f"engine 'slurm': everybody may write to '{self._out}', where jobs and results are kept as pickles, "
+                f"which run as you when they are read; fix: chmod o-w '{self._out}'"
+            )
         try:
             self._executor = AutoExecutor(self._out / "engine-jobs", cluster=settings.cluster)
         except (RuntimeError, ValueError) as error:

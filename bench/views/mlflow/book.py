@@ -6,7 +6,7 @@ knows only its own trials never takes those of another shard away.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -15,22 +15,30 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
+
 from bench.storage.record import Record
 from bench.views.cells import milliseconds, one_per_key, precedence, setting_of
 from bench.views.differences import differences
 from bench.views.leaderboard import UNDEFENDED, leaderboard
 from bench.views.mlflow import mapping
 from bench.views.mlflow.mapping import Point, params_of, read_back
+from bench.views.mlflow.server import default_uri
+from bench.views.mlflow.tables import NewRun, Tables
 from bench.views.published import published
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from bench.views.mlflow.patience import Paced
 
 Images = Callable[[Record], bytes | None]
 Texts = Mapping[str, str]
 
 EMPTY: Texts = {}
+AT_ONCE = 50  # trials that are written together
+NOTE, SIGNED, PAGE = "mlflow.note.content", "bench.note", "bench.page"  # tags of an experiment
+OUR_NOTE = "[Show the leaderboard](#/experiments/"  # how every version of our page begins
 OF_A_CELL = ("attack", "defense", "protocol", "seed", "cell", "settings", "knowledge", "external", "data", "code")
 
 FILTER = "tags.\"bench.kind\" = 'cell'"
@@ -40,10 +48,10 @@ FILTER = "tags.\"bench.kind\" = 'cell'"
 class Book:
     """A run is whole when it has an end and the tag bench.complete, which is written last."""
 
-    def __init__(self, client: MlflowClient, protocol: str, out: Path | None, scratch: Path) -> None:
+    def __init__(self, client: Paced, protocol: str, out: Path | None, scratch: Path) -> None:
         """out: the folder for artefacts; None: the server knows better. scratch: for files on their way there."""
-        self.client, self._scratch = client, scratch
-        self.experiment = self._open(protocol, out)
+        self.client, self._scratch, self._tables = client, scratch, Tables.of(client)
+        self.experiment, self._place = self._open(protocol, out)
         self._at_hand: dict[str, list[Record]] = {}  # by cell
         self._trials: dict[str, list[Record]] = {}  # by cell: at hand, and read back
         self._begun: set[tuple[str, str]] = set()
@@ -59,18 +67,31 @@ class Book:
         self._name_cells()
         return logged
 
-    def _open(self, protocol: str, out: Path | None) -> str:
-        """The id of the protocol's experiment, made or restored when it is not there, with its page up to date."""
+    def _open(self, protocol: str, out: Path | None) -> tuple[str, str]:
+        """The id of the protocol's experiment, made or restored when it is not there, with its page up to date, and the
+        place of its artefacts."""
+        place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
         experiment = self.client.get_experiment_by_name(protocol)
         if experiment is None:
-            place = (out.resolve() / "mlflow-artifacts").as_uri() if out is not None else None
             experiment = self.client.get_experiment(self.client.create_experiment(protocol, place))
         elif experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(experiment.experiment_id)
-        text = description(experiment.experiment_id)
-        if experiment.tags.get("mlflow.note.content") != text:  # new, or of another version of this tool
-            self.client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", text)
-        return experiment.experiment_id
+        number, kept = str(experiment.experiment_id), str(experiment.artifact_location)
+        if place and out and self._tables and kept != place and _has_moved(kept, self.client.tracking_uri, out):
+            self._tables.move(number, kept, place)
+            kept = place
+        self._describe(number, experiment.tags)
+        return number, kept
+
+    def _describe(self, experiment: str, tags: Texts) -> None:
+        """Put our page where the experiment's notes are shown, unless somebody else's notes are there: then in a tag of
+        our own."""
+        text, found = description(experiment), tags.get(NOTE, "")
+        ours = not found or found.startswith(OUR_NOTE) and tags.get(SIGNED, _digest(found)) == _digest(found)
+        wanted = {NOTE: text, SIGNED: _digest(text)} if ours else {PAGE: text}
+        for name, value in wanted.items():
+            if tags.get(name) != value:  # new, or of another version of this tool
+                self.client.set_experiment_tag(experiment, name, value)
 
     def _log_cell(self, records: list[Record], images: Images | None) -> int:
         first = records[0]
@@ -85,8 +106,7 @@ class Book:
             if run is None or not _tells_all(run, record):
                 missing.append(record)
                 spare += [trials.pop(record["key"])] if run is not None else []
-        for record in missing:
-            self._log_trial(record, parent)
+        self._log_trials(missing, parent)
         self._tidy(parent, trials, spare)
         whole = [read_back(run, first) for run in trials.values() if _whole(run)]
         self._at_hand[cell], self._trials[cell] = records, one_per_key([*records, *whole])
@@ -160,14 +180,25 @@ class Book:
         tags, name = mapping.cell_tags(record, setting, published(record)), f"{record['attack']} x {record['defense']}"
         return self.client.create_run(self.experiment, milliseconds(record["started"]), tags, name)
 
-    def _log_trial(self, record: Record, parent: Run) -> None:
-        tags, name = mapping.trial_tags(record, parent.info.run_id), f"trial {record['trial']}"
-        run = self.client.create_run(self.experiment, milliseconds(record["started"]), tags, name)
-        self._log(run, mapping.trial_metrics(record), params_of(record) | {"trial": str(record["trial"])})
+    def _log_trials(self, records: Sequence[Record], parent: Run) -> None:
+        if self._tables is None:
+            for record in records:
+                self._send(record, _trial(record, parent))
+            return
+        for first in range(0, len(records), AT_ONCE):
+            runs = []
+            for record in records[first : first + AT_ONCE]:
+                runs.append(_trial(record, parent))
+                self._put(runs[-1].artefacts(self._place), "record.json", _json(record))
+            self._tables.add(runs, self.experiment, self._place)
+
+    def _send(self, record: Record, trial: NewRun) -> None:
+        """A trial by way of the client: it is whole when it has ended."""
+        tags = {name: value for name, value in trial.tags.items() if name != "bench.complete"}
+        run = self.client.create_run(self.experiment, trial.begin, tags, trial.name)
         self._attach(run, "record.json", _json(record))
-        status = "FINISHED" if record["status"] == "done" else "FAILED"
-        self.client.set_terminated(run.info.run_id, status, milliseconds(record["finished"]))
-        self.client.set_tag(run.info.run_id, "bench.complete", "1")
+        self._log(run, trial.points, trial.params, {"bench.complete": "1"})
+        self.client.set_terminated(run.info.run_id, trial.status, trial.end)
 
     def _update(self, run: Run, metrics: Mapping[str, float], end: int, status: str) -> None:
         """Write what has changed on a cell. Its end time only grows and is the clock of its metrics: MLflow shows the
@@ -190,12 +221,14 @@ class Book:
         self.client.log_batch(run.info.run_id, metrics, settings, [RunTag(*tag) for tag in tags.items()])
 
     def _attach(self, run: Run, name: str, content: bytes) -> None:
-        """A file beside a run. Not through the client, which would read the whole run again to learn its place."""
+        self._put(run.info.artifact_uri, name, content)
+
+    def _put(self, place: str, name: str, content: bytes) -> None:
+        """A file of a run. Not through the client, which would read the whole run again to learn its place."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        place = get_artifact_repository(run.info.artifact_uri, self.client.tracking_uri)
         (self._scratch / name).write_bytes(content)
-        place.log_artifact(str(self._scratch / name))
+        get_artifact_repository(place, self.client.tracking_uri).log_artifact(str(self._scratch / name))
 
     def _search(self, tag: str, value: str) -> list[Run]:
         runs: list[Run] = []
@@ -215,6 +248,32 @@ def description(experiment: str) -> str:
     return Template(text).substitute(experiment=experiment, query=urllib.parse.urlencode(query), filter=FILTER)
 
 
+def _has_moved(place: str, uri: str, out: Path) -> bool:
+    """Whether artefacts that were kept at `place` are to follow the output folder: its own store was moved or copied
+    with it, or the folder of another one is gone."""
+    if uri == default_uri(out):
+        return True
+    address = urllib.parse.urlsplit(place)
+    ours = address.scheme == "file" and address.path.endswith("/mlflow-artifacts")
+    return ours and not Path(urllib.parse.unquote(address.path)).exists()
+
+
+def _trial(record: Record, parent: Run) -> NewRun:
+    return NewRun(
+        name=f"trial {record['trial']}",
+        begin=milliseconds(record["started"]),
+        end=milliseconds(record["finished"]),
+        status="FINISHED" if record["status"] == "done" else "FAILED",
+        tags=mapping.trial_tags(record, parent.info.run_id) | {"bench.complete": "1"},
+        params=params_of(record) | {"trial": str(record["trial"])},
+        points=mapping.trial_metrics(record),
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _whole(run: Run) -> bool:
     return "bench.complete" in run.data.tags and run.info.status in ("FINISHED", "FAILED")
 
@@ -229,4 +288,4 @@ def _tells_all(run: Run, record: Record) -> bool:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True).encode()
+    return to_json(value, indent=1)

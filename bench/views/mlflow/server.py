@@ -9,13 +9,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
 from bench.foundation import commands
 from bench.foundation.errors import BadInput
 from bench.foundation.files import take_lock
+from bench.foundation.secrets import redacted
+from bench.views.mlflow.database import ensure, file_of, no_stray_folder, uri_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +28,7 @@ LOCK_PATIENCE = 120.0  # seconds to wait for another process that syncs
 QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -45,7 +48,7 @@ def resolve_uri(option: str | None, out: Path) -> str | None:
     if not re.match(r"(?!file:)(?!sqlite:(?!///))[A-Za-z][\w+.-]*://", uri):
         name = "--tracking" if option else "MLFLOW_TRACKING_URI"
         raise BadInput(
-            f"{name} '{uri}' is no database or server, and MLflow writes no folders; fix: {default_uri(out)}"
+            f"{name} '{redacted(uri)}' is no database or server, and MLflow writes no folders; fix: {default_uri(out)}"
         )
     needed = ["mlflow"] if uri.startswith("http") else ["mlflow", "sqlalchemy"]  # mlflow-skinny has no SQLAlchemy
     if any(importlib.util.find_spec(module) is None for module in needed):
@@ -54,7 +57,7 @@ def resolve_uri(option: str | None, out: Path) -> str | None:
 
 
 def default_uri(out: Path) -> str:
-    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    return uri_of(out / "mlflow.db")
 
 
 def connect(uri: str) -> MlflowClient:
@@ -67,15 +70,20 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):  # for a process that has imported MLflow before
         logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return MlflowClient(uri, uri)
+    if (file := file_of(uri)) is not None:
+        ensure(file)
+    with no_stray_folder(uri):
+        client = MlflowClient(uri, uri)
+        client.tracking_uri  # noqa: B018
+    return client
 
 
 @contextlib.contextmanager
 def only_writer(uri: str, out: Path) -> Iterator[None]:
     """One sync at a time: processes that create a SQLite store together break it for good. The lock lies beside the
-    SQLite file (`<out>/mlflow.lock` for the default one), since several output folders may share it."""
-    base = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else out / "mlflow"
-    path = base.with_suffix(".lock")
+    SQLite file, since several output folders may share it, under a name that is nobody else's."""
+    file = file_of(uri) or out / "mlflow"
+    path = file.with_name(f".{file.name}.bench-lock")
     try:
         held = take_lock(path, LOCK_PATIENCE)
     except Timeout:
@@ -86,24 +94,3 @@ def only_writer(uri: str, out: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-@contextlib.contextmanager
-def unhurried_disk(uri: str, out: Path) -> Iterator[None]:
-    """Let SQLite leave the default store to the disk cache: MLflow commits nine times a run, which takes three times as
-    long as the rest. Only a power cut can then damage the file, and it can be rebuilt; a shared store keeps its care.
-    """
-    if uri != default_uri(out):
-        yield
-        return
-    from sqlalchemy import Engine, event
-
-    event.listen(Engine, "connect", _relax)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", _relax)
-
-
-def _relax(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA synchronous = OFF")

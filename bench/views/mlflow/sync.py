@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,15 @@ from pathlib import Path
 from bench.foundation import commands
 from bench.foundation.errors import BadInput
 from bench.foundation.scratch import scratch_folder
+from bench.foundation.secrets import redacted
 from bench.storage.record import Record
 from bench.views.cells import by_cell
 from bench.views.mlflow.book import Book, Images
-from bench.views.mlflow.server import connect, only_writer, unhurried_disk
+from bench.views.mlflow.database import unhurried_disk
+from bench.views.mlflow.patience import Paced, limit
+from bench.views.mlflow.server import connect, default_uri, only_writer
 
-REPAIR = "make the server or the file writable (a SQLite file may also be removed)"
+REPAIR = "see that it is an MLflow server or a file that can be written (a SQLite file may also be removed)"
 DRIVER = "install that driver, or name the one that you have, as in postgresql+psycopg2://"
 Image = Callable[[], bytes | None]
 BACK_OFF = (10.0, 300.0)  # seconds between tries at a store that fails: first and longest
@@ -50,21 +53,26 @@ def sync(records: Sequence[Record], uri: str, out: Path, images: Images | None =
     if not cells:
         return SyncReport(0, 0, 0)
     try:
-        with only_writer(uri, out), unhurried_disk(uri, out), scratch_folder(out) as scratch:
-            client = connect(uri)
-            place = None if uri.startswith(("http", "databricks")) else out
-            logged = sum(
-                Book(client, protocol, place, scratch).log(protocols[protocol], images)
-                for protocol in sorted(protocols)
-            )
-    except Exception as error:
-        library = type(error).__module__.partition(".")[0]
-        if isinstance(error, (OSError, ImportError)) or library in ("mlflow", "sqlalchemy", "alembic"):
-            repair = DRIVER if isinstance(error, ImportError) else f"{REPAIR}, then {_again(out)}"
-            line = f"cannot log to {uri}: {_first_line(error)}; fix: {repair}"
-            raise BadInput(re.sub(r"//[^/@\s]+@", "//***@", line)) from error  # a password is not for the log
+        relaxed = unhurried_disk() if uri == default_uri(out) else contextlib.nullcontext()
+        with only_writer(uri, out), relaxed, scratch_folder(out) as scratch:
+            client = Paced(connect(uri))
+            write = functools.partial(_write, client, protocols, images, out, scratch)
+            logged = write() if uri.startswith("sqlite:") else client.within(limit(), write)
+    except BadInput:
         raise
+    except Exception as error:  # of libraries of all kinds, and of what a server says that is none
+        repair = DRIVER if isinstance(error, ImportError) else f"{REPAIR}, then {_again(out)}"
+        raise BadInput(redacted(f"cannot log to {uri}: {_first_line(error)}; fix: {repair}", uri)) from error
     return SyncReport(len(cells), logged, sum(map(len, cells)) - logged)
+
+
+def _write(
+    client: Paced, protocols: Mapping[str, list[list[Record]]], images: Images | None, out: Path, scratch: Path
+) -> int:
+    place = None if client.tracking_uri.startswith(("http", "databricks")) else out
+    return sum(
+        Book(client, protocol, place, scratch).log(protocols[protocol], images) for protocol in sorted(protocols)
+    )
 
 
 class Tracker:
@@ -120,7 +128,8 @@ class Tracker:
                 self._failing = True
                 if not self._reported:
                     self._reported = True
-                    self._say(f"tracking: {_first_line(error)}; the run goes on and its records are kept")
+                    line = redacted(_first_line(error), self._uri)
+                    self._say(f"tracking: {line}; the run goes on and its records are kept")
                 if closing:
                     return
                 with self._wake:
