@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from bench.execution.past import Past
 from bench.storage.record import sealed
-from bench.storage.records import read
+from bench.storage.records import read, read_standings
+from bench.storage.standings import Standings
 from bench.views import frames, html, text
 from bench.views.leaderboard import leaderboard
 from tests.records import cell
@@ -61,9 +62,13 @@ def show(content: bytes) -> None:
         own = Path(folder) / "records" / "p" / "a" / "d"
         own.mkdir(parents=True)
         (own / "0000-0.json").write_bytes(content)
-        read(Path(folder) / "records", [], said.append, curves=False)
+        standings = read_standings(Path(folder) / "records", [path], said.append)
+        assert standings[-len(records) :] == read_standings(None, [path], said.append)
+        light = Standings()
+        assert standings == [light.lighten(r) for r in read(Path(folder) / "records", [path], said.append)]
     assert all(line.isprintable() for line in said)
     board = leaderboard(records)
+    assert text.as_json(leaderboard(standings), "none") == text.as_json(board, "none")
     for write in (*text.FORMATS.values(), html.page):
         write(board, "none")
     text.run_table(board)
