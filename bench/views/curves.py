@@ -1,0 +1,27 @@
+"""Curves of a record. What an attack tells of its crafting is its own affair: it is shown where it can be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from bench.storage.record import Record
+
+
+def best_restart(record: Record) -> tuple[int, list[float]] | None:
+    """Which restart of the crafting ended lowest, and its losses by step; None where the attack tells none, or in
+    another form than a list of numbers for every restart and the last value of each."""
+    curves, ends = record["poisons"].get("losses") or [], record["poisons"].get("final_losses") or []
+    known = [i for i, end in enumerate(ends[: len(curves)]) if is_number(end)]
+    best = min(known, key=ends.__getitem__, default=None)
+    if best is None or not isinstance(curves[best], list) or not curves[best] or not all(map(is_number, curves[best])):
+        return None
+    return best, [float(loss) for loss in curves[best]]
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite one that a float holds."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
