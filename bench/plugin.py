@@ -5,7 +5,7 @@
     its gradients   ParameterGradients, Matcher, Weights, cosine_distance
     a defense       Defense, Services, Job, Report, Run, Batch, Trained, Predictor, ModelPredictor, known_clean
     networks        Classifier, Recipe, build_model, train, make_optimizer, frozen, precision
-    data            Dataset, Place, Images, to_pixels, read_regular for files of a person's own
+    data            Dataset, Place, Images, to_pixels; of a person's own files read_regular, open_regular
     caching         code_fingerprint, for what `Services.keep` stores
 
 What an attack or a defense is given, and what it must return, is described at `Attack`, `Scene`, `Defense` and `Run`.
@@ -17,7 +17,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from bench.foundation.errors import BadInput, TrialFailed
-from bench.foundation.files import read_regular
+from bench.foundation.files import open_regular, read_regular
 from bench.foundation.fingerprint import code as code_fingerprint
 from bench.foundation.registry import find, register
 from bench.foundation.settings import Settings
@@ -40,5 +40,5 @@ __all__ = [
     "ModelPredictor", "ParameterGradients", "Place", "Poisons", "Predictor", "Recipe", "Report", "Run", "Scene",
     "Services", "Settings", "Threat", "Trained", "Transform", "Trial", "TrialFailed", "Weights", "Workshop",
     "build_model", "code_fingerprint", "cosine_distance", "derive", "find", "frozen", "known_clean", "make_optimizer",
-    "numpy_stream", "precision", "read_regular", "register", "to_pixels", "torch_stream", "train",
+    "numpy_stream", "open_regular", "precision", "read_regular", "register", "to_pixels", "torch_stream", "train",
 ]  # fmt: skip

@@ -37,7 +37,7 @@ RUNS = (
 )
 # What may differ: times, machine and revision; and keys, which hash the code.
 LEFT_OUT = {"seconds", "reused", "memory_peak_mib", "started", "finished", "environment", "revision", "cached"}
-LEFT_OUT |= {"key", "cell", "code", "digest", "surrogates"}
+LEFT_OUT |= {"key", "cell", "code", "digest", "surrogates", "places"}
 
 
 def frozen(record: dict[str, Any]) -> dict[str, Any]:

@@ -2,97 +2,91 @@
 
     python benchmarks/kill_storm.py [--kills 100] [--first 30] [--seed 0]
 
-A run is started again after each kill until it ends by itself; its records must then equal those of a run that nobody
-killed, MLflow must be in step with them, and after the next command nothing may be left in the temporary directory, in
-/dev/shm or in `scratch/` under the output folder. A first tracking (`sync` of all records into a file that is not there
-yet) is killed once; the next `sync` must bring the store in step.
+A run is killed at a moment between Python's start and a little after a whole run's end (early ones more often, as a
+run on what others have left is shorter), and started again until one ends by itself; then its output folder is checked
+and a new one begun. Its records must equal those of a run that nobody killed, and after `sync` MLflow's database opens
+and is in step with them. After every command that was not killed nothing may be left in the temporary directory, in
+/dev/shm or in `scratch/` under the output folder; that command is `sync` after one kill in four, and else the run. A
+first tracking (`sync` of all records into a file that is not there yet) is killed once; the next `sync` must bring the
+store in step.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.aftermath import RUN, assert_in_step, assert_nobody_left, records, start  # noqa: E402
+from tests.aftermath import RUN, assert_in_step, records  # noqa: E402
+from tests.kills import SHARED, STAGES, Kills, after, stage  # noqa: E402
 
-SHARED = Path("/dev/shm")
-STARTED: set[int] = set()  # process numbers of all commands
-
-
-def call(*arguments: str, within: float = 600.0) -> None:
-    process = start(*arguments)
-    STARTED.add(process.pid)
-    said = process.communicate(timeout=within)
-    assert process.returncode == 0, said
+PAST_THE_END = 1.1  # the latest kill, in times of a whole tracked run
+SYNC = 0.25  # share of kills after which the next command is `sync`
 
 
-def kill_after(seconds: float, *arguments: str) -> bool:
-    """Whether the command was killed; False: it had ended before."""
-    process = start(*arguments)
-    STARTED.add(process.pid)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        time.sleep(0.005)
-    if process.poll() is not None:
-        assert process.returncode == 0, process.communicate()
-        return False
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert_nobody_left(process.pid)
-    return True
+def assert_in_order(kills: Kills, out: Path) -> None:
+    kills.finish("sync", "--out", str(out))
+    assert_in_step(out, f"sqlite:///{out}/mlflow.db")
+    assert not kills.left(out), kills.left(out)
+    assert [path.name for path in out.iterdir() if ".tmp" in path.name] == []
 
 
-def shared_memory() -> list[Path]:
-    return [path for pid in STARTED for path in SHARED.glob(f"*[-_]{pid}[-_]*")]
+class Storm:
+    """Counts: kills by stage, output folders that were finished, kills followed by `sync`, and what kills left."""
+
+    def __init__(self, kills: Kills, undisturbed: Path, longest: float, chance: random.Random) -> None:
+        self.kills, self.wanted, self.longest, self.chance = kills, records(undisturbed), longest, chance
+        self.stages: Counter[str] = Counter()
+        self.folders = self.synced = 0
+        self.most: Counter[str] = Counter()
+
+    def folder(self, out: Path, number: int) -> None:
+        """Kill runs on one output folder until one ends by itself or there have been so many kills in all."""
+        run = (*RUN, "--out", str(out), "--jobs", "2")
+        while self.stages.total() < number:
+            said = self.kills.kill(after(self.chance.triangular(0.0, self.longest, 0.0)), *run)
+            if said is None:
+                break
+            self.stages[stage(said, out, len(self.wanted))] += 1
+            self._count(out)
+            if self.chance.random() < SYNC and records(out):
+                assert_in_order(self.kills, out)
+                self.synced += 1
+        else:
+            self.kills.finish(*run)
+        assert not self.kills.left(out), self.kills.left(out)
+        assert records(out) == self.wanted, "records differ"
+        assert_in_order(self.kills, out)
+        self.folders += 1
+
+    def _count(self, out: Path) -> None:
+        """The most that lay there after a kill, what earlier kills left included."""
+        folders = {SHARED: "/dev/shm", self.kills.temporary: "temporary directory", out / "scratch": "scratch"}
+        self.most |= Counter(folders[path.parent] for path in self.kills.left(out))
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{name} {self.stages[name]}" for name in STAGES)
+        most = ", ".join(f"{name} {count}" for name, count in self.most.items())
+        return (
+            f"{self.stages.total()} kills ({where}); {self.folders} folders, each ended by a run that nobody killed; "
+            f"`sync` right after {self.synced} kills; most left before the next command: {most or 'nothing'}"
+        )
 
 
-def left_behind(out: Path) -> list[str]:
-    temporary = Path(os.environ["TMPDIR"])
-    found = [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
-    scratch = [out / "scratch"] if (out / "scratch").exists() else []
-    return [str(path) for path in (*found, *shared_memory(), *scratch)]
-
-
-def storm(folder: Path, undisturbed: Path, kills: int, chance: random.Random) -> tuple[int, int]:
-    """How many runs ended by themselves between the kills, and the most that a kill left in /dev/shm."""
-    wanted = records(undisturbed)
-    done, runs, most = 0, 0, 0
-    while done < kills:
-        out = folder / f"out-{runs}"
-        while done < kills and kill_after(chance.uniform(1.0, 9.0), *RUN, "--out", str(out), "--jobs", "2"):
-            done += 1
-            most = max(most, len(shared_memory()))
-        call(*RUN, "--out", str(out), "--jobs", "2")
-        call("sync", "--out", str(out))
-        assert records(out) == wanted, "records differ"
-        assert_in_step(out, f"sqlite:///{out}/mlflow.db")
-        assert not left_behind(out), left_behind(out)
-        runs += 1
-        print(f"{done} kills, {runs} runs in order", flush=True)
-        shutil.rmtree(out)
-    return runs, most
-
-
-def first_tracking(folder: Path, undisturbed: Path, kills: int, chance: random.Random) -> int:
+def first_tracking(kills: Kills, folder: Path, undisturbed: Path, number: int, chance: random.Random) -> int:
     """How many of the kills came in time."""
     hit = 0
-    for number in range(kills):
-        out = shutil.copytree(undisturbed, folder / f"first-{number}")
-        hit += kill_after(chance.uniform(1.0, 5.0), "sync", "--out", str(out))
-        call("sync", "--out", str(out))
-        assert_in_step(out, f"sqlite:///{out}/mlflow.db")
-        assert not left_behind(out), left_behind(out)
-        assert [path.name for path in out.iterdir() if ".tmp" in path.name] == []
+    for index in range(number):
+        out = shutil.copytree(undisturbed, folder / f"first-{index}")
+        hit += kills.kill(after(chance.uniform(1.0, 5.0)), "sync", "--out", str(out)) is not None
+        assert_in_order(kills, out)
         shutil.rmtree(out)
     return hit
 
@@ -104,20 +98,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance = random.Random(options.seed)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        folder, temporary = Path(place), Path(place) / "tmp"
-        temporary.mkdir()
-        os.environ["TMPDIR"] = str(temporary)
-        undisturbed = folder / "undisturbed"
-        call(*RUN, "--out", str(undisturbed), "--jobs", "2", "--tracking", "none")
-        hit = first_tracking(folder, undisturbed, options.first, chance)
-        print(f"first tracking: {options.first} kills, {hit} in time: every store opens and is in step", flush=True)
+        folder, kills = Path(place), Kills(Path(place) / "tmp")
+        kills.temporary.mkdir()
+        os.environ["TMPDIR"] = str(kills.temporary)
+        undisturbed, tracked = folder / "undisturbed", folder / "tracked"
+        kills.finish(*RUN, "--out", str(undisturbed), "--jobs", "2", "--tracking", "none")
+        if options.first:
+            hit = first_tracking(kills, folder, undisturbed, options.first, chance)
+            print(f"first tracking: {options.first} kills, {hit} in time: every store opens and is in step", flush=True)
         if options.kills:
-            runs, most = storm(folder, undisturbed, options.kills, chance)
-            print(
-                f"runs: {options.kills} kills; {runs} runs end with the records of one that nobody killed; nothing left"
-            )
-            print(f"entries in /dev/shm right after a kill: up to {most}")
+            start = time.monotonic()
+            kills.finish(*RUN, "--out", str(tracked), "--jobs", "2")
+            whole = time.monotonic() - start
+            print(f"a whole tracked run: {whole:.1f} s", flush=True)
+            storm = Storm(kills, undisturbed, PAST_THE_END * whole, chance)
+            while storm.stages.total() < options.kills:
+                out = folder / f"out-{storm.folders}"
+                storm.folder(out, options.kills)
+                shutil.rmtree(out)
+                print(f"{storm} ({time.monotonic() - began:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from bench.defenses.shared.filtering import Filter
@@ -53,6 +51,9 @@ class ActivationClustering(Filter):
 
     def smaller(self, values: np.ndarray, seed: int) -> np.ndarray:
         """Which of values [n, d] are in the smaller of two clusters, bool [n]; the second if they are equal."""
+        from sklearn.cluster import KMeans  # here: every command would wait a second for it
+        from sklearn.decomposition import PCA
+
         if 0 < self.settings.components < min(values.shape):
             values = PCA(self.settings.components, svd_solver="full").fit_transform(values)
         second = KMeans(2, n_init=10, random_state=seed).fit_predict(values) == 1

@@ -18,7 +18,7 @@ from bench.defenses.diffusion.schedule import (
     one_shot,
     step_for,
 )
-from bench.defenses.diffusion.sources import FIT, fitted, loaded, outside
+from bench.defenses.diffusion.sources import FIT, fitted, loaded, must_denoise, name_by_content, outside
 from bench.plugin import (
     Classifier,
     Defense,
@@ -125,6 +125,14 @@ class Denoise(Defense):
 
     def external(self) -> dict[str, Any]:
         return outside(self.settings.source, self.settings.revision)
+
+    def by_content(self) -> dict[str, str]:
+        name = name_by_content(self.settings.source, self.settings.revision)
+        return {} if name == self.settings.source else {"source": name}
+
+    def must_take(self, size: int) -> None:
+        settings = self.settings
+        must_denoise(settings.source, settings.revision, size, settings.scale * settings.sigma)
 
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         # With a warm start the training begins on the raw set; `epoch` replaces it with the denoised one.

@@ -41,7 +41,9 @@ WORDS = ["", "nan", "inf", "-0", "1e999", "true", "None", "x" * 7000, "'\"<b>&|`
          "2026-01-01T00:00:00+00:00:00.5", "2026-01-01", "done", "failed", digest("other")]  # fmt: skip
 NUMBERS = [0, -1, 1, 2, 255, 2**31, 2**53 + 1, -(2**63), 2**63, 2**64, 10**30, 10**400, 0.0, -0.0, 0.5, -0.5, 1.5,
            5e-324,           1e17, 1e300, -1e300, 1.7976931348623157e308]  # fmt: skip
-PLAIN: st.SearchStrategy[Any] = st.sampled_from([None, True, False, *NUMBERS, *WORDS, [], {}, [[]], [{}], {"": {}}, {"a": 1, "a.b": 2}])
+PLAIN: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, False, *NUMBERS, *WORDS, [], {}, [[]], [{}], {"": {}}, {"a": 1, "a.b": 2}]
+)
 VALUES = PLAIN | st.recursive(
     PLAIN | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=8), inner),

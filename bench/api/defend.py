@@ -195,7 +195,8 @@ def _selected(defense: str, settings: Mapping[str, Any]) -> SelectedDefense:
 
 
 def _check_knowledge(chosen: SelectedDefense, knowledge: Knowledge, size: int) -> None:
-    """BadInput where the defense needs to know more, or images are of another size."""
+    """BadInput where the defense needs to know more, or cannot take images of this size."""
+    chosen.asked.must_take(size)
     parts = chosen.parts or (chosen,)
     needed = {
         "poison_rate": any("poison_rate" in p.make.needs and not getattr(p.settings, "rate", None) for p in parts),

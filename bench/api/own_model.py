@@ -18,7 +18,7 @@ def as_classifier(
 
     network: pixels [n, 3, size, size], normalised, to logits [n, classes]; the features that some defenses look at are
     what its last `nn.Linear` is given. Its weights become float32, as pixels are. BadInput where that is not so, tried
-    on two images.
+    on two images, or its scores are not finite.
     """
     body = copy.deepcopy(network).float().eval()
     linear = [name for name, module in body.named_modules() if isinstance(module, nn.Linear)]
@@ -33,10 +33,13 @@ def as_classifier(
             logits = body(pixels)
             setattr(body.get_submodule(parent), name, nn.Identity())
             features = body(pixels)
+            finite = bool(torch.isfinite(logits).all())
             split = features.ndim == 2 and torch.equal(head(features), logits)
     except Exception as error:  # another person's code may raise anything
         text = " ".join(str(error).split())
         raise BadInput(f"model: cannot take images of {size} pixels: {type(error).__name__}: {text}") from None
+    if not finite:
+        raise BadInput("model: its scores are not finite; fix: weights without NaN or infinity")
     if not split:
         raise BadInput(f"model: '{linear[-1]}' is not its last step; fix: end the network in that nn.Linear")
     if logits.shape != (2, classes):

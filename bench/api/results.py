@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,7 +30,10 @@ def records(paths: Paths = "results/runs") -> pd.DataFrame:
     from bench.views.frames import records_frame
 
     several = [paths] if isinstance(paths, str | Path) else list(paths)
-    return records_frame(read([Path(path) for path in several], lambda line: print(line, file=sys.stderr)))
+    say = functools.partial(print, file=sys.stderr)
+    return records_frame(
+        _of_all([Path(path) for path in several], functools.partial(storage.read, say=say, curves=False))
+    )
 
 
 def leaderboard(records: pd.DataFrame | Sequence[Record], baseline: str = "none") -> pd.DataFrame:
@@ -51,12 +55,16 @@ def leaderboard(records: pd.DataFrame | Sequence[Record], baseline: str = "none"
 
 
 def read(paths: Sequence[Path], say: Callable[[str], None]) -> list[Record]:
-    """The records of output folders and of files with one record per line, without curves; a damaged one is told to
-    `say` and skipped. BadInput where there are none."""
+    """What a leaderboard needs of the records of output folders and of files with one record per line; a damaged one is
+    told to `say` and skipped. BadInput where there are none."""
+    return _of_all(paths, functools.partial(storage.read_standings, say=say))
+
+
+def _of_all(paths: Sequence[Path], read: Callable[..., list[Record]]) -> list[Record]:
     trials: list[Record] = []
     for path in paths:
         folder, files = (path / "records", []) if _is_folder(path) else (None, [path])
-        trials += storage.read(folder, files, say, curves=False)
+        trials += read(folder, files)
     if not trials:
         where = ", ".join(f"'{path}'" for path in paths)
         raise BadInput(f"leaderboard: no records under {where}; fix: --out DIR or --records FILE")

@@ -127,6 +127,7 @@ class World:
         defense = defense or self.defense()
         self.lent = data = copy.deepcopy(self.clean)
         defense.external()
+        defense.must_take(SIZE)
         services = Services(
             RECIPE,
             CLASSES,

@@ -35,7 +35,7 @@ def sync(out: Path, tracking: str | None) -> int:
 def ui(port: int, host: str, out: Path, tracking: str | None) -> int:
     """Open the MLflow UI on the right store."""
     from bench.views.mlflow.book import FILTER
-    from bench.views.mlflow.server import SERVER, resolve_uri
+    from bench.views.mlflow.server import SERVER, ensure_home, resolve_uri
 
     uri = resolve_uri(tracking, out)
     if uri is None:
@@ -47,6 +47,7 @@ def ui(port: int, host: str, out: Path, tracking: str | None) -> int:
         raise BadInput(f"ui: no MLflow store under '{out}'; run something first, or give --out DIR")
     command = [sys.executable, "-m", "mlflow", "ui", "--host", host]
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not an argument, which everybody on this machine can read
+    ensure_home()
     echo(f"http://{host}:{port} (filter the runs by: {FILTER})")
     for name, value in SERVER.items():
         os.environ.setdefault(name, value)

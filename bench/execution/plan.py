@@ -157,6 +157,7 @@ def _check(study: Study, attacks: Sequence[SelectedAttack], defenses: Sequence[S
             )
     for defense in defenses:
         defense.external  # noqa: B018  (BadInput now rather than in every trial)
+        defense.asked.must_take(study.size)
         if defense.asked.wants_public:
             study.public_dataset  # noqa: B018
 

@@ -67,13 +67,24 @@ def read_regular(path: Path | str, most: int = MOST_BYTES) -> bytes:
     Links are followed. OSError, with the cause as its `strerror`, when the file cannot be read, FileNotFoundError when
     it is missing, NotRegular when it is none of up to `most` bytes.
     """
-    with open_regular(path, most) as file:
-        return file.read(os.fstat(file.fileno()).st_size)  # no more than that, though a writer may add to it
+    handle, size = _regular(path, most)
+    try:
+        parts = [os.read(handle, size)]  # no more than that, though a writer may add to it
+        while parts[-1] and (left := size - sum(map(len, parts))):
+            parts.append(os.read(handle, left))
+    finally:
+        os.close(handle)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def open_regular(path: Path | str, most: int = MOST_BYTES) -> BinaryIO:
     """The file, open for reading. A pipe that nobody writes to would make us wait for ever, a device like /dev/zero
     never ends: only regular files are let through. Errors as of `read_regular`."""
+    return os.fdopen(_regular(path, most)[0], "rb")
+
+
+def _regular(path: Path | str, most: int) -> tuple[int, int]:
+    """The handle of a regular file, and its size in bytes."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # non-blocking: opening a pipe must not wait
     try:
         status = os.fstat(handle)
@@ -83,10 +94,10 @@ def open_regular(path: Path | str, most: int = MOST_BYTES) -> BinaryIO:
             )
         if status.st_size > most:
             raise NotRegular(errno.EINVAL, f"{status.st_size} bytes, more than {most}", str(path))
-        return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+    return handle, status.st_size
 
 
 class NotRegular(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import reprlib
 import types
@@ -30,6 +31,7 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
 
+@functools.lru_cache(maxsize=4096)
 def literal(text: str) -> Any:
     """The value that `text` denotes in TOML (`8`, `0.1`, `true`, `[30, 50]`), else the text itself."""
     try:

@@ -61,6 +61,10 @@ class Composition(Defense):
     def external(self) -> dict[str, Any]:
         return {part.name: found for part in self.parts if (found := part.external())}
 
+    def must_take(self, size: int) -> None:
+        for part in self.parts:
+            part.must_take(size)
+
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         yield from self._jobs(data, services, self.parts)
 

@@ -58,6 +58,14 @@ class Defense:
         the identity of a trial's record. Called before any work: BadInput, with a fix, when something is missing."""
         return {}
 
+    def by_content(self) -> dict[str, str]:
+        """Settings that lead to a file or folder, by name: what stands for them in identities and records, so that
+        the same content is the same however its path is spelled. What `external` checks may be relied on."""
+        return {}
+
+    def must_take(self, size: int) -> None:
+        """BadInput, with a fix, where images of `size` pixels cannot be worked on. Called before any work."""
+
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         """The trainings to run; `data` is the training set on the device."""
         yield Job(data)

@@ -94,8 +94,22 @@ class SelectedDefense:
         return tuple(dict.fromkeys([*self.make.needs, *(need for part in self.parts for need in part.needs)]))
 
     def values(self) -> dict[str, Any]:
-        """All settings, those of parts under their labels."""
-        return {part.label: part.values() for part in self.parts} if self.parts else self.settings.as_dict()
+        """All settings, those of parts under their labels; those that lead to files by content."""
+        if self.parts:
+            return {part.label: part.values() for part in self.parts}
+        return {**self.settings.as_dict(), **self._by_content}
+
+    @functools.cached_property
+    def _by_content(self) -> dict[str, str]:
+        return self.asked.by_content()
+
+    def places(self) -> dict[str, str]:
+        """Where the files of such settings were, as asked for."""
+        return {
+            f"defense.{part.label}.{name}": str(getattr(part.settings, name))
+            for part in self.parts or (self,)
+            for name in part._by_content
+        }
 
     def changed(self, **settings: Any) -> SelectedDefense:
         """The same with other settings. BadInput for those that it does not know."""

@@ -22,20 +22,25 @@ def bring_up_to_date(record: dict[str, Any]) -> bool:
     check to find."""
     changed = _fill(record, {name: json.loads(value) for name, value in _LATER_FIELDS.items() if name not in record})
     changed |= _fill(record, {"started": record.get("finished")})
-    draw, poisons, threat = record.get("draw"), record["poisons"], record.get("settings")
+    draw, poisons = record.get("draw"), record["poisons"]
     if isinstance(draw, dict):
         for old, new in _RENAMED.items():
             if old in draw:
                 draw[new] = draw.pop(old)
                 changed = True
-    for level in ("protocol", "threat"):
-        threat = threat.get(level) if isinstance(threat, dict) else None
-    if isinstance(threat, dict):
-        changed |= _fill(threat, _LATER_SETTINGS)
+    changed |= bring_settings_up_to_date(record.get("settings"))
     if isinstance(poisons, dict) and poisons.get("adapted_to") and not record["adapted_to"]:
         record["adapted_to"] = [poisons["adapted_to"]]
         changed = True
     return changed
+
+
+def bring_settings_up_to_date(settings: Any) -> bool:
+    """Fill in what the threat model of an older version did not say; whether there was anything."""
+    threat = settings
+    for level in ("protocol", "threat"):
+        threat = threat.get(level) if isinstance(threat, dict) else None
+    return isinstance(threat, dict) and _fill(threat, _LATER_SETTINGS)
 
 
 def _fill(values: dict[str, Any], defaults: Mapping[str, Any]) -> bool:

@@ -96,6 +96,7 @@ assert SCHEMA == 1  # what Record describes
 _WHOLE, _SUMMARY = TypeAdapter(Record), TypeAdapter(Summary)
 
 _HEAD, _HEX = b'{"digest":"', 64
+_BEGUN = hashlib.sha256(b"{")
 _UNSEALED = ("digest", "cached")  # what the digest does not cover
 
 
@@ -109,7 +110,7 @@ def parse(text: bytes) -> Record:
     """The record in `text`, brought up to date; ValueError when it is none, or not what was written. Fields that
     `Record` does not name stay."""
     value = from_json(text, allow_inf_nan=False)
-    if not _as_written(text):
+    if not as_written(text):
         verify(value)
     return checked(value)
 
@@ -122,9 +123,9 @@ def parse_unsealed(text: bytes) -> Record:
 def parse_summary(text: bytes) -> Record:
     """As `parse`, with empty curves, of which nothing is kept: four times as fast on a record as it is written."""
     try:
-        if not _as_written(text):
+        if not as_written(text):
             return without_curves(parse(text))
-        record = _finished(_SUMMARY.validate_json(text, strict=True))
+        record = finished(_SUMMARY.validate_json(text, strict=True))
     except ValidationError:  # perhaps of an older version, which `parse` brings up to date
         return without_curves(parse(text))
     record["history"] = []
@@ -158,7 +159,7 @@ def checked(record: Any, *, seal: bool = True) -> Record:
     _WHOLE.validate_python(record, strict=True)
     if seal and changed and record.get("digest") is not None:
         record["digest"] = _digest(_content(record))
-    return _finished(record)
+    return finished(record)
 
 
 def why(error: OSError | ValueError) -> str:
@@ -173,13 +174,13 @@ def why(error: OSError | ValueError) -> str:
     return "".join(character if character.isprintable() else " " for character in text)[:200]
 
 
-def _as_written(text: bytes) -> bool:
+def as_written(text: bytes) -> bool:
     """Whether `text` is what `sealed` wrote, by its digest; text that was laid out anew may be a sound record too."""
     begin = len(_HEAD) + _HEX + 2
     if not text.startswith(_HEAD):
         return False
-    total = hashlib.sha256(b"{")
-    total.update(text[begin:].rstrip(b"\n"))
+    total = _BEGUN.copy()
+    total.update(memoryview(text.rstrip(b"\n"))[begin:])
     return total.hexdigest().encode() == text[len(_HEAD) : len(_HEAD) + _HEX]
 
 
@@ -192,7 +193,17 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _finished(record: Any) -> Record:
+def bring_settings_up_to_date(settings: Any) -> None:
+    """Fill in what the threat model of an older version did not say."""
+    threat = settings
+    for level in ("protocol", "threat"):
+        threat = threat.get(level) if isinstance(threat, dict) else None
+    if isinstance(threat, dict):
+        for name, default in _LATER_SETTINGS.items():
+            threat.setdefault(name, default)
+
+
+def finished(record: Any) -> Record:
     if record["status"] == "done" and None in (record["success"], record["clean_accuracy"]):
         raise ValueError("done, but without success or clean accuracy")
     return cast("Record", record)

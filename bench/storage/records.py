@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from pydantic_core import from_json
 
 from bench.foundation import files
 from bench.foundation.errors import BadInput
 from bench.storage.record import Record, checked, parse, parse_summary, sealed, verify, why, without_curves
+from bench.storage.standings import Standings
 
 DEPENDS_ON_THE_DAY = (
     *("seconds", "reused", "memory_peak_mib", "places", "started", "finished", "environment", "revision", "cached"),
@@ -27,6 +29,13 @@ ALIKE = ("settings", "data", "code", "environment", "surrogates", "reused", "kno
 """Fields in which the records of a cell tend to agree; they are kept once, which halves the memory of many records."""
 
 
+class Kind(NamedTuple):
+    """What is kept of every record."""
+
+    parse: Callable[[bytes], Record]
+    lighten: Callable[[Record], Record]  # a record that has been read whole
+
+
 def read(
     folder: Path | None, paths: Iterable[Path], say: Callable[[str], None], *, curves: bool = True
 ) -> list[Record]:
@@ -36,17 +45,31 @@ def read(
     curves: with the losses of every step and epoch, nine tenths of a record. A damaged file is skipped and reported in
     one line, so are all damaged records of a file together. BadInput when a place cannot be read at all.
     """
+    kind = Kind(parse, lambda record: record) if curves else Kind(parse_summary, without_curves)
+    with _without_collector():
+        records: list[Record] = []
+        for record in _read(folder, paths, say, kind):
+            if records:
+                _share(records[-1], record)
+            records.append(record)
+    return records
 
+
+def read_standings(folder: Path | None, paths: Iterable[Path], say: Callable[[str], None]) -> list[Record]:
+    """As `read`, no more than a leaderboard needs: the fields `standings.KEPT`. For very many records."""
+    shared = Standings()
+    with _without_collector():
+        return list(_read(folder, paths, say, Kind(shared.parse, shared.lighten)))
+
+
+def _read(folder: Path | None, paths: Iterable[Path], say: Callable[[str], None], kind: Kind) -> Iterator[Record]:
     def skip(path: Path, error: OSError | ValueError) -> None:
         say(f"record {path} is skipped: {why(error)}")
 
-    with _without_collector():
-        records = list(_parsed(_paths(folder), skip, parse if curves else parse_summary)) if folder is not None else []
-        for path in paths:
-            records += _of_file(path, say) if curves else map(without_curves, _of_file(path, say))
-        for one, other in zip(records, records[1:], strict=False):
-            _share(one, other)
-    return records
+    if folder is not None:
+        yield from _parsed(_paths(folder), skip, kind.parse)
+    for path in paths:
+        yield from _of_file(path, say, kind)
 
 
 class Records:
@@ -135,41 +158,58 @@ def _parsed(
             yield record
 
 
-def _paths(root: Path) -> list[str]:
-    """Paths root/protocol/attack/defense/*.json, sorted. BadInput when the folder cannot be read."""
+def _paths(root: Path) -> Iterator[str]:
+    """Paths root/protocol/attack/defense/*.json, sorted. BadInput when a folder cannot be read."""
     folders = [os.fspath(root)]
     try:
         for _ in range(3):
             folders = [entry.path for folder in folders for entry in os.scandir(folder) if entry.is_dir()]
-        names = [entry for folder in folders for entry in os.scandir(folder)]
+        for folder in sorted(folders, key=lambda folder: f"{folder}{os.sep}"):
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
+            yield from (f"{folder}{os.sep}{name}" for name in names)
     except OSError as error:
         raise BadInput(f"records: '{error.filename}' cannot be read: {error.strerror}; fix: give --out DIR") from None
-    return sorted(e.path for e in names if e.name.endswith(".json") and not e.name.startswith("."))
 
 
-def _of_file(path: Path, say: Callable[[str], None]) -> Iterator[Record]:
+def _of_file(path: Path, say: Callable[[str], None], kind: Kind) -> Iterator[Record]:
     """Records of a file with one, or an array of them, per line, or with one or an array over many lines."""
+    damaged = []
     try:
-        text = files.read_regular(path)
+        with files.open_regular(path) as file:
+            for number, line in enumerate(_lines(file), 1):
+                try:
+                    if line.startswith(b"{"):
+                        yield kind.parse(line)
+                        continue
+                    values = from_json(line, allow_inf_nan=False) if line.strip() else []
+                except ValueError as error:
+                    damaged.append(f"line {number}, {why(error)}")
+                    continue
+                for value in values if isinstance(values, list) else [values]:
+                    try:
+                        verify(value)
+                        yield kind.lighten(checked(value))
+                    except ValueError as error:
+                        damaged.append(f"line {number}, {why(error)}")
     except OSError as error:
         raise BadInput(
             f"--records: '{path}' cannot be read: {error.strerror}; fix: give a file of records, one per line"
         ) from None
-    lines, damaged = text.splitlines(), []
-    with contextlib.suppress(ValueError):
-        from_json(text)
-        lines = [text]  # one value over many lines
-    for number, line in enumerate(lines, 1):
-        try:
-            values = from_json(line, allow_inf_nan=False) if line.strip() else []
-        except ValueError as error:
-            damaged.append(f"line {number}, {why(error)}")
-            continue
-        for value in values if isinstance(values, list) else [values]:
-            try:
-                verify(value)
-                yield checked(value)
-            except ValueError as error:
-                damaged.append(f"line {number}, {why(error)}")
     if damaged:
         say(f"records {path}: {len(damaged)} damaged record{'s' * (len(damaged) > 1)} skipped: {damaged[0]}")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, or all of it where that is one value over many lines. Only then is all of it in memory."""
+    first = file.readline()
+    with contextlib.suppress(ValueError):
+        from_json(first)  # so more lines are more values
+        for line in itertools.chain([first], file):
+            yield from line.splitlines()
+        return
+    text = first + file.read()
+    with contextlib.suppress(ValueError):
+        from_json(text)
+        yield text
+        return
+    yield from text.splitlines()

@@ -9,14 +9,15 @@ from bench.storage.record import Record
 
 
 def best_restart(record: Record) -> tuple[int, list[float]] | None:
-    """Which restart of the crafting ended lowest, and its losses by step; None where the attack tells none, or in
+    """Which restart of the crafting ended lowest, and its losses by step, NaN where one is no number; None where the attack tells none, or in
     another form than a list of numbers for every restart and the last value of each."""
     curves, ends = record["poisons"].get("losses") or [], record["poisons"].get("final_losses") or []
     known = [i for i, end in enumerate(ends[: len(curves)]) if is_number(end)]
     best = min(known, key=ends.__getitem__, default=None)
-    if best is None or not isinstance(curves[best], list) or not curves[best] or not all(map(is_number, curves[best])):
+    curve = curves[best] if best is not None else None
+    if not isinstance(curve, list) or not any(map(is_number, curve)):
         return None
-    return best, [float(loss) for loss in curves[best]]
+    return best, [float(loss) if is_number(loss) else math.nan for loss in curve]
 
 
 def is_number(value: Any) -> bool:

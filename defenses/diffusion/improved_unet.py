@@ -5,7 +5,6 @@ Written from the paper's appendix A; parameters carry the names that the publish
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,15 +144,3 @@ class Double(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         doubled: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
         return doubled
-
-
-def differences(expected: dict[str, Tensor], checkpoint: dict[str, Tensor]) -> Sequence[str]:
-    """Why a checkpoint does not fit this network, in words; empty when it does."""
-    reasons = [f"'{name}' is missing" for name in expected if name not in checkpoint]
-    reasons += [f"'{name}' is unknown" for name in checkpoint if name not in expected]
-    reasons += [
-        f"'{name}' has the shape {list(checkpoint[name].shape)}, not {list(expected[name].shape)}"
-        for name in expected
-        if name in checkpoint and checkpoint[name].shape != expected[name].shape
-    ]
-    return reasons

@@ -24,23 +24,26 @@ class Denoiser:
     """A diffusion model as a predictor of the noise in an image.
 
     predict: (x_t float32 [n, 3, h, w], step) -> noise of the same shape; alphas: abar of every step, float64 [T],
-    decreasing; identity: everything that shapes it, as JSON; multiple: the side of the images must be a multiple of
-    it; size: the only side that it accepts, 0 for any.
+    decreasing; identity: everything that shapes it, as JSON, and nothing else; name: what a person calls it; multiple:
+    the side of the images must be a multiple of it; size: the only side that it accepts, 0 for any.
     """
 
     predict: Callable[[Tensor, int], Tensor]
     alphas: Tensor
     identity: dict[str, Any]
+    name: str
     multiple: int = 1
     size: int = 0
 
     def must_take(self, size: int) -> None:
         """TrialFailed for images of a side that it cannot denoise."""
-        denoiser = f"the denoiser '{self.identity['source']}'"
+        denoiser = f"the denoiser '{self.name}'"
         if self.size and size != self.size:
             raise TrialFailed(f"{denoiser} takes images of {self.size} pixels, not {size}; fix: source = fit")
         if size < self.multiple or size % self.multiple:
-            raise TrialFailed(f"{denoiser}: images of {size} pixels; allowed: multiples of {self.multiple}")
+            raise TrialFailed(
+                f"{denoiser}: images of {size} pixels; allowed: multiples of {self.multiple}; fix: other images"
+            )
 
 
 def cosine_schedule(steps: int = 4000) -> Tensor:
@@ -63,7 +66,8 @@ def step_for(alphas: Tensor, s: float) -> int:
     schedule never reaches it."""
     reached = torch.nonzero(noise_of(alphas) >= s).flatten()
     if len(reached) == 0:
-        raise TrialFailed(f"noise {s:g}: the denoiser's schedule ends at {float(noise_of(alphas)[-1]):.3g}")
+        last = float(noise_of(alphas)[-1])
+        raise TrialFailed(f"noise {s:g}: the denoiser's schedule ends at {last:.3g}; fix: a smaller defense.sigma")
     return int(reached[0])
 
 
@@ -71,16 +75,24 @@ def one_shot(denoiser: Denoiser, pixels: Tensor, noise: Tensor, step: int) -> Te
     """Add noise to images up to `step` and remove it with one call of the network.
 
     pixels: float [n, 3, h, w] in [0, 1]; noise: standard normal of that shape. Returns pixels in [0, 1]. TrialFailed
-    when the network's output is not finite.
+    when the network's output has another shape or is not finite.
     """
     abar = float(denoiser.alphas[step])
     signal, sigma = math.sqrt(abar), math.sqrt(1 - abar)
     noisy = (signal * (2 * pixels - 1) + sigma * noise).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         predicted = denoiser.predict(noisy, step)
+    if predicted.shape != noisy.shape:
+        raise TrialFailed(
+            f"the denoiser '{denoiser.name}' makes {list(predicted.shape)} of images {list(noisy.shape)}; "
+            "fix: another denoiser"
+        )
     clean = (noisy - sigma * predicted) / signal
     if not torch.isfinite(clean).all():
-        raise TrialFailed(f"the denoiser '{denoiser.identity['source']}' returns values that are not finite")
+        raise TrialFailed(
+            f"the denoiser '{denoiser.name}' returns values that are not finite; fix: another denoiser, or no "
+            "defense.source"
+        )
     return (clean.clamp(-1, 1) + 1) / 2
 
 

@@ -5,31 +5,29 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
-from importlib import metadata, util
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.defenses.diffusion.improved_unet import ImprovedUNet, Shape, differences
-from bench.defenses.diffusion.schedule import Denoiser, cosine_schedule
+from bench.defenses.diffusion.diffusers_model import content_of, denoiser_of, files_of, folder_of, on_hub
+from bench.defenses.diffusion.improved_unet import ImprovedUNet, Shape
+from bench.defenses.diffusion.schedule import Denoiser, cosine_schedule, one_shot, step_for
 from bench.defenses.diffusion.unet import MULTIPLE, fit_unet, new_unet
-from bench.plugin import BadInput, Images, Services, TrialFailed, derive
+from bench.defenses.diffusion.weights import checked, digest, in_words, refused, state
+from bench.plugin import BadInput, Images, Services, TrialFailed, derive, open_regular
 
 FIT = "fit"
-HUB_ID = r"[\w.-]+/[\w.-]+"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-INSTALL = "pip install 'poisoning-bench[diffusion]'"
-PREDICTED = ("epsilon", "v_prediction", "sample")
+States = tuple[tuple[int, int], ...]
 
 
 def fitted(public: Images, width: int, steps: int, batch: int, services: Services) -> Denoiser:
     """The small U-Net, trained on public images: shared by all trials, noise levels and variants of a study."""
     inputs = {"source": FIT, "public": public.digest, "width": width, "steps": steps, "batch": batch}
     untrained = new_unet(width, 0).to(public.images.device)
-    denoiser = Denoiser(untrained.noise, untrained.alphas, inputs, MULTIPLE)
+    denoiser = Denoiser(untrained.noise, untrained.alphas, inputs, FIT, MULTIPLE)
     denoiser.must_take(public.images.shape[2])
     arguments = (public.images, width, steps, batch, derive(0, "denoiser"), services.report)
     weights = services.keep("denoiser", inputs, lambda: dict(fit_unet(*arguments).state_dict()), external=True)
@@ -40,196 +38,104 @@ def fitted(public: Images, width: int, steps: int, batch: int, services: Service
 
 def outside(source: str, revision: str = "") -> dict[str, Any]:
     """The identity of a denoiser from outside, as JSON: sha256 of its files, the package that reads it, and of one from
-    the hub the commit; {} for one that is fitted here. Checks all that can be checked without images; BadInput in one
-    line."""
-    if revision and not _on_hub(source):
+    the hub the commit; {} for one that is fitted here. The same wherever it lies. The denoiser is loaded; BadInput in
+    one line for one that is broken."""
+    if revision and not on_hub(source):
         raise BadInput(
             f"defense.revision '{revision}' is for a model of the hub, and '{source}' is none; fix: leave it out"
         )
     if source == FIT:
         return {}
-    if source.endswith(".pt"):
-        path = Path(source)
-        if not path.is_file():
-            raise BadInput(f"defense.source: file not found: '{source}'; fix: the path of a checkpoint")
-        _checkpoint(source, *_state(path))
-        return {"denoiser": {"format": "improved-diffusion", "files": _digests([path])}}
-    folder = _folder(source, revision)
-    _configurations(folder)
-    commit = {"revision": folder.name} if _on_hub(source) else {}  # the hub's cache has a folder for every commit
-    return {"denoiser": {**_content(folder), **commit}}
+    loaded(source, torch.device("cpu"), revision)
+    return {"denoiser": _content(source, revision)}
 
 
-def _content(folder: Path) -> dict[str, Any]:
-    return {"format": "diffusers", "diffusers": metadata.version("diffusers"), "files": _digests(_files(folder))}
+def name_by_content(source: str, revision: str = "") -> str:
+    """What stands for the source where it must not matter where a file lies: the beginning of its digest. 'fit' and
+    models of the hub are called as they are."""
+    return source if source == FIT or on_hub(source) else _name(_content(source, revision))
 
 
 def loaded(source: str, device: torch.device, revision: str = "") -> Denoiser:
     """A denoiser from outside, on `device`, in eval mode. Errors as `outside`."""
-    outside(source, revision)
+    return _loaded(source, revision, str(device), _states(source, revision))
+
+
+def must_denoise(source: str, revision: str, size: int, noise: float) -> None:
+    """BadInput where images of `size` pixels cannot be denoised from `noise` (s), tried on two of them."""
+    if source != FIT:
+        _try(source, revision, size, noise, _states(source, revision))
+    elif size < MULTIPLE or size % MULTIPLE:
+        raise BadInput(
+            f"defense.source '{FIT}' on images of {size} pixels; allowed: multiples of {MULTIPLE}; fix: other images"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _try(source: str, revision: str, size: int, noise: float, states: States) -> None:
+    """Once for each denoiser, size and noise: a command may have thousands of cells."""
+    denoiser = loaded(source, torch.device("cpu"), revision)
+    chance = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, size, size, generator=chance)
+    try:
+        denoiser.must_take(size)
+        one_shot(denoiser, pixels, torch.randn(pixels.shape, generator=chance), step_for(denoiser.alphas, noise))
+    except TrialFailed as error:
+        raise BadInput(f"defense.source: {error}") from None
+    except Exception as error:  # the layers of a configuration may not go together in any way
+        raise refused(source, f"cannot denoise images of {size} pixels ({in_words(error)})") from None
+
+
+def _states(source: str, revision: str) -> States:
+    """The key under which a denoiser is remembered: one whose files change is read again."""
+    if not source.endswith(".pt"):
+        return tuple(map(state, files_of(folder_of(source, revision))))
+    if not Path(source).is_file():
+        raise BadInput(f"defense.source: file not found: '{source}'; fix: the path of a checkpoint")
+    return (state(Path(source)),)
+
+
+def _content(source: str, revision: str) -> dict[str, Any]:
     if source.endswith(".pt"):
-        return _of_checkpoint(source, str(device), *_state(Path(source)))
-    folder = _folder(source, revision)
-    return _of_folder(source, str(folder), str(device), tuple(_state(path) for path in _files(folder)))
+        return {"format": "improved-diffusion", "files": {"checkpoint": digest(Path(source))}}
+    folder = folder_of(source, revision)
+    # The hub's cache has a folder for every commit.
+    return {**content_of(folder), **({"revision": folder.name} if on_hub(source) else {})}
+
+
+def _name(content: dict[str, Any]) -> str:
+    files = json.dumps(content["files"], sort_keys=True)
+    return f"{content['format']}:{hashlib.sha256(files.encode()).hexdigest()[:12]}"
+
+
+@functools.lru_cache(maxsize=2)  # one that was tried on the CPU may work on a GPU
+def _loaded(source: str, revision: str, device: str, states: States) -> Denoiser:
+    content = _content(source, revision)
+    content.pop("revision", None)  # the files say what they are
+    identity = {"source": source if on_hub(source) else _name(content), **content}
+    if source.endswith(".pt"):
+        return _of_checkpoint(source, identity, torch.device(device))
+    return denoiser_of(folder_of(source, revision), source, identity, torch.device(device))
 
 
 # A checkpoint of improved-diffusion: the unconditional CIFAR-10 model, 4000 cosine steps.
 
 
-@functools.lru_cache(maxsize=1)
-def _checkpoint(source: str, size: int, changed: int) -> dict[str, Tensor]:
-    """The tensors of the file, as float32. weights_only: nothing in it is executed."""
+def _of_checkpoint(source: str, identity: dict[str, Any], device: torch.device) -> Denoiser:
     try:
-        tensors = torch.load(source, map_location="cpu", weights_only=True)
+        with open_regular(source) as file, warnings.catch_warnings(action="ignore"):
+            # weights_only: nothing in it is executed
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file leads to
-        raise BadInput(f"defense.source '{source}' is not a checkpoint of tensors ({type(error).__name__})") from None
-    with torch.device("meta"):
-        expected = ImprovedUNet(Shape()).state_dict()
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise BadInput(f"defense.source '{source}' is not a checkpoint of named tensors")
-    # What was trained on several devices has a prefix; what was stored in half precision cannot take our pixels.
-    tensors = {name.removeprefix("module."): value.float() for name, value in tensors.items()}
-    if any(not torch.isfinite(value).all() for value in tensors.values()):
-        raise BadInput(f"defense.source '{source}' holds NaN or infinity")
-    if reasons := differences(expected, tensors):
-        more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-        raise BadInput(
-            f"defense.source '{source}' is not an improved-diffusion model of CIFAR-10 (128 channels, 3 blocks): "
-            f"{reasons[0]}{more}"
-        )
-    return tensors
-
-
-@functools.lru_cache(maxsize=1)
-def _of_checkpoint(source: str, device: str, size: int, changed: int) -> Denoiser:
+        raise refused(source, f"is not a checkpoint of tensors ({type(error).__name__})") from None
     with torch.device("meta"):  # no weights are drawn
         network = ImprovedUNet(Shape())
-    network.load_state_dict(_checkpoint(source, size, changed), assign=True)
+    what = "an improved-diffusion model of CIFAR-10 (128 channels, 3 blocks)"
+    network.load_state_dict(checked(source, what, tensors, network.state_dict()), assign=True)
     network.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    identity = {"source": source, **outside(source)["denoiser"]}
-    return Denoiser(functools.partial(_learned_sigma, network), cosine_schedule(), identity, size=32)
+    return Denoiser(functools.partial(_learned_sigma, network), cosine_schedule(), identity, source, size=32)
 
 
 def _learned_sigma(network: ImprovedUNet, x: Tensor, step: int) -> Tensor:
     """The noise: the first three channels. The network counts 4000 steps on the scale of 1000."""
     return network(x, torch.full((len(x),), step * 1000 / 4000, device=x.device))[:, :3]
-
-
-# A model of diffusers: a folder, or the id of one on the hub.
-
-
-def _on_hub(source: str) -> bool:
-    return not source.endswith(".pt") and not Path(source).is_dir() and bool(re.fullmatch(HUB_ID, source))
-
-
-def _folder(source: str, revision: str) -> Path:
-    if util.find_spec("diffusers") is None:
-        raise BadInput(f"defense.source '{source}' needs the package diffusers; fix: {INSTALL}")
-    if Path(source).is_dir():
-        return Path(source)
-    if _on_hub(source):
-        return _download(source, revision)
-    raise BadInput(
-        f"defense.source '{source}' not found; allowed: '{FIT}', a diffusers folder, a hub id (owner/name), a .pt file"
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _download(source: str, revision: str) -> Path:
-    """The folder of a model on the hub, downloaded unless it is cached; no code, no pickle."""
-    from huggingface_hub import snapshot_download
-
-    at = f" at revision '{revision}'" if revision else ""
-
-    try:
-        return Path(
-            snapshot_download(source, revision=revision or None, allow_patterns=["*config.json", f"*{WEIGHTS}"])
-        )
-    except Exception as error:  # the network, the hub, an unknown name
-        raise BadInput(
-            f"defense.source: '{source}'{at} is not a folder and cannot be downloaded ({type(error).__name__}); fix: "
-            "download it elsewhere and give its folder"
-        ) from None
-
-
-def _part(folder: Path, name: str) -> Path:
-    """Where a pipeline keeps its `unet` or `scheduler`: a folder of that name, or one folder for all."""
-    return folder / name if (folder / name).is_dir() else folder
-
-
-def _files(folder: Path) -> list[Path]:
-    """Settings and weights of the network, settings of the schedule."""
-    unet, scheduler = _part(folder, "unet"), _part(folder, "scheduler")
-    files = [unet / "config.json", unet / WEIGHTS, scheduler / "scheduler_config.json"]
-    for file in files:
-        if not file.is_file():
-            raise BadInput(
-                f"defense.source: file not found: '{file}'; fix: a folder of diffusers' save_pretrained (safetensors)"
-            )
-    return files
-
-
-def _configurations(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of network and schedule, checked: an unconditional U-Net of three channels that predicts what we can
-    turn into noise."""
-    config, _, scheduler = _files(folder)
-    try:
-        network, schedule = (json.loads(file.read_text()) for file in (config, scheduler))
-        kind, channels = network["_class_name"], network["in_channels"]
-        predicted, classes = schedule.get("prediction_type", "epsilon"), network.get("num_class_embeds")
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        raise BadInput(f"defense.source: '{config}' or '{scheduler}' is not a configuration of diffusers") from None
-    if kind != "UNet2DModel" or channels != 3 or classes is not None:
-        raise BadInput(f"defense.source '{folder}' holds {kind}; allowed: an unconditional UNet2DModel of 3 channels")
-    if predicted not in PREDICTED:
-        raise BadInput(f"defense.source '{folder}' predicts '{predicted}'; allowed: {', '.join(PREDICTED)}")
-    return network, schedule
-
-
-@functools.lru_cache(maxsize=1)
-def _of_folder(source: str, folder: str, device: str, states: tuple[tuple[int, int], ...]) -> Denoiser:
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    place = Path(folder)
-    config, schedule = _configurations(place)
-    try:
-        with torch.random.fork_rng(devices=[]):  # first weights are drawn, then replaced
-            unet = UNet2DModel.from_pretrained(_part(place, "unet"), use_safetensors=True, local_files_only=True)
-        alphas = DDPMScheduler.from_pretrained(_part(place, "scheduler"), local_files_only=True).alphas_cumprod
-    except Exception as error:  # whatever a broken folder leads to
-        raise TrialFailed(f"defense.source '{source}' cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-    unet.float().requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
-    alphas = alphas.double()
-    multiple = 2 ** (len(config["block_out_channels"]) - 1)
-    size = config.get("sample_size") or 0
-    identity = {"source": source, **_content(place)}
-    predict = functools.partial(_of_diffusers, unet, alphas.tolist(), schedule.get("prediction_type", "epsilon"))
-    return Denoiser(predict, alphas, identity, multiple, size)
-
-
-def _of_diffusers(unet: Any, alphas: list[float], predicted: str, x: Tensor, step: int) -> Tensor:
-    """The noise in x_t, from what the network predicts; a learned variance (channels 4 to 6) is left out."""
-    out: Tensor = unet(x, step).sample[:, :3]
-    signal, sigma = alphas[step] ** 0.5, (1 - alphas[step]) ** 0.5
-    if predicted == "v_prediction":
-        return sigma * x + signal * out
-    return (x - signal * out) / sigma if predicted == "sample" else out
-
-
-# Files.
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """Size and time of the last change: the key under which the content of a file is cached."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _digests(files: list[Path]) -> dict[str, str]:
-    return {file.name: _digest(str(file), *_state(file)) for file in files}
-
-
-@functools.lru_cache(maxsize=64)
-def _digest(path: str, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -33,13 +35,16 @@ from bench.defenses.diffusion.schedule import (
 from bench.defenses.diffusion.sources import loaded, outside
 from bench.defenses.diffusion.unet import fit_unet
 from bench.execution.engines.local import Local
+from bench.execution.plan import Plan
 from bench.execution.runner import execute
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.settings import build
 from bench.science.classifier import build_model
 from bench.science.dataset import Images
 from bench.science.defense import Services
+from bench.science.identity import identities
 from bench.science.training import Recipe, Run, train
+from bench.storage.records import DEPENDS_ON_THE_DAY
 from tests.plans import prepare
 from tests.tiny import SETS
 
@@ -72,7 +77,7 @@ def test_a_noise_beyond_the_schedule_is_refused() -> None:
 
 
 def denoiser_of(predict: Callable[..., Any], alphas: Tensor | None = None, **more: Any) -> Any:
-    return Denoiser(predict, cosine_schedule() if alphas is None else alphas, {"source": "test"}, **more)
+    return Denoiser(predict, cosine_schedule() if alphas is None else alphas, {"source": "test"}, "test", **more)
 
 
 def test_a_denoiser_that_knows_the_noise_gives_the_image_back(make_images: Callable[..., Images]) -> None:
@@ -480,8 +485,8 @@ def test_a_folder_without_safe_weights_is_refused(save_model: Callable[..., tupl
     with pytest.raises(BadInput, match="file not found: '.*diffusion_pytorch_model.safetensors'"):
         outside(str(tmp_path))
     weights.write_bytes(b"not these")
-    with pytest.raises(TrialFailed, match="cannot be loaded"):
-        loaded(str(tmp_path), torch.device("cpu"))
+    with pytest.raises(BadInput, match="has weights that cannot be read .SafetensorError"):
+        outside(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -533,6 +538,203 @@ def test_a_trial_with_a_diffusers_model_runs_and_one_of_another_size_says_so(
     assert found.scores(data.images.float() / 255).shape == (12, 3)
     with pytest.raises(TrialFailed, match="takes images of 16 pixels, not 8"):
         list(defense(source=str(tmp_path), sigma=0.025, scale=1).jobs(make_images(6, 8), without))
+
+
+def planned(source: Path | str, *more: str, defense: str = "denoise-0.1") -> Plan:
+    """A plan with a denoiser from outside; the images have 16 pixels."""
+    sets = [*SETS, "trials=1", f"defense.{defense.partition('+')[0]}.source={source}", *more]
+    return prepare("quick", sets, attack="random-noise", defenses=[defense], only=True)
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Changes a configuration of a model; None takes an entry away."""
+
+    def change(folder: Path) -> None:
+        values = {**json.loads((folder / name).read_text()), **changes}
+        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+    return change
+
+
+def rewrite(make: Callable[[dict[str, Tensor]], Any]) -> Callable[[Path], None]:
+    """Changes the weights of a model; `make` changes them in place, or gives others."""
+
+    def change(folder: Path) -> None:
+        safetensors = pytest.importorskip("safetensors.torch")
+        path = folder / "diffusion_pytorch_model.safetensors"
+        weights = safetensors.load_file(path)
+        made = make(weights)
+        path.write_bytes(safetensors.save(weights if not isinstance(made, dict) else made))
+
+    return change
+
+
+def cut(name: str, length: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, length)
+
+
+def replaced(name: str, text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def pipe(folder: Path) -> None:
+    path = folder / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+
+
+BIAS, CONFIG, SCHEDULE = "conv_out.bias", "config.json", "scheduler_config.json"
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a weight is missing": (rewrite(lambda weights: weights.pop(BIAS)), "'conv_out.bias' is missing"),
+    "a weight is unknown": (rewrite(lambda weights: weights.update(x=torch.ones(1))), "'x' is unknown"),
+    "a weight has another shape": (
+        rewrite(lambda weights: weights.update({BIAS: torch.ones(6)})), r"shape \[6\], not \[3\]",
+    ),
+    "no weights": (rewrite(lambda weights: {}), "'conv_in.weight' is missing, and"),
+    "whole numbers": (
+        rewrite(lambda weights: {name: value.int() for name, value in weights.items()}), "named tensors",
+    ),
+    "NaN": (rewrite(lambda weights: weights[BIAS].fill_(torch.nan)), "holds NaN or infinity"),
+    "too large": (rewrite(lambda weights: weights["conv_out.weight"].fill_(3e38)), "not finite"),
+    "truncated": (cut("diffusion_pytorch_model.safetensors", 5000), "weights that cannot be read"),
+    "empty": (cut("diffusion_pytorch_model.safetensors", 0), "weights that cannot be read"),
+    "a pipe": (pipe, "file not found: '.*safetensors'"),
+    "no JSON": (replaced(CONFIG, "{"), "'config.json' that cannot be read .JSONDecodeError"),
+    "nested": (replaced(CONFIG, "[" * 100_000), "'config.json' that cannot be read .RecursionError"),
+    "a list": (replaced(SCHEDULE, "[]"), "'scheduler_config.json' that is no configuration"),
+    "one channel out": (edit(CONFIG, out_channels=1), "3 channels in, 1 out"),
+    "widths are text": (edit(CONFIG, block_out_channels="8"), "no network can be made"),
+    "widths are missing": (edit(CONFIG, block_out_channels=None), "no network can be made"),
+    "more than the memory": (edit(CONFIG, block_out_channels=[2**20, 2**20]), "is not the network of its config.json"),
+    "groups do not divide": (edit(CONFIG, norm_num_groups=3), "no network can be made"),
+    "side is text": (edit(CONFIG, sample_size="a"), "sample_size = 'a'"),
+    "another image size": (edit(CONFIG, sample_size=24), "takes images of 24 pixels, not 16"),
+    "no steps": (edit(SCHEDULE, num_train_timesteps=0), "num_train_timesteps = 0; allowed: 1 to"),
+    "steps without end": (edit(SCHEDULE, num_train_timesteps=10**12), "num_train_timesteps = 1000000000000"),
+    "unknown schedule": (edit(SCHEDULE, beta_schedule="x"), "gives no schedule"),
+    "schedule of NaN": (edit(SCHEDULE, beta_end=float("nan")), "does not fall from 1 to 0"),
+    "schedule that rises": (edit(SCHEDULE, beta_end=-0.1), "does not fall from 1 to 0"),
+    "too little noise": (edit(SCHEDULE, num_train_timesteps=2), "schedule ends at .*; fix: a smaller defense.sigma"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_model_is_refused_when_the_plan_is_made(
+    how: str, save_model: Callable[..., tuple[Any, Any]], tmp_path: Path
+) -> None:
+    break_it, words = BROKEN[how]
+    save_model(steps=1000)
+    planned(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises(BadInput, match=words) as error:
+        planned(tmp_path)
+    assert "fix: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_that_makes_another_shape_is_refused() -> None:
+    for wrong in (lambda x, step: x[:, :1], lambda x, step: x[..., :1], lambda x, step: x[:1]):
+        with pytest.raises(TrialFailed, match=r"makes \[.*\] of images \[2, 3, 8, 8\]"):
+            one_shot(denoiser_of(wrong), torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), 100)
+
+
+def test_a_model_in_half_precision_is_cast(save_model: Callable[..., tuple[Any, Any]], tmp_path: Path) -> None:
+    unet, _ = save_model()
+    rewrite(lambda weights: {name: value.half() for name, value in weights.items()})(tmp_path)
+    found = loaded(str(tmp_path), torch.device("cpu"))
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(found.predict(x, 20), unet.half().float()(x, 20).sample, atol=1e-5)
+
+
+def test_the_names_that_published_models_have_for_attention_are_read(
+    save_model: Callable[..., tuple[Any, Any]], tmp_path: Path
+) -> None:
+    unet, _ = save_model(
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")
+    )
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+    def rename(name: str) -> str:
+        for new, before in old.items():
+            name = name.replace(new, before)
+        return name
+
+    rewrite(lambda weights: {rename(name): value for name, value in weights.items()})(tmp_path)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = unet(x, 20).sample
+        assert torch.allclose(loaded(str(tmp_path), torch.device("cpu")).predict(x, 20), expected, atol=1e-5)
+
+
+def test_images_that_the_fitted_network_cannot_take_are_refused_when_the_plan_is_made() -> None:
+    with pytest.raises(BadInput, match="on images of 10 pixels; allowed: multiples of 4; fix: "):
+        defense().must_take(10)
+    defense().must_take(16)
+
+
+def test_a_model_is_tried_once_in_a_process(
+    save_model: Callable[..., tuple[Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(steps=1000)
+    planned(tmp_path)
+    monkeypatch.setattr(sources, "one_shot", None)
+    planned(tmp_path, "train.epochs=3")
+
+
+@pytest.fixture
+def spelled(save_model: Callable[..., tuple[Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One model of diffusers, as its place may be written, and a copy of it."""
+    save_model(steps=1000)
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    return [str(tmp_path), f"{tmp_path}/", f"../{tmp_path.name}", "./", "link", f"../{copy.name}"]
+
+
+def one_key(sources: list[str], defense: str = "denoise-0.1") -> str:
+    """The key of the cell, which must be the same for all of these places."""
+    plans = [planned(source, defense=defense) for source in sources]
+    keys = {identities(plan.study).cell_key(plan.cells[0].attack, plan.cells[0].defense) for plan in plans}
+    (key,) = keys
+    return key
+
+
+def test_a_model_is_in_the_key_by_its_content_not_by_its_place(spelled: list[str], tmp_path: Path) -> None:
+    key, composed = one_key(spelled), one_key(spelled, "denoise-0.1+noise-b")
+    edit(SCHEDULE, beta_end=0.03)(tmp_path)
+    assert one_key(spelled[:4]) != key and one_key(spelled[:4], "denoise-0.1+noise-b") != composed
+
+
+def test_a_checkpoint_is_in_the_key_by_its_content_not_by_its_name(small_network: ImprovedUNet, tmp_path: Path) -> None:
+    for name in ("one.pt", "other.pt"):
+        torch.save(small_network.state_dict(), tmp_path / name)
+    shutil.copy(tmp_path / "one.pt", tmp_path / "other.pt")
+    one, other = (defense(source=str(tmp_path / name)) for name in ("one.pt", "other.pt"))
+    assert one.external() == other.external() and one.by_content() == other.by_content()
+    assert loaded(one.settings.source, torch.device("cpu")).identity["source"].startswith("improved-diffusion:")
+
+
+def test_the_noise_does_not_depend_on_where_a_model_lies(
+    spelled: list[str], world: tuple[Services, Images, dict[Any, Any]]
+) -> None:
+    services, data, _ = world
+    ways = [defense(source=source, sigma=0.1) for source in spelled]
+    (first, *others) = (next(iter(way.jobs(data, replace(services, keep=Keeper())))).data.images for way in ways)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_records_say_where_a_model_lay_in_a_field_that_is_not_compared(spelled: list[str], tmp_path: Path) -> None:
+    records = []
+    for number, source in enumerate((spelled[0], spelled[-1])):
+        plan = planned(source, defense="denoise-0.1+noise-b")
+        out = tmp_path / f"out{number}"
+        records += execute(plan, out, Local(1, quiet=True), lambda line: None, lambda record: None)
+    one, other = ({name: value for name, value in r.items() if name not in DEPENDS_ON_THE_DAY} for r in records)
+    assert records[0]["status"] == "done" and one == other
+    assert records[0]["settings"]["defense"]["denoise-0.1"]["source"].startswith("diffusers:")
+    assert [record["places"] for record in records] == [
+        {"defense.denoise-0.1.source": source} for source in (spelled[0], spelled[-1])
+    ]
 
 
 def test_the_published_network_has_the_published_size() -> None:
@@ -682,6 +884,10 @@ def test_a_checkpoint_with_nan_is_refused(small_network: ImprovedUNet, tmp_path:
             r"'out.2.bias' has the shape \[3\], not \[6\]",
         ),
         (lambda state: state.update({"out.2.bias": 3}), "named tensors"),
+        (lambda state: state.update({"out.2.bias": torch.zeros(6, dtype=torch.int64)}), "named tensors"),
+        (lambda state: state.update({"out.2.bias": torch.zeros(6).to_sparse()}), "named tensors"),
+        (lambda state: state.update({"module.out.2.bias": torch.zeros(6)}), "'module.out.2.bias' is unknown"),
+        (lambda state: state.update({"out.2.bias": torch.zeros(1).expand(10**12)}), "has the shape"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(
@@ -694,6 +900,22 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(
     with pytest.raises(BadInput, match=words) as error:
         outside(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_is_cut_short_or_a_pipe_or_of_another_size_is_refused_when_the_plan_is_made(
+    small_network: ImprovedUNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(small_network.state_dict(), path)
+    with pytest.raises(BadInput, match=r"model.pt' takes images of 32 pixels, not 16; fix: "):
+        planned(path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(BadInput, match="is not a checkpoint of tensors .*; fix: "):
+        planned(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadInput, match="file not found: .*; fix: "):
+        planned(path)
 
 
 class Hostile:

@@ -194,3 +194,24 @@ def test_gpus_must_be_asked_for() -> None:
     assert Slurm(SlurmSettings(gpus=1)).device() == "cuda" and Slurm(SlurmSettings()).device() == "cpu"
     with pytest.raises(BadInput, match="fix: --set engine.gpus=1"):
         Slurm(SlurmSettings(), device="cuda")
+
+
+def test_slurm_refuses_a_folder_that_everybody_may_write_to(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    with pytest.raises(BadInput, match=f"everybody may write to '{out}'.*fix: chmod o-w '{out}'$"):
+        done_by(local_jobs(), out, ["a"])
+    assert not list(out.iterdir())
+    out.chmod(0o775)
+    with local_jobs().open(out):
+        pass
+
+
+@pytest.mark.parametrize("address", ["tcp://me:hunter2x@127.0.0.1:1", "tls://127.0.0.1:1?token=hunter2x"])
+def test_the_address_of_a_scheduler_is_shown_without_its_secrets(address: str, tmp_path: Path) -> None:
+    engine = Dask(address, quiet=True)
+    engine.width = 1
+    with pytest.raises(BadInput, match="no dask scheduler at .*fix: ") as refused:
+        engine.device()
+    assert "hunter2x" not in f"{engine} {refused.value}" and "***" in str(engine) and "***" in str(refused.value)

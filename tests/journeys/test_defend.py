@@ -140,6 +140,12 @@ def test_what_cannot_be_done_is_one_line_before_any_training(changes: dict[str, 
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+def of_nan() -> nn.Module:
+    head = nn.Linear(768, 3)
+    nn.init.constant_(head.bias, torch.nan)
+    return nn.Sequential(nn.Flatten(), head)
+
+
 class OwnNetwork(nn.Module):
     """As people write them: layers and a head, called in `forward`."""
 
@@ -176,6 +182,7 @@ def test_a_torchvision_network_ends_in_its_linear_layer() -> None:
         (nn.Sequential(nn.Conv2d(3, 3, 16), nn.Flatten()), "model: no linear layer behind other layers"),
         (nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), "model: cannot take images of 16 pixels: RuntimeError"),
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 3), nn.Softmax(1)), "model: '1' is not its last step"),
+        (of_nan(), "model: its scores are not finite; fix: weights without NaN or infinity"),
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), "model: scores 5 classes, but there are 3"),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import given
 from bench.execution.past import Past
 from bench.storage.record import Record, parse_summary, sealed
 from bench.storage.records import read
+from bench.storage.standings import Standings
 from bench.views import frames, html, text
 from bench.views.cells import by_cell, milliseconds, setting_of
 from bench.views.leaderboard import leaderboard
@@ -31,6 +32,9 @@ def all_of(texts: list[bytes]) -> list[Record]:
 @cases(each=20, ci=40)
 def test_tables_and_pages(texts: list[bytes]) -> None:
     board = leaderboard(all_of(texts))
+    light = Standings()
+    standings = [*map(light.parse, texts), *map(light.lighten, SOUND[1:])]
+    assert text.as_json(leaderboard(standings), "none") == text.as_json(board, "none")
     for write in (*text.FORMATS.values(), html.page):
         write(board, "none").encode()
     text.run_table(board).encode()

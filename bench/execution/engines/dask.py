@@ -23,6 +23,7 @@ from bench.execution.engines.shared import SHARE, Post, Seen, attempt_there, loo
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import Progress
 from bench.foundation.scratch import scratch_folder
+from bench.foundation.secrets import redacted
 
 PATIENCE = 20  # seconds to wait for the scheduler, and for the first worker
 LOOK_EVERY = 5.0  # seconds without news before a look at whether workers are there
@@ -38,13 +39,14 @@ class Dask(Engine):
                 "engine 'dask' needs a scheduler; fix: start `dask scheduler --host HOST`, `dask worker ADDRESS "
                 "--nworkers N --nthreads 1`, and give --address ADDRESS"
             )
-        self.address, self.threads, self.quiet = address, threads, quiet
+        self.threads, self.quiet = threads, quiet
+        self._address, self._shown = address, redacted(address)
         self._device = device
         self._out = Path()
         self._client: Client | None = None
 
     def __str__(self) -> str:
-        return f"on {self.width} dask workers at {self.address}"
+        return f"on {self.width} dask workers at {self._shown}"
 
     def device(self) -> str:
         with self._connected() as client:  # also when it is given: how many workers there are shapes the estimate
@@ -72,21 +74,21 @@ class Dask(Engine):
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Client]:
         try:
-            client = Client(self.address, timeout=PATIENCE)
-        except (OSError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise BadInput(f"no dask scheduler at '{self.address}' ({line}); fix: dask scheduler --host HOST") from None
+            client = Client(self._address, timeout=PATIENCE)
+        except (OSError, TypeError, ValueError) as error:  # TypeError: tls:// without certificates
+            line = redacted(" ".join(str(error).split()), self._address)
+            raise BadInput(f"no dask scheduler at '{self._shown}' ({line}); fix: dask scheduler --host HOST") from None
         with client:
             with contextlib.suppress(TimeoutError):
                 client.wait_for_workers(1, timeout=PATIENCE)
             workers = client.scheduler_info(n_workers=-1)["workers"]
             if not workers:
-                raise BadInput(f"no worker at '{self.address}'; fix: dask worker {self.address} --nthreads 1")
+                raise BadInput(f"no worker at '{self._shown}'; fix: dask worker {self._shown} --nthreads 1")
             for name, worker in workers.items():
                 if worker["nthreads"] != 1:
                     raise BadInput(
                         f"dask worker {name} runs {worker['nthreads']} units in one process, which share their random "
-                        f"state; fix: dask worker {self.address} --nworkers {worker['nthreads']} --nthreads 1"
+                        f"state; fix: dask worker {self._shown} --nworkers {worker['nthreads']} --nthreads 1"
                     )
             self.width = len(workers)
             yield client
@@ -95,9 +97,9 @@ class Dask(Engine):
         try:
             return dict(client.run(look, folder))
         except Exception as error:
-            line = " ".join(str(error).split())
+            line = redacted(" ".join(str(error).split()), self._address)
             raise BadInput(
-                f"a dask worker at '{self.address}' cannot run this tool ({type(error).__name__}: {line}); "
+                f"a dask worker at '{self._shown}' cannot run this tool ({type(error).__name__}: {line}); "
                 "fix: install the same version there, or start the workers in the same folder"
             ) from None
 
@@ -118,7 +120,7 @@ class Dask(Engine):
                     progress.done += 1
                     yield done or Done(units[index], None, f"{KILLED}; see the worker's log")
                 for index in futures.running_units():
-                    yield Done(units[index], None, f"no dask worker is left at '{self.address}'")
+                    yield Done(units[index], None, f"no dask worker is left at '{self._shown}'")
             finally:
                 futures.cancel()
 

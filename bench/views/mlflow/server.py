@@ -60,8 +60,18 @@ def default_uri(out: Path) -> str:
     return uri_of(out / "mlflow.db")
 
 
+def ensure_home() -> None:
+    """MLflow is not to be imported where there is no home folder, as for a user whom the system does not know: then it
+    is what containers give such users, in which nobody else can have put anything."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
+
+
 def connect(uri: str) -> MlflowClient:
     """A client that keeps quiet and does not wait long for a dead server."""
+    ensure_home()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout carries results

@@ -1,0 +1,68 @@
+"""Commands that are killed with all that they started: when, and what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.aftermath import assert_nobody_left, members, records, start
+
+SHARED = Path("/dev/shm")
+STAGES = ("start", "plan", "surrogates", "poisons", "victims", "tracking")
+
+
+@dataclass
+class Kills:
+    """Commands one after another in one temporary directory. pids: of all their processes that were seen."""
+
+    temporary: Path
+    pids: set[int] = field(default_factory=set)
+
+    def finish(self, *arguments: str) -> None:
+        """A command that nobody kills; it must end well."""
+        assert self.kill(lambda: False, *arguments) is None
+
+    def kill(self, when: Callable[[], bool], *arguments: str) -> str | None:
+        """What a command had said on stderr when it was killed, once `when()` held; None: it had ended before, well."""
+        process = start(*arguments, env={**os.environ, "TMPDIR": str(self.temporary)})
+        self.pids.add(process.pid)
+        while process.poll() is None and not when():
+            time.sleep(0.005)
+        self.pids.update(members(process.pid))
+        ended = process.poll()
+        if ended is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        said, stderr = process.communicate()
+        assert_nobody_left(process.pid)
+        assert ended in (None, 0), (said, stderr)
+        return stderr if ended is None else None
+
+    def left(self, out: Path) -> list[Path]:
+        """What lies in the temporary directory, in shared memory and in the scratch of the output folder."""
+        # torch's compiler keeps one cache per user there, which every process that imports it makes.
+        found = [path for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")]
+        shared = [path for pid in self.pids for path in SHARED.glob(f"*[-_]{pid}[-_]*")]
+        return [*found, *shared, *(out / "scratch").glob("*")]
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
+def stage(stderr: str, out: Path, trials: int) -> str:
+    """How far a run of so many trials had come, by what it had said and by its records."""
+    if not stderr:
+        return "start"
+    if "trials to run" not in stderr:
+        return "plan"
+    if len(records(out)) == trials:
+        return "tracking"
+    said = [name for name in STAGES if f"\n{name}: " in stderr]
+    return said[-1] if said else "plan"
