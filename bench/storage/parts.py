@@ -61,12 +61,6 @@ class PoisonFigures(Amounts, total=False):
 
 
 @_with_more
-class Epoch(TypedDict, total=False):
-    loss: Number | None
-    accuracy: Number | None
-
-
-@_with_more
 class Rates(TypedDict, total=False):
     """Of a trigger."""
 
@@ -92,8 +86,8 @@ class Variant(Judged):
 
 @_with_more
 class Threat(TypedDict, total=False):
-    eps: Number
-    budget: Number | None
+    eps: Whole | Number  # 8 stays 8
+    budget: Whole | Number | None
 
 
 @_with_more

@@ -24,7 +24,6 @@ from bench.storage.parts import (
     Draw,
     Dropped,
     Environment,
-    Epoch,
     Judged,
     Name,
     PoisonFigures,
@@ -89,7 +88,7 @@ class Record(Summary):
     """All of it."""
 
     poisons: PoisonFigures  # type: ignore[misc]
-    history: list[Annotated[dict[str, Any], checked_as(Epoch)]]
+    history: list[Any]
 
 
 assert SCHEMA == 1  # what Record describes
@@ -191,16 +190,6 @@ def _content(record: Mapping[str, Any]) -> bytes:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def bring_settings_up_to_date(settings: Any) -> None:
-    """Fill in what the threat model of an older version did not say."""
-    threat = settings
-    for level in ("protocol", "threat"):
-        threat = threat.get(level) if isinstance(threat, dict) else None
-    if isinstance(threat, dict):
-        for name, default in _LATER_SETTINGS.items():
-            threat.setdefault(name, default)
 
 
 def finished(record: Any) -> Record:

@@ -34,7 +34,7 @@ def read_or_refused(text: bytes) -> Record | None:
                 reader(text)  # where only curves are damaged
         return None
     summary, standing = parse_summary(text), Standings().parse(text)
-    assert standing == Standings().lighten(record)
+    assert {**standing, "digest": 0} == {**Standings().lighten(record), "digest": 0}
     again = parse(sealed(record))
     assert {**again, "digest": None} == {**record, "digest": None}
     light = without_curves(record)

@@ -112,8 +112,9 @@ def trial_metrics(record: Record) -> list[Point]:
     trained = end - took["evaluate"]
     crafted = trained - took["train"]
     points: list[Point] = [(name, value, end, 0) for name, value in _trial_numbers(record).items()]
+    epochs = [epoch if isinstance(epoch, dict) else {} for epoch in record["history"]]
     for name in ("loss", "accuracy"):
-        points += _curve(f"train_{name}", [epoch.get(name) for epoch in record["history"]], crafted, trained)
+        points += _curve(f"train_{name}", [epoch.get(name) for epoch in epochs], crafted, trained)
     _, best = best_restart(record) or (None, [])
     return points + _curve("craft_loss", best, crafted - took["craft"], crafted)
 
