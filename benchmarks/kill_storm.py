@@ -2,13 +2,12 @@
 
     python benchmarks/kill_storm.py [--kills 100] [--first 30] [--seed 0]
 
-A run is killed at a moment between Python's start and a little after a whole run's end (early ones more often, as a
-run on what others have left is shorter), and started again until one ends by itself; then its output folder is checked
-and a new one begun. Its records must equal those of a run that nobody killed, and after `sync` MLflow's database opens
-and is in step with them. After every command that was not killed nothing may be left in the temporary directory, in
-/dev/shm or in `scratch/` under the output folder; that command is `sync` after one kill in four, and else the run. A
-first tracking (`sync` of all records into a file that is not there yet) is killed once; the next `sync` must bring the
-store in step.
+A run is killed up to some seconds after a stage of it has begun, Python's start and tracking included (a moment that
+may be past its end), and started again until one ends by itself; then its output folder is checked and a new one begun.
+Its records must equal those of a run that nobody killed, and after `sync` MLflow's database opens and is in step with
+them. After every command that was not killed nothing may be left in the temporary directory, in /dev/shm or in
+`scratch/` under the output folder; that command is `sync` after one kill in four, and else the run. A first tracking
+(`sync` of all records into a file that is not there yet) is killed once; the next `sync` must bring the store in step.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.aftermath import RUN, assert_in_step, records  # noqa: E402
 from tests.kills import SHARED, STAGES, Kills, after, stage  # noqa: E402
 
-PAST_THE_END = 1.1  # the latest kill, in times of a whole tracked run
+LATEST = 0.2  # of a kill after a stage has begun, in times of a whole tracked run
 SYNC = 0.25  # share of kills after which the next command is `sync`
 
 
@@ -51,7 +51,7 @@ class Storm:
         """Kill runs on one output folder until one ends by itself or there have been so many kills in all."""
         run = (*RUN, "--out", str(out), "--jobs", "2")
         while self.stages.total() < number:
-            said = self.kills.kill(after(self.chance.triangular(0.0, self.longest, 0.0)), *run)
+            said = self.kills.kill(self._moment(out), *run)
             if said is None:
                 break
             self.stages[stage(said, out, len(self.wanted))] += 1
@@ -65,6 +65,14 @@ class Storm:
         assert records(out) == self.wanted, "records differ"
         assert_in_order(self.kills, out)
         self.folders += 1
+
+    def _moment(self, out: Path) -> Callable[[str], bool]:
+        """Of stages, so that kills fall into all of them however busy the machine is."""
+        first = self.chance.randrange(len(STAGES))
+        trials = len(self.wanted)
+        return after(
+            self.chance.uniform(0.0, self.longest), lambda said: STAGES.index(stage(said, out, trials)) >= first
+        )
 
     def _count(self, out: Path) -> None:
         """The most that lay there after a kill, what earlier kills left included."""
@@ -113,7 +121,7 @@ def main() -> None:
             kills.finish(*RUN, "--out", str(tracked), "--jobs", "2")
             whole = time.monotonic() - start
             print(f"a whole tracked run: {whole:.1f} s", flush=True)
-            storm = Storm(kills, undisturbed, PAST_THE_END * whole, chance)
+            storm = Storm(kills, undisturbed, LATEST * whole, chance)
             while storm.stages.total() < options.kills:
                 out = folder / f"out-{storm.folders}"
                 storm.folder(out, options.kills)

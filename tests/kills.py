@@ -25,23 +25,30 @@ class Kills:
 
     def finish(self, *arguments: str) -> None:
         """A command that nobody kills; it must end well."""
-        assert self.kill(lambda: False, *arguments) is None
+        assert self.kill(lambda said: False, *arguments) is None
 
-    def kill(self, when: Callable[[], bool], *arguments: str) -> str | None:
-        """What a command had said on stderr when it was killed, once `when()` held; None: it had ended before, well."""
-        process = start(*arguments, env={**os.environ, "TMPDIR": str(self.temporary)})
+    def kill(self, when: Callable[[str], bool], *arguments: str) -> str | None:
+        """What a command had said on stderr when it was killed, once that made `when` true; None: it had ended before,
+        well."""
+        with self.said.open("w") as stderr:
+            process = start(*arguments, env={**os.environ, "TMPDIR": str(self.temporary)}, stderr=stderr)
         self.pids.add(process.pid)
-        while process.poll() is None and not when():
-            time.sleep(0.005)
+        while process.poll() is None and not when(self.said.read_text()):
+            time.sleep(0.01)
         self.pids.update(members(process.pid))
         ended = process.poll()
         if ended is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        said, stderr = process.communicate()
+        printed, _ = process.communicate()
         assert_nobody_left(process.pid)
-        assert ended in (None, 0), (said, stderr)
-        return stderr if ended is None else None
+        said = self.said.read_text()
+        assert ended in (None, 0), (printed, said)
+        return said if ended is None else None
+
+    @property
+    def said(self) -> Path:
+        return self.temporary.with_name("said")
 
     def left(self, out: Path) -> list[Path]:
         """What lies in the temporary directory, in shared memory and in the scratch of the output folder."""
@@ -51,9 +58,16 @@ class Kills:
         return [*found, *shared, *(out / "scratch").glob("*")]
 
 
-def after(seconds: float) -> Callable[[], bool]:
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() > end
+def after(seconds: float, begun: Callable[[str], bool] = lambda said: True) -> Callable[[str], bool]:
+    """So long after what a command says has made `begun` true."""
+    end: list[float] = []
+
+    def when(said: str) -> bool:
+        if not end and begun(said):
+            end.append(time.monotonic() + seconds)
+        return bool(end) and time.monotonic() > end[0]
+
+    return when
 
 
 def stage(stderr: str, out: Path, trials: int) -> str:

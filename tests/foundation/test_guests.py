@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -62,6 +62,15 @@ def test_a_guest_that_would_end_the_process_fails(error: BaseException) -> None:
         raise error
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, as in a shell; pytest's worker processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_an_interrupt_by_the_user_stays_one() -> None:
     with pytest.raises(KeyboardInterrupt), guest():
         raise KeyboardInterrupt  # as Python's own handler does
@@ -70,6 +79,7 @@ def test_an_interrupt_by_the_user_stays_one() -> None:
     assert stopped.value.code == 130
 
 
+@pytest.mark.usefixtures("heard")
 def test_an_interrupt_that_no_signal_brought_is_a_failure_of_the_guest() -> None:
     with ending_cleanly(), pytest.raises(TrialFailed, match="KeyboardInterrupt"), guest():
         raise KeyboardInterrupt

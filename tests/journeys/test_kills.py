@@ -19,7 +19,7 @@ def test_a_run_that_is_killed_over_and_over(tmp_path: Path, undisturbed: Path) -
     kills.temporary.mkdir()
     run, wanted = (*RUN, "--out", str(out), "--jobs", "1"), records(undisturbed)
     for mark in MARKS:
-        said = kills.kill(lambda mark=mark: next(out.glob(mark), None) is not None, *run)  # type: ignore[misc]
+        said = kills.kill(lambda _, mark=mark: next(out.glob(mark), None) is not None, *run)  # type: ignore[misc]
         assert said is not None and stage(said, out, len(wanted)) not in ("start", "plan"), said
         assert list(out.glob("scratch/*"))
     kills.finish(*run)

@@ -225,7 +225,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--engine", "ray"], "unknown engine 'ray'"),
         (["--engine", "slurm", "--set", "engine.gpu=1"], "did you mean 'gpus'?"),
         (["--engine", "slurm", "--jobs", "3"], "fix: --set engine.parallel=N"),
-        (["--engine", "dask"], "fix: start `dask scheduler`"),
+        (["--engine", "dask"], "fix: start `dask scheduler --host HOST`"),
         (["--address", "tcp://x:1"], "fix: --engine dask"),
         (["--set", "engine.gpus=1"], "engine 'local' has no settings"),
     ],
