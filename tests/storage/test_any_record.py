@@ -39,7 +39,7 @@ def read_or_refused(text: bytes) -> Record | None:
     assert {**again, "digest": None} == {**record, "digest": None}
     light = without_curves(record)
     for part, whole in ((summary["poisons"], light["poisons"]), ({**summary, "poisons": 0}, {**light, "poisons": 0})):
-        assert part.items() <= whole.items()  # without what no view knows
+        assert {**part, "digest": 0}.items() <= {**whole, "digest": 0}.items()  # without what no view knows
     return again
 
 
