@@ -1,10 +1,11 @@
-"""Seconds of `python -m bench leaderboard` over many trial records on disk, start of Python included.
+"""Seconds and memory of `python -m bench leaderboard` over many trial records on disk, start of Python included.
 
-    python benchmarks/leaderboard.py [--records 10000] [--repeats 5] [--json]
+    python benchmarks/leaderboard.py [--records 10000 100000] [--repeats 5] [--json]
 
-The records are made up, one file each, with the fields and the size of real ones (30 epochs of history, 100 steps of
-crafting, 40 base ids: 9 kB). The files have just been written, so they are in the disk cache; Python's modules are
-compiled. wall: as a user waits; cpu: user and system time of the command, which other work on the machine changes less.
+The records are made up, sealed, with the fields and the size of real ones (40 epochs of history, 100 steps of
+crafting, 40 base ids: 8 kB): one file each, and once more as lines of one file. The files have just been written, so
+they are in the disk cache; Python's modules are compiled. wall: as a user waits; cpu: user and system time of the
+command, which other work on the machine changes less; mib: the most memory that the command held.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,33 +41,47 @@ SETTINGS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed calls of each format, after one that is not timed"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        size = write(Path(folder), args.records)
-        print(f"{args.records} records, {size / args.records / 1e3:.1f} kB each; load {os.getloadavg()[0]:.1f}")
-        found = {}
-        for form in ("table", "json", "html"):
-            timed = [call(folder, form) for _ in range(args.repeats + 1)][1:]
-            wall, cpu = zip(*timed, strict=True)
-            found[form] = {"wall": statistics.median(wall), "wall_best": min(wall), "cpu": statistics.median(cpu)}
-            print(f"{form:6} wall {found[form]['wall']:.2f} s (best {min(wall):.2f}), cpu {found[form]['cpu']:.2f} s")
+    results = [measure(records, args.repeats) for records in args.records]
     if args.json:
-        print(json.dumps({"records": args.records, "bytes": size, "seconds": found}))
+        print(json.dumps(results))
+
+
+def measure(records: int, repeats: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        size = write(Path(folder), records)
+        print(f"{records} records, {size / records / 1e3:.1f} kB each; load {os.getloadavg()[0]:.1f}")
+        found = {}
+        for form, place in (
+            ("table", folder),
+            ("json", folder),
+            ("html", folder),
+            ("table", f"{folder}/records.jsonl"),
+        ):
+            timed = [call(place, form) for _ in range(repeats + 1)][1:]
+            wall, cpu, mib = zip(*timed, strict=True)
+            name = form if place == folder else f"{form} of one file"
+            found[name] = {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "mib": max(mib)}
+            print(f"{name:18} wall {found[name]['wall']:.2f} s, cpu {found[name]['cpu']:.2f} s, {max(mib):.0f} MiB")
+    return {"records": records, "bytes": size, "found": found}
 
 
 def write(out: Path, n: int) -> int:
-    """Make n records under out/records; how many bytes they have."""
+    """Make n records under out/records and in out/records.jsonl; how many bytes they have."""
     total = 0
-    for number in range(n):
-        record = make(number)
-        folder = out / "records" / record["protocol"] / record["attack"] / record["defense"]
-        folder.mkdir(parents=True, exist_ok=True)
-        total += (folder / f"{record['trial']:04d}-{record['key'][:16]}.json").write_bytes(sealed(checked(record)))
+    with (out / "records.jsonl").open("wb") as lines:
+        for number in range(n):
+            record = make(number)
+            folder = out / "records" / record["protocol"] / record["attack"] / record["defense"]
+            folder.mkdir(parents=True, exist_ok=True)
+            text = sealed(checked(record))
+            (folder / f"{record['trial']:04d}-{record['key'][:16]}.json").write_bytes(text)
+            total += lines.write(text)
     return total
 
 
@@ -90,7 +104,7 @@ def make(number: int) -> dict[str, Any]:
         "poisons": {"key": poisons_key, "n": 40, "eps": 10, "max_change": 10,
                     "losses": [[chance.random() for _ in range(100)]]},
         "surrogates": {"keys": [_hash("surrogate", k) for k in range(4)], "shared_by": "all trials of this seed"},
-        "history": [{"loss": chance.random(), "accuracy": chance.random(), "samples": 1000.0} for _ in range(30)],
+        "history": [{"loss": chance.random(), "accuracy": chance.random(), "samples": 1000.0} for _ in range(40)],
         "settings": SETTINGS, "knowledge": [], "adapted_to": [],
         "data": {"name": "photographs", "fingerprint": _hash("data"), "train": 1000, "test": 1000,
                  "classes": [f"class {i}" for i in range(10)]},
@@ -102,13 +116,17 @@ def make(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def call(out: str, form: str) -> tuple[float, float]:
-    """Wall and processor seconds of one call."""
-    command = [sys.executable, "-m", "bench", "leaderboard", "--out", out, "--format", form]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def call(place: str, form: str) -> tuple[float, float, float]:
+    """Wall and processor seconds, and the most memory in MiB, of one call."""
+    command = [sys.executable, "-m", "bench", "leaderboard", "--format", form]
+    command += [place] if place.endswith(".jsonl") else ["--out", place]
+    started = time.perf_counter()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
 def _hash(*parts: Any) -> str:

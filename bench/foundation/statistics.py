@@ -35,8 +35,20 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tu
     if n < 2:
         return None
     mean = statistics.fmean(values)
-    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * statistics.stdev(values) / math.sqrt(n)
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2)) * spread(values) / math.sqrt(n)
     return mean - half, mean + half
+
+
+def spread(values: Sequence[float]) -> float:
+    """`statistics.stdev`, to the last bit, several times as fast: of the values as multiples of a power of two, which
+    are whole numbers. At least two values."""
+    if not all(isinstance(value, float) and abs(value) < 1e9 for value in values):
+        return statistics.stdev(values)
+    ratios = [value.as_integer_ratio() for value in values]
+    scale = max(below for _, below in ratios)
+    if scale.bit_length() > 100:
+        return statistics.stdev(values)
+    return statistics.stdev([above * (scale // below) for above, below in ratios]) / scale
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from bench.foundation.statistics import interval, mean_interval
+from bench.foundation.statistics import interval, mean_interval, spread
 from bench.storage.record import Record
 
 
@@ -57,7 +57,7 @@ def summarise(records: Sequence[Record]) -> Cell:
         success_low=low,
         success_high=high,
         clean_accuracy=statistics.fmean(accuracies) if n else float("nan"),
-        clean_accuracy_std=statistics.stdev(accuracies) if n > 1 else 0.0,
+        clean_accuracy_std=spread(accuracies) if n > 1 else 0.0,
         clean_accuracy_interval=mean_interval(accuracies),
         seconds={stage: statistics.fmean(record["seconds"].get(stage, 0.0) for record in finished) for stage in stages},
     )

@@ -37,15 +37,16 @@ def flags_of_mixture(records: Sequence[Record], *compared: Sequence[Record]) -> 
     """For trials, of the cell and of those that it is compared with, made by other code or on other devices, and for
     common trials with other poisons."""
     every = [record for cell in (records, *compared) for record in cell]
+    platforms = list({id(record["environment"]): record for record in every}.values())  # most have it in common
     flags = []
     revisions = sorted(revisions_of(every))
     if len(revisions) > 1:
         short = (revision[:8] + "+" * revision.endswith("+") for revision in revisions[:4])
         flags.append(f"{len(revisions)} code revisions ({', '.join(short)})")
-    devices = sorted({_device(record) for record in every if record["environment"]})
+    devices = sorted({_device(record) for record in platforms if record["environment"]})
     if len(devices) > 1:
         flags.append(f"{len(devices)} devices ({', '.join(devices[:4])})")
-    arithmetic = sorted({text for record in every if (text := arithmetic_of(record))})
+    arithmetic = sorted({text for record in platforms if (text := arithmetic_of(record))})
     if len(arithmetic) > 1:
         flags.append(f"{len(arithmetic)} kinds of arithmetic ({', '.join(arithmetic[:4])})")
     pairs = [pair for cell in compared for pair in common_trials(records, cell)]

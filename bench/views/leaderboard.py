@@ -4,6 +4,7 @@ table after a run, text, HTML, data frames and MLflow show it."""
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -161,8 +162,13 @@ def leaderboard(records: Iterable[Record], baseline: str = UNDEFENDED) -> list[E
         entry
         for of_protocol in settings.values()
         for rivals in of_protocol.values()
-        for entry in _ranked([_entry(cell, rivals, controls, baseline) for cell in rivals])
+        for entry in _of_setting(rivals, controls, baseline)
     ]
+
+
+def _of_setting(cells: Sequence[_Trials], controls: Sequence[_Trials], baseline: str) -> list[Entry]:
+    undefended, bases = ([c for c in cells if c.first["defense"] == name] for name in (UNDEFENDED, baseline))
+    return _ranked([_entry(cell, undefended, bases, controls) for cell in cells])
 
 
 def _ranked(entries: list[Entry]) -> list[Entry]:
@@ -171,22 +177,25 @@ def _ranked(entries: list[Entry]) -> list[Entry]:
 
     counted = sorted((entry for entry in entries if entry.figures.n), key=score)
     scores = list(map(score, counted))
-    ranked = [replace(entry, rank=1 + scores.index(score(entry))) for entry in counted]
+    ranked = [replace(entry, rank=1 + bisect_left(scores, score(entry))) for entry in counted]
     return ranked + [entry for entry in entries if not entry.figures.n]
 
 
-def _entry(cell: _Trials, rivals: Sequence[_Trials], controls: Sequence[_Trials], baseline: str) -> Entry:
+def _entry(
+    cell: _Trials, undefended: Sequence[_Trials], bases: Sequence[_Trials], controls: Sequence[_Trials]
+) -> Entry:
     first, figures = cell.first, summarise(cell.records)
     bare, base = (
-        None if first["defense"] == name else _nearest(cell, [c for c in rivals if c.first["defense"] == name])
-        for name in (UNDEFENDED, baseline)
+        None if any(candidate is cell for candidate in candidates) else _nearest(cell, candidates)
+        for candidates in (undefended, bases)
     )
     control = None
     if cell.undefended and not cell.poisons_nothing:
         background = background_of(first)
         control = _nearest(cell, [c for c in controls if background_of(c.first) == background])
     drop, cost = _lost(cell.records, bare.records) if bare else (None, None)
-    mixture = flags_of_mixture(cell.records, *(compared.records for compared in (bare, base) if compared))
+    compared = [bare, base] if bare is not base else [bare]
+    mixture = flags_of_mixture(cell.records, *(other.records for other in compared if other))
     adapted_to = tuple(dict.fromkeys(name for record in cell.records for name in record["adapted_to"]))
     return Entry(
         cell=first["cell"],

@@ -69,12 +69,10 @@ def published(record: Record) -> Published | None:
     threat = protocol.get("threat") or {}
     eps = threat.get("eps")
     rows = []
-    for source, line, row in _rows():
-        name, _, network = row["defense"].partition(" (source: ")
-        if (row["attack"], row["scenario"]) != (record["attack"], threat.get("scenario")):
+    for source, line, row in _rows().get((record["attack"], record["defense"]), ()):
+        if row["scenario"] != threat.get("scenario"):
             continue
-        if _plugin(source, name, row) != record["defense"]:
-            continue
+        network = row["defense"].partition(" (source: ")[2]
         differs = (*_protocol(source, row, protocol), *_defense(row, network.rstrip(")"), defense, protocol))
         distance = abs(float(row["eps"]) - eps) if isinstance(eps, int | float) else 0.0
         value = Published(
@@ -92,9 +90,14 @@ def published(record: Record) -> Published | None:
 
 
 @functools.cache
-def _rows() -> tuple[tuple[str, int, dict[str, str]], ...]:
-    """(source, line, row) of all rows with a success rate whose victims saw no data but the attacked ones."""
-    return tuple(_read())
+def _rows() -> dict[tuple[str, str], list[tuple[str, int, dict[str, str]]]]:
+    """By attack and defense, as this tool names them: (source, line, row) of all rows with a success rate whose victims
+    saw no data but the attacked ones."""
+    rows: dict[tuple[str, str], list[tuple[str, int, dict[str, str]]]] = {}
+    for source, line, row in _read():
+        defense = _plugin(source, row["defense"].partition(" (source: ")[0], row)
+        rows.setdefault((row["attack"], defense), []).append((source, line, row))
+    return rows
 
 
 def _read() -> Iterator[tuple[str, int, dict[str, str]]]:

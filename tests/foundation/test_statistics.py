@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from bench.foundation.statistics import _wilson, interval, mcnemar, mean_interval, paired_difference, paired_test
+from bench.foundation.statistics import (
+    _wilson,
+    interval,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    paired_test,
+    spread,
+)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (13, 20), (20, 20), (3, 7), (431, 500)])
@@ -79,3 +90,12 @@ def test_difference_and_test_of_rates_agree() -> None:
 def test_unequal_or_empty_lists_are_refused(pair: tuple[list[float], list[float]]) -> None:
     with pytest.raises(ValueError, match="equal, non-empty"):
         paired_test(*pair)
+
+
+NUMBERS = st.floats(0, 1) | st.floats(-1e12, 1e12) | st.integers(0, 10000).map(lambda k: k / 10000) | st.integers(0, 1)
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=20))
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+def test_the_spread_is_that_of_the_standard_library_to_the_last_bit(values: list[float]) -> None:
+    assert spread(values) == statistics.stdev(values)
