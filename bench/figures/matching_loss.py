@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bench.figures.canvas import COLOURS, WIDTH
 from bench.figures.request import FigureRequest, Plate, Row, read, seeds_of
 from bench.foundation.errors import BadInput
+from bench.views.curves import best_restart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,15 +37,12 @@ def measure(request: FigureRequest) -> Plate:
     curves: dict[str, list[Curve]] = {}
     seen = set()
     for record in records:
-        poisons = record["poisons"] or {}
-        if not poisons.get("losses") or poisons["key"] in seen:
+        poisons, best = record["poisons"], best_restart(record)
+        key = poisons.get("key", record["key"])
+        if best is None or key in seen:
             continue
-        seen.add(poisons["key"])
-        losses, final = poisons["losses"], poisons["final_losses"]
-        best = min(range(len(losses)), key=final.__getitem__)
-        turns = [int(turn) for turn in poisons.get("retrained_at", [])]
-        line = [float(loss) for loss in losses[best]]
-        curve = Curve(str(record["attack"]), int(record["trial"]), int(record["seed"]), best, line, turns)
+        seen.add(key)
+        curve = Curve(record["attack"], record["trial"], record["seed"], *best, poisons.get("retrained_at", []))
         curves.setdefault(curve.attack, []).append(curve)
     if not curves:
         raise BadInput("these records hold no crafting losses: their attacks optimise nothing")

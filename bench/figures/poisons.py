@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,8 +34,8 @@ class Trio:
 def measure(request: FigureRequest) -> Plate:
     """content: Trio; the table has a row for every poison of the trial, with its changes in levels of 255."""
     record = _chosen(request)
-    key = str(record["poisons"]["key"])
-    artefact = Store(request.out / "store", say).get("poisons", key) if re.fullmatch("[0-9a-f]{64}", key) else None
+    key = record["poisons"].get("key")
+    artefact = Store(request.out / "store", say).get("poisons", key) if key else None
     if artefact is None:
         raise BadInput(
             f"the poisons of {record['attack']} trial {record['trial']} are not in '{request.out / 'store'}'; "
@@ -58,7 +57,7 @@ def measure(request: FigureRequest) -> Plate:
     n, shown = len(rows), len(trio.base)
     caption = (
         f"{record['protocol']}, {record['attack']}, trial {record['trial']}, seed {record['seed']}: {shown} of n = {n} "
-        f"poisons, eps {record['poisons']['eps']}/255; difference x {127 / trio.largest:.3g}"
+        f"poisons, eps {record['poisons'].get('eps', '?')}/255; difference x {127 / trio.largest:.3g}"
     )
     size = (WIDTH, 0.4 + 3 * (WIDTH - 0.2) / max(shown, 4))
     return Plate(("id", "label", "largest_change", "mean_change"), rows, caption, trio, size)
@@ -66,7 +65,7 @@ def measure(request: FigureRequest) -> Plate:
 
 def _chosen(request: FigureRequest) -> Record:
     """The last finished record with poisons of the attack and the trial (default: 0) that are asked for."""
-    records = [record for record in read(request, with_data=True) if (record["poisons"] or {}).get("n")]
+    records = [record for record in read(request, with_data=True) if record["poisons"].get("n")]
     if not records:
         raise BadInput("these records hold no poisons: their attacks poison nothing")
     attacks = sorted({str(record["attack"]) for record in records})

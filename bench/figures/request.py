@@ -89,7 +89,10 @@ def _only(records: list[Record], name: str, values: list[Any]) -> list[Record]:
 def dataset_of(record: Record, asked: Request) -> Dataset:
     """The data set that a record was made with, where `asked` says that it is now (--dataset, --data), else where it
     was then; BadInput when it comes out otherwise today."""
-    values = dict(record["settings"]["protocol"]["dataset"])
+    known = record["settings"].get("protocol", {}).get("dataset")
+    if known is None or "fingerprint" not in record["data"]:
+        raise BadInput("these records do not say which data set they were made with; fix: choose others")
+    values: dict[str, Any] = dict(known)
     name, _, argument = str(values.pop("name")).partition(":")
     argument = record["places"].get("dataset", argument)  # older records have the place in the name
     if asked.dataset is not None:

@@ -1,7 +1,7 @@
 """The record of a trial: its type, its digest, and the one way from text to a record.
 
 Every value that a view computes with is checked, and the content against the digest that it carries. What older
-versions wrote otherwise is brought up to date here, and only here.
+versions wrote otherwise is brought up to date (see `older`) by this reader, and only by it.
 """
 
 from __future__ import annotations
@@ -9,71 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired, cast
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
+from bench.storage.older import bring_up_to_date
+from bench.storage.parts import (
+    Amounts,
+    Count,
+    Data,
+    Digest,
+    Draw,
+    Dropped,
+    Environment,
+    Judged,
+    Name,
+    PoisonFigures,
+    Positive,
+    Seconds,
+    Seeds,
+    Settings,
+    Share,
+    Time,
+    Variant,
+    Whole,
+    checked_as,
+)
+
 SCHEMA = 1
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Name = Annotated[str, Field(min_length=1, max_length=500)]
-
-
-def _time(text: str) -> str:
-    if datetime.fromisoformat(text).tzinfo is None:
-        raise ValueError("a time without its zone")
-    return text
-
-
-Time = Annotated[str, AfterValidator(_time)]
-_with_more = with_config(ConfigDict(extra="allow"))
-
-
-@_with_more
-class Draw(TypedDict):
-    target_ids: list[int]
-    source_class: int
-    target_class: int
-    index: NotRequired[int]
-    base_ids: NotRequired[list[int]]
-
-
-class Amounts(TypedDict, total=False):
-    """Of the poisons of a trial; a failed trial may have none."""
-
-    key: str
-    n: Count
-    eps: Positive
-    max_change: Positive
-    final_losses: list[Any]
-    retrained_at: list[int]
-
-
-class PoisonFigures(Amounts, total=False):
-    """With what the attack tells of its crafting; attacks add entries of their own."""
-
-    losses: list[Any]
-
-
-@_with_more
-class Dropped(TypedDict, total=False):
-    dropped: Count
-
-
-@_with_more
-class Data(TypedDict, total=False):
-    fingerprint: str
-    train: Count
-
-
-@_with_more
-class Seeds(TypedDict, total=False):
-    surrogates: list[int]
 
 
 class Summary(TypedDict):
@@ -82,23 +47,23 @@ class Summary(TypedDict):
     before the run; `digest`: of the content, see `sealed`; older records have none."""
 
     schema: Literal[1]
-    key: Name
-    cell: Name
+    key: Digest
+    cell: Digest
     attack: Name
     defense: Name
     protocol: Name
     trial: Count
-    seed: int
+    seed: Whole
     status: Literal["done", "failed"]
     error: str | None
     success: Share | None
     clean_accuracy: Share | None
-    seconds: dict[str, Positive]
-    settings: dict[str, dict[str, Any]]
+    seconds: dict[str, Seconds]
+    settings: Annotated[dict[str, dict[str, Any]], checked_as(Settings)]
     started: Time
     finished: Time
-    outcome: dict[str, Any] | None
-    variants: dict[str, Any]
+    outcome: Annotated[dict[str, Any], checked_as(Judged)] | None
+    variants: dict[str, Annotated[dict[str, Any], checked_as(Variant)]]
     filter: Dropped | None
     draw: NotRequired[Draw]
     seeds: Seeds
@@ -111,9 +76,9 @@ class Summary(TypedDict):
     data: Data
     code: dict[str, str]
     revision: str | None
-    environment: dict[str, Any]
+    environment: Annotated[dict[str, Any], checked_as(Environment)]
     reused: dict[str, Any]
-    memory_peak_mib: float | None
+    memory_peak_mib: Positive | None
     places: dict[str, str]
     cached: NotRequired[bool]
     digest: NotRequired[str | None]
@@ -129,15 +94,6 @@ class Record(Summary):
 assert SCHEMA == 1  # what Record describes
 _WHOLE, _SUMMARY = TypeAdapter(Record), TypeAdapter(Summary)
 
-# What older versions did not write, with what then held.
-_RENAMED = {"true_class": "source_class", "adversarial_class": "target_class"}
-_LATER_SETTINGS = {"holdout": 0.05, "per_class": 0, "white_box": True}  # of the threat model
-_LATER_FIELDS = {
-    **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), "null"),
-    **dict.fromkeys(("history", "knowledge", "adapted_to"), "[]"),
-    **dict.fromkeys(("variants", "seeds", "poisons", "surrogates", "notes", "external"), "{}"),
-    **dict.fromkeys(("data", "code", "environment", "reused", "places"), "{}"),
-}
 _HEAD, _HEX = b'{"digest":"', 64
 _BEGUN = hashlib.sha256(b"{")
 _UNSEALED = ("digest", "cached")  # what the digest does not cover
@@ -160,7 +116,7 @@ def parse(text: bytes) -> Record:
 
 def parse_unsealed(text: bytes) -> Record:
     """As `parse`, of a record from which parts were left out: its digest is taken as it stands."""
-    return checked(from_json(text, allow_inf_nan=False))
+    return checked(from_json(text, allow_inf_nan=False), seal=False)
 
 
 def parse_summary(text: bytes) -> Record:
@@ -172,8 +128,7 @@ def parse_summary(text: bytes) -> Record:
     except ValidationError:  # perhaps of an older version, which `parse` brings up to date
         return without_curves(parse(text))
     record["history"] = []
-    _bring_up_to_date(cast("dict[str, Any]", record))
-    return record
+    return without_curves(parse(text)) if bring_up_to_date(cast("dict[str, Any]", record)) else record
 
 
 def without_curves(record: Record) -> Record:
@@ -191,15 +146,18 @@ def verify(value: Any) -> None:
     if value.get("digest") is None:
         if unknown := value.keys() - Record.__annotations__.keys() - Summary.__annotations__.keys():
             raise ValueError(f"no digest, and an unknown field '{min(unknown)}'")
+        _content(value)  # 1e999 is read as infinity, which nothing that is written may hold
     elif value["digest"] != _digest(_content(value)):
         raise ValueError("its content is not what its digest says")
 
 
-def checked(record: Any) -> Record:
-    """The record in the parsed JSON of one, brought up to date; ValueError when it is none."""
-    if isinstance(record, dict):
-        _bring_up_to_date(record)
+def checked(record: Any, *, seal: bool = True) -> Record:
+    """The record in the parsed JSON of one, brought up to date; ValueError when it is none. seal: a digest that it has
+    is made anew where its content was changed, so that whoever prints the record prints one that can be read."""
+    changed = isinstance(record, dict) and bring_up_to_date(record)
     _WHOLE.validate_python(record, strict=True)
+    if seal and changed and record.get("digest") is not None:
+        record["digest"] = _digest(_content(record))
     return finished(record)
 
 
@@ -234,33 +192,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def bring_settings_up_to_date(settings: Any) -> None:
-    """Fill in what the threat model of an older version did not say."""
-    threat = settings
-    for level in ("protocol", "threat"):
-        threat = threat.get(level) if isinstance(threat, dict) else None
-    if isinstance(threat, dict):
-        for name, default in _LATER_SETTINGS.items():
-            threat.setdefault(name, default)
-
-
 def finished(record: Any) -> Record:
     if record["status"] == "done" and None in (record["success"], record["clean_accuracy"]):
         raise ValueError("done, but without success or clean accuracy")
     return cast("Record", record)
-
-
-def _bring_up_to_date(record: dict[str, Any]) -> None:
-    """Fill in what an older version left out. Values of the wrong kind are left for the check to find."""
-    for name, value in _LATER_FIELDS.items():
-        if name not in record:
-            record[name] = json.loads(value)
-    record.setdefault("started", record.get("finished"))
-    draw, poisons = record.get("draw"), record["poisons"]
-    if isinstance(draw, dict):
-        for old, new in _RENAMED.items():
-            if old in draw:
-                draw[new] = draw.pop(old)
-    bring_settings_up_to_date(record.get("settings"))
-    if isinstance(poisons, dict) and poisons.get("adapted_to") and not record["adapted_to"]:
-        record["adapted_to"] = [poisons["adapted_to"]]

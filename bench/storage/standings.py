@@ -11,7 +11,9 @@ from typing import Any, NotRequired, cast, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from bench.storage.record import Count, Record, Summary, as_written, bring_settings_up_to_date, finished, parse
+from bench.storage.older import bring_settings_up_to_date
+from bench.storage.parts import Count, Judged, Whole
+from bench.storage.record import Record, Summary, as_written, finished, parse
 
 KEPT = (
     *("key", "cell", "attack", "defense", "protocol", "trial", "seed", "status", "success", "clean_accuracy"),
@@ -37,19 +39,15 @@ class _Filter(TypedDict, total=False):
 
 
 class _Draw(TypedDict):
-    target_ids: list[int]
-    source_class: int
-    target_class: int
+    target_ids: list[Whole]
+    source_class: Whole
+    target_class: Whole
     base_ids: NotRequired[list[int]]
 
 
-class _Outcome(TypedDict, total=False):
-    backdoor: Any
-
-
 _LESS: dict[str, Any] = {
-    **dict.fromkeys(("variants", "notes", "surrogates", "external", "reused"), _Nothing),
-    **{"filter": _Filter | None, "outcome": _Outcome | None, "draw": _Draw},
+    **dict.fromkeys(("notes", "surrogates", "external", "reused"), _Nothing),
+    **{"filter": _Filter | None, "outcome": Judged | None, "draw": _Draw},
 }
 _FIELDS = get_type_hints(Summary, include_extras=True)
 _PART: Any = TypeAdapter(TypedDict("_Part", {**_FIELDS, **_LESS}, total=False)).validator  # type: ignore[operator]
@@ -113,6 +111,8 @@ class Standings:
         """An equal value that was read before takes the place of this one: 1 is no equal of 1.0, nor of true."""
         if draw := fields.get("draw"):
             draw.pop("base_ids", None)
+        if outcome := fields.get("outcome"):
+            fields["outcome"] = {"backdoor": outcome["backdoor"]} if "backdoor" in outcome else {}
         for name in names:
             if value := fields.get(name):
                 fields[name] = self._values.setdefault(marshal.dumps(value, 2), value)

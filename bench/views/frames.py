@@ -88,9 +88,9 @@ def _record(row: dict[Any, Any]) -> Record:
         if is_missing and parts:
             continue
         place = values
-        for part in parts:
-            place = place.setdefault(part, {})
-        place[last] = None if is_missing else value
+        while parts and isinstance(place.setdefault(parts[0], {}), dict):
+            place = place[parts.pop(0)]
+        place[".".join([*parts, last])] = None if is_missing else value  # names may hold dots: `a` beside `a.b`
     for name in _LISTS:
         values[name] = [item for item in (values.get(name) or "").split("; ") if item]
     return parse_unsealed(json.dumps(values).encode())

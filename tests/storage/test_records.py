@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.storage.record import parse, sealed
+from bench.storage.record import parse, parse_summary, sealed
 from bench.storage.records import Records, comparable, read
 from tests.records import record as made_record
 
@@ -109,6 +109,26 @@ def test_records_of_older_versions_read_as_those_of_today() -> None:
         del old[name]
     del old["digest"], new["digest"]
     assert parse(json.dumps(old).encode()) == new
+
+
+def test_what_was_brought_up_to_date_carries_the_digest_of_what_it_is_now() -> None:
+    """`run --json` prints it, and `leaderboard --records` reads that."""
+    old: dict[str, Any] = {name: value for name, value in record().items() if name not in ("digest", "variants")}
+    old["draw"] = {"target_ids": [1], "true_class": 0, "adversarial_class": 1}
+    today = parse(sealed(old))
+    assert today["draw"] == {"target_ids": [1], "source_class": 0, "target_class": 1}
+    assert (
+        today["digest"]
+        and sealed(today)
+        == json.dumps(
+            {"digest": today["digest"], **{name: value for name, value in today.items() if name != "digest"}},
+            separators=(",", ":"),
+        ).encode()
+        + b"\n"
+    )
+    assert parse(json.dumps(today).encode()) == today
+    assert parse_summary(sealed(old))["digest"] == today["digest"]
+    assert "digest" not in parse(json.dumps(old).encode())  # flagged as one of an older version
 
 
 @pytest.mark.parametrize("form", ["lines", "array", "indented array", "one record"])

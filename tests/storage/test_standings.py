@@ -13,6 +13,7 @@ from bench.storage.records import read, read_standings
 from bench.storage.standings import KEPT, Standings
 from tests.records import lines, record, write
 
+KEY = "e" * 64
 CURVE = [{"loss": 0.5, "accuracy": 0.25}]
 LOSSES = [[1.0, 0.5], [2.0]]
 
@@ -21,7 +22,7 @@ def standing(**changes: Any) -> tuple[Any, Any, bool]:
     """Of a record with these fields: the standing from its text, the one from the whole record, and whether the text
     had to be read whole."""
     whole = {name: value for name, value in record("gm", "none", 3, 1.0).items() if name != "digest"}
-    text = sealed({**whole, "history": CURVE, "poisons": {"key": "k", "n": 3, "losses": LOSSES}, **changes})
+    text = sealed({**whole, "history": CURVE, "poisons": {"key": KEY, "n": 3, "losses": LOSSES}, **changes})
     read_whole = []
 
     class Watched(Standings):
@@ -35,7 +36,7 @@ def standing(**changes: Any) -> tuple[Any, Any, bool]:
 def test_a_record_as_it_is_written_is_not_read_whole() -> None:
     quick, slow, read_whole = standing(draw={"target_ids": [1], "source_class": 0, "target_class": 1, "base_ids": [5]})
     assert quick == slow and not read_whole
-    assert tuple(quick) == KEPT and quick["poisons"] == {"key": "k", "n": 3}
+    assert tuple(quick) == KEPT and quick["poisons"] == {"key": KEY, "n": 3}
     assert quick["draw"] == {"target_ids": [1], "source_class": 0, "target_class": 1}
 
 
@@ -46,10 +47,10 @@ def test_a_record_as_it_is_written_is_not_read_whole() -> None:
         {"history": ["],", "]}", ',"success":0.0'], "notes": {"history": ["a", ']},"']}},
         {"history": [{"a b": "c\\d]}"}]},
         {"history": [[], [[]], {}], "notes": {"losses": [1], "settings": {"a": {}}, "seconds": {"b": 1}}},
-        {"poisons": {"losses": [1.0], "key": "k", "final_losses": [[1.0]], "n": 5}},
+        {"poisons": {"losses": [1.0], "key": KEY, "final_losses": [[1.0]], "n": 5}},
         {"poisons": {"losses": [{"settings": {"x": {}}}, {"seconds": {"y": [1]}}], "n": 2}},
         {"settings": {"protocol": {"seconds": {"a": 1}, "settings": {"b": 2}}}},
-        {"error": 'said "],\n" [', "variants": {"settings": {}}},
+        {"error": 'said "],\n" [', "external": {"settings": {}}},
         {"seconds": {}, "environment": {"settings": {"seconds": {}}}},
     ],
 )

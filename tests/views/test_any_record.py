@@ -1,101 +1,90 @@
-"""Whatever is done to a record: it is skipped aloud, or every view shows it. Never a traceback."""
+"""Whatever the reader takes for a record, every view shows: never a traceback."""
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from bench.execution.past import Past
-from bench.storage.record import sealed
-from bench.storage.records import read, read_standings
+from bench.storage.record import Record, parse_summary, sealed
+from bench.storage.records import read
 from bench.storage.standings import Standings
 from bench.views import frames, html, text
+from bench.views.cells import by_cell, milliseconds, setting_of
 from bench.views.leaderboard import leaderboard
-from tests.records import cell
+from bench.views.mlflow import mapping
+from bench.views.mlflow.sync import sync
+from bench.views.published import published
+from tests.any_record import SOUND, batches, cases
 
-CASES = int(os.environ.get("BENCH_CASES", "20"))
-GOOD = [dict(one) for one in (*cell("gm", "none", [1.0, 0.0]), *cell("gm", "d", [0.0]))]
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=5,
-)
+LARGEST = 2**63  # whole numbers of a database
 
 
-def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [place for name, inner in items for place in [(*above, name), *places(inner, (*above, name))]]
+def all_of(texts: list[bytes]) -> list[Record]:
+    return [*map(parse_summary, texts), *SOUND[1:]]
 
 
-PLACES = places(GOOD[0])
-CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), st.none() | st.tuples(VALUES)), min_size=1, max_size=3)
-
-
-def changed(place: tuple[Any, ...], value: tuple[Any] | None, record: Any) -> None:
-    """Another value there, or none at all; nothing where an earlier change took the place away."""
-    *above, last = place
-    for name in above:
-        try:
-            record = record[name]
-        except (KeyError, IndexError, TypeError):
-            return
-    if isinstance(record, dict) and value is None:
-        record.pop(last, None)
-    elif isinstance(record, dict) or (isinstance(record, list) and value and last < len(record)):
-        record[last] = value[0]  # type: ignore[index]
-
-
-def show(content: bytes) -> None:
-    """All that reads records, with two sound ones beside."""
-    said: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "records.jsonl"
-        path.write_bytes(content + b"\n" + b"".join(map(sealed, GOOD[1:])))
-        whole = read(None, [path], said.append)
-        records = read(None, [path], said.append, curves=False)
-        own = Path(folder) / "records" / "p" / "a" / "d"
-        own.mkdir(parents=True)
-        (own / "0000-0.json").write_bytes(content)
-        standings = read_standings(Path(folder) / "records", [path], said.append)
-        assert standings[-len(records) :] == read_standings(None, [path], said.append)
-        light = Standings()
-        assert standings == [light.lighten(r) for r in read(Path(folder) / "records", [path], said.append)]
-    assert all(line.isprintable() for line in said)
-    board = leaderboard(records)
+@given(batches)
+@cases(each=20, ci=40)
+def test_tables_and_pages(texts: list[bytes]) -> None:
+    board = leaderboard(all_of(texts))
+    light = Standings()
+    standings = [*map(light.parse, texts), *map(light.lighten, SOUND[1:])]
     assert text.as_json(leaderboard(standings), "none") == text.as_json(board, "none")
     for write in (*text.FORMATS.values(), html.page):
-        write(board, "none")
-    text.run_table(board)
-    frames.records_of(frames.records_frame(records))
-    Past(whole)
+        write(board, "none").encode()
+    text.run_table(board).encode()
 
 
-@given(CHANGES, st.booleans())
-@settings(max_examples=CASES, derandomize=True, deadline=None, database=None)
-def test_values_types_and_missing_keys(changes: list[tuple[tuple[Any, ...], tuple[Any] | None]], seal: bool) -> None:
-    record = json.loads(sealed(GOOD[0]))
-    del record["digest"]
-    for place, value in changes:
-        changed(place, value, record)
-    show(sealed(record) if seal else json.dumps(record).encode())
+@given(batches)
+@cases(each=20, ci=100)
+def test_data_frames(texts: list[bytes]) -> None:
+    records = all_of(texts)
+    again = frames.records_of(frames.records_frame(records))
+    shown, expected = (sorted(entry.figures.n for entry in leaderboard(each)) for each in (again, records))
+    assert shown == expected
 
 
-@given(st.lists(st.tuples(st.integers(0, len(sealed(GOOD[0])) - 1), st.integers(0, 7)), min_size=1, max_size=3))
-@settings(max_examples=CASES, derandomize=True, deadline=None, database=None)
-def test_flipped_bits(flips: list[tuple[int, int]]) -> None:
-    content = bytearray(sealed(GOOD[0]))
-    for position, bit in flips:
-        content[position] ^= 1 << bit
-    show(bytes(content))
+@given(batches)
+@cases(each=20)
+def test_estimates_of_time(texts: list[bytes]) -> None:
+    assert Past(all_of(texts)).count
 
 
-@given(st.binary(max_size=200))
-@settings(max_examples=CASES, derandomize=True, deadline=None, database=None)
-def test_raw_bytes(content: bytes) -> None:
-    show(content)
+@given(batches)
+@cases(each=20)
+def test_what_mlflow_is_told_of_a_record(texts: list[bytes]) -> None:
+    records = all_of(texts)
+    runs = [(told(record), record) for record in records]
+    assert leaderboard([mapping.read_back(run, record) for run, record in runs])
+    for trials in by_cell(records):
+        assert all(mapping.cell_tags(trials[0], setting_of(trials[0]), published(trials[0])).values())
+    for entry in leaderboard(records):
+        mapping.cell_metrics(entry)
+
+
+def told(record: Record) -> Any:
+    """The run of a trial, with what a database can hold."""
+    tags, params = mapping.trial_tags(record, "parent"), mapping.params_of(record)
+    points = mapping.trial_metrics(record)
+    assert all(isinstance(value, str) for value in (*tags.values(), *params.values()))
+    assert all(-LARGEST < number < LARGEST for _, _, *numbers in points for number in numbers)
+    end = milliseconds(record["finished"])
+    metrics = {name: value for name, value, _, _ in points}
+    return SimpleNamespace(data=SimpleNamespace(tags=tags, metrics=metrics), info=SimpleNamespace(end_time=end))
+
+
+@given(batches)
+@cases(each=1000, ci=1)
+def test_a_database_of_mlflow(texts: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.jsonl"
+        path.write_bytes(b"".join([*map(sealed, SOUND), b"\n".join(texts)]))
+        records = read(None, [path], print)
+        report = sync(records, f"sqlite:///{folder}/mlflow.db", Path(folder))
+        assert report.trials_new
+        assert sync(records, f"sqlite:///{folder}/mlflow.db", Path(folder)).trials_new == 0

@@ -242,7 +242,7 @@ def test_no_row_no_value(attack: str, defense: str, scenario: str) -> None:
 def test_settings_of_the_wrong_kind_are_taken_as_different() -> None:
     found = published(record("gm", "none", 0, 0.0, settings__protocol={"threat": {"scenario": "from-scratch"}}))
     assert found is not None and "model resnet18, here unknown" in found.differs
-    odd = {"threat": {"scenario": "from-scratch", "eps": "much", "surrogate": 3}, "dataset": 5, "train": []}
+    odd = {"threat": {"scenario": "from-scratch", "surrogate": 3}, "dataset": {"name": 5}, "model": 5, "train": []}
     assert published(record("gm", "none", 0, 0.0, settings__protocol=odd)) is not None
 
 

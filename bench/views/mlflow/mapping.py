@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.storage.record import Record
 from bench.views.cells import milliseconds
+from bench.views.curves import best_restart, is_number
 from bench.views.differences import flat
 from bench.views.leaderboard import Entry
 from bench.views.published import Published
@@ -112,11 +112,10 @@ def trial_metrics(record: Record) -> list[Point]:
     trained = end - took["evaluate"]
     crafted = trained - took["train"]
     points: list[Point] = [(name, value, end, 0) for name, value in _trial_numbers(record).items()]
+    epochs = [epoch if isinstance(epoch, dict) else {} for epoch in record["history"]]
     for name in ("loss", "accuracy"):
-        points += _curve(f"train_{name}", [epoch.get(name) for epoch in record["history"]], crafted, trained)
-    poisons = record["poisons"]
-    restarts = zip(poisons.get("final_losses") or [], poisons.get("losses") or [], strict=False)
-    _, best = min(restarts, key=lambda pair: pair[0] if _finite(pair[0]) else math.inf, default=(None, []))
+        points += _curve(f"train_{name}", [epoch.get(name) for epoch in epochs], crafted, trained)
+    _, best = best_restart(record) or (None, [])
     return points + _curve("craft_loss", best, crafted - took["craft"], crafted)
 
 
@@ -135,7 +134,7 @@ def _trial_numbers(record: Record) -> dict[str, float]:
 
 
 def _curve(name: str, values: Sequence[Any], begin: int, end: int) -> list[Point]:
-    points = [(step, value) for step, value in enumerate(values) if _finite(value)]
+    points = [(step, value) for step, value in enumerate(values) if is_number(value)]
     if len(points) > CURVE_POINTS:  # evenly, first and last included
         points = [points[round(i * (len(points) - 1) / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
     return [(name, v, begin + (end - begin) * (step + 1) // len(values), step) for step, v in points]
@@ -149,8 +148,4 @@ def name_of(text: str) -> str:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Those that are known and finite."""
-    return {name: float(value) for name, value in values.items() if _finite(value)}
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return {name: float(value) for name, value in values.items() if is_number(value)}
