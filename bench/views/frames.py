@@ -74,8 +74,22 @@ def _trial(record: Record) -> dict[str, Any]:
     row = {name: values.get(name) for name in TRIAL_COLUMNS}
     row |= {name: "; ".join(values[name]) for name in _LISTS}
     for part in _NESTED:
-        row |= dict(flat(values.get(part) or {}, f"{part}."))
+        row |= dict(flat(_undotted(values.get(part) or {}, part), f"{part}."))
     return row | {f"poisons.{name}": values["poisons"].get(name) for name in _POISONS}
+
+
+_MAY_HAVE_DOTS = {"seconds", "settings.attack", "settings.defense"}  # `seconds.train.networks`, `epic-0.1`
+
+
+def _undotted(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Without names that hold a dot and that no version has written: a column could be taken for another's."""
+    if where in _MAY_HAVE_DOTS:
+        return values
+    return {
+        name: _undotted(value, f"{where}.{name}") if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if "." not in name
+    }
 
 
 def _record(row: dict[Any, Any]) -> Record:
