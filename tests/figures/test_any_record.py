@@ -31,7 +31,7 @@ def drawn(texts: list[bytes], render: bool) -> None:
 
 
 @given(batches)
-@cases(each=20)
+@cases(each=20, ci=40)
 def test_numbers_of_figures(texts: list[bytes]) -> None:
     drawn(texts, render=False)
     for text in texts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 
 from bench.execution.past import Past
@@ -78,6 +79,7 @@ def told(record: Record) -> Any:
     return SimpleNamespace(data=SimpleNamespace(tags=tags, metrics=metrics), info=SimpleNamespace(end_time=end))
 
 
+@pytest.mark.slow
 @given(batches)
 @cases(each=1000, ci=1)
 def test_a_database_of_mlflow(texts: list[bytes]) -> None:
