@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -49,12 +50,12 @@ def test_other_values_types_and_missing_keys(text: bytes) -> None:
     read_or_refused(text)
 
 
-@given(st.sampled_from(TEXT.split(b":")[1:-1]), NUMBERS)
+@given(st.sampled_from(re.findall(rb'"\w+":(?:-?[\d.]+|null|true|false|"[^"]*")', TEXT)), NUMBERS)
 @cases()
 def test_numbers_that_no_computer_has(old: bytes, number: bytes) -> None:
-    value = old[: old.rfind(b",")] if b"," in old else old
+    name = old.partition(b":")[0]
     for text in (TEXT, b"{" + TEXT[TEXT.index(b",") + 1 :]):
-        changed = text.replace(b":" + value, b":" + number, 1)
+        changed = text.replace(old, name + b":" + number, 1)
         if changed != text:
             assert read_or_refused(changed) is None or number == b"9" * 400
 
@@ -80,6 +81,6 @@ def test_any_bytes_of_a_file_are_skipped_aloud(content: bytes) -> None:
         own.mkdir(parents=True)
         (own / "0000-0.json").write_bytes(content)
         read(Path(folder) / "records", [], said.append)
-    assert len(whole) == len(light) >= 1
+    assert 1 <= len(whole) <= len(light)  # a board needs no curves: it shows a record of which they alone are damaged
     assert all(line.isprintable() for line in said)
     assert json.dumps(whole, allow_nan=False)
