@@ -43,7 +43,8 @@ def guest() -> Iterator[list[str]]:
     except BaseException as error:
         if isinstance(error, Exception) or _by_the_user(error):
             raise
-        raise TrialFailed(f"a plug-in must not end the process, and this one raised {error!r}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
+        raise TrialFailed(f"a plug-in must not end the process ({said})") from error
     finally:
         for name, before, read, put_back in kept:
             if read() != before:

@@ -87,7 +87,9 @@ def test_a_server_that_is_absent_and_comes_later(
     assert run(untrained, address) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "tracking" in line]
     assert len(said) == 2 and address in said[0] and "the run goes on and its records are kept" in said[0]
-    assert said[1] == "tracking: 6 record(s) are on disk but not in MLflow; fix: python -m bench sync"
+    assert (
+        said[1] == f"tracking: 6 record(s) are on disk but not in MLflow; fix: python -m bench sync --out {untrained}"
+    )
     assert main(["sync", "--out", str(untrained), "--tracking", address]) == 2
     failed = capsys.readouterr()
     assert failed.out == "" and failed.err.count("\n") == 1 and f"cannot log to {address}" in failed.err
@@ -127,7 +129,9 @@ def test_a_slow_server_does_not_hold_up_the_run(
         left = tracker.close(patience=3)
         assert time.perf_counter() - clock < 10
         assert left == 6 and len(adds) == 6 and max(adds) < 1  # half of what a single call takes
-    assert said[-1] == "tracking: 6 record(s) are on disk but not in MLflow; fix: python -m bench sync"
+    assert (
+        said[-1] == f"tracking: 6 record(s) are on disk but not in MLflow; fix: python -m bench sync --out {untrained}"
+    )
     assert tracker.close(patience=60) == 6  # its thread has found that the server is gone
     assert_mended(untrained, undisturbed, server, 6, capsys)
 

@@ -23,9 +23,13 @@ READER += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 Said = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+SEES = "import importlib.util as i, os, torch; assert os.access(i.find_spec('mlflow').origin, os.F_OK)"
+
+
 def works(*command: str, **who: Any) -> bool:
+    """Whether that user can run Python and sees its libraries, as `os.access` sees them too."""
     try:
-        tried = subprocess.run([*command, sys.executable, "-c", "import torch"], capture_output=True, **who)
+        tried = subprocess.run([*command, sys.executable, "-c", SEES], capture_output=True, **who)
         return tried.returncode == 0
     except (PermissionError, FileNotFoundError):
         return False
