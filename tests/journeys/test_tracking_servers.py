@@ -27,6 +27,8 @@ pytestmark = pytest.mark.slow
 
 COUNT = itertools.count()
 
+MISSING = "tracking: 6 record(s) are on disk but not in MLflow; fix: python -m bench sync"
+
 
 @pytest.fixture(autouse=True)
 def no_server_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
