@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.foundation.errors import BadInput, nearest
+from bench.foundation.shown import echo
 from bench.storage import records as storage
 from bench.storage.record import Record
 
@@ -30,7 +30,7 @@ def records(paths: Paths = "results/runs") -> pd.DataFrame:
     from bench.views.frames import records_frame
 
     several = [paths] if isinstance(paths, str | Path) else list(paths)
-    say = functools.partial(print, file=sys.stderr)
+    say = functools.partial(echo, err=True)
     return records_frame(
         _of_all([Path(path) for path in several], functools.partial(storage.read, say=say, curves=False))
     )

@@ -10,7 +10,7 @@ import shlex
 from importlib import resources
 from pathlib import Path
 
-from bench.foundation import files
+from bench.foundation import commands, files
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import names
 
@@ -42,13 +42,12 @@ def scaffold(kind: str, name: str, folder: Path) -> tuple[Path, Path]:
 
 def next_steps(kind: str, plugin: Path, test: Path) -> str:
     """What to do with the two files, as lines of commands."""
-    file, its_test = shlex.quote(str(plugin)), shlex.quote(str(test))
-    attack = "" if kind == "attack" else "--attack gm "
+    attack = [] if kind == "attack" else ["--attack", "gm"]
     return (
         f"wrote {plugin} and {test}\n"
-        f"check       python -m bench check {file}\n"
-        f"test        python -m pytest {its_test}\n"
-        f"run         python -m bench run {attack}--{kind} {file}\n"
+        f"check       {commands.bench('check', plugin)}\n"
+        f"test        python -m pytest {shlex.quote(str(test))}\n"
+        f"run         {commands.bench('run', *attack, f'--{kind}', plugin)}\n"
         f"contribute  put {plugin.name} in {kind}s/ and {test.name} in tests/{kind}s/; see CONTRIBUTING.md"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import click
@@ -39,7 +40,8 @@ def leaderboard(
 
     paths = [*records, *file]
     folders = [out or options.OUT] if out or not paths else []
-    chosen = results.select(results.read([*folders, *paths], _complain), protocols, baseline)
+    trials = results.read([*folders, *paths], functools.partial(echo, err=True))
+    chosen = results.select(trials, protocols, baseline)
     write = {**text.FORMATS, "html": html.page}[format]
     board = write(leaderboard(chosen, baseline), baseline)
     if to is None:
@@ -51,10 +53,6 @@ def leaderboard(
         raise BadInput(f"--to: '{to}' cannot be written: {error.strerror}") from None
     echo(f"leaderboard: {to}", err=True)
     return 0
-
-
-def _complain(line: str) -> None:
-    echo(line, err=True)
 
 
 COMMANDS = (leaderboard,)

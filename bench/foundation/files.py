@@ -8,7 +8,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,6 +102,14 @@ def _regular(path: Path | str, most: int) -> tuple[int, int]:
 
 class NotRegular(OSError):
     """What lies at a path is a folder, a pipe, a device or a socket, or larger than anything that is read from it."""
+
+
+def set_aside(path: Path, what: str, why: str, say: Callable[[str], None], then: str = "") -> None:
+    """Move a damaged file out of the way, aloud. what: how it is called, its path included; then: what follows."""
+    aside = path.with_suffix(".damaged")
+    say(f"{what} is damaged ({why}); moved to {aside.name}{then}")
+    with contextlib.suppress(FileNotFoundError):  # another process has moved it
+        path.replace(aside)
 
 
 def clear_leftovers(path: Path) -> None:

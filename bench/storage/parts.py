@@ -29,6 +29,13 @@ Time = Annotated[str, AfterValidator(_time)]
 _with_more = with_config(ConfigDict(extra="allow"))
 
 
+def first_fault(error: ValidationError) -> str:
+    """Where a value is not of its type, and why."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {fault['msg']}" if where else fault["msg"]
+
+
 def checked_as(part: Any) -> AfterValidator:
     """Of a part that may have other entries: it is checked and kept as it is, in its order, by which views name it."""
     adapter: TypeAdapter[Any] = TypeAdapter(part)
@@ -37,8 +44,7 @@ def checked_as(part: Any) -> AfterValidator:
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+            raise ValueError(first_fault(error)) from None
         return value
 
     return AfterValidator(check)

@@ -33,10 +33,8 @@ def read(out: Path, key: str, say: Callable[[str], None]) -> bytes | None:
         why = str(error.strerror)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = f"unreadable: {type(error).__name__}"
-    aside = path.with_suffix(".damaged")
-    say(f"image {path} is damaged ({why}); moved to {aside.name}")
-    with contextlib.suppress(OSError):  # another process has moved it, or it may only be read
-        path.replace(aside)
+    with contextlib.suppress(OSError):  # it may only be read
+        files.set_aside(path, f"image {path}", why, say)
     return None
 
 

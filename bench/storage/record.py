@@ -36,6 +36,7 @@ from bench.storage.parts import (
     Variant,
     Whole,
     checked_as,
+    first_fault,
 )
 
 SCHEMA = 1
@@ -165,11 +166,7 @@ def why(error: OSError | ValueError) -> str:
     """Why a record cannot be read, in one printable line."""
     if isinstance(error, OSError):
         return str(error.strerror)
-    text = str(error)
-    if isinstance(error, ValidationError):
-        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        text = f"{where}: {fault['msg']}" if where else fault["msg"]
+    text = first_fault(error) if isinstance(error, ValidationError) else str(error)
     return "".join(character if character.isprintable() else " " for character in text)[:200]
 
 

@@ -112,10 +112,7 @@ class Records:
     def _set_aside(self, path: Path, error: OSError | ValueError) -> None:
         if isinstance(error, OSError) and not isinstance(error, files.NotRegular):
             raise error  # the record may be sound
-        aside = path.with_suffix(".damaged")
-        self.say(f"record {path} is damaged ({why(error)}); moved to {aside.name}, the trial will be run again")
-        with contextlib.suppress(FileNotFoundError):  # another process has moved it
-            path.replace(aside)
+        files.set_aside(path, f"record {path}", why(error), self.say, ", the trial will be run again")
 
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ and bytes, so that any flipped bit is noticed, and a file that lies in the place
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -68,11 +67,8 @@ class Store:
         except FileNotFoundError:
             return None
         except (Damaged, files.NotRegular) as error:
-            aside = path.with_suffix(".damaged")
-            why = error.strerror if isinstance(error, OSError) else error
-            self.say(f"store: {path} is damaged ({why}); moved to {aside.name}, it will be made again")
-            with contextlib.suppress(FileNotFoundError):  # another process has moved it
-                path.replace(aside)
+            why = str(error.strerror if isinstance(error, OSError) else error)
+            files.set_aside(path, f"store: {path}", why, self.say, ", it will be made again")
             return None
         return Artefact(tensors, meta, reused=True)
 
