@@ -153,7 +153,6 @@ def train(
     """
     started = time.perf_counter()
     device = data.images.device
-    model.precision = resolved(recipe.precision, device)
     augmentation = recipe.augmentation(tuple(model.normalise.mean.flatten().tolist()))
     active = torch.ones(len(data), dtype=torch.bool, device=device)
     optimizer, suspected = make_optimizer(model, recipe), torch.zeros_like(active)
@@ -161,6 +160,7 @@ def train(
     if hooks is not None:
         run.owner = hooks.name
         _set_up(run, hooks)
+    run.model.precision = resolved(run.recipe.precision, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for epoch in range(run.recipe.epochs):
             run.current_epoch = epoch
