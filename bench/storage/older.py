@@ -43,7 +43,10 @@ def bring_settings_up_to_date(settings: Any, environment: Any) -> bool:
         return False
     on_gpu = isinstance(environment, dict) and environment.get("device") == "cuda"
     precision = {"precision": "bfloat16" if on_gpu else "float32"}
-    later = {"threat": _LATER_SETTINGS, **dict.fromkeys(("train", "surrogate", "pretrain"), precision)}
+    later: dict[str, Mapping[str, Any]] = {
+        "threat": _LATER_SETTINGS,
+        **dict.fromkeys(("train", "surrogate", "pretrain"), precision),
+    }
     sections = [(protocol.get(name), defaults) for name, defaults in later.items()]
     return any([_fill(section, defaults) for section, defaults in sections if isinstance(section, dict)])
 
