@@ -3,11 +3,13 @@
 The peer's loop is the recipe that the peers of this benchmark use: images as PIL objects; RandomCrop with 4 pixels of
 padding, RandomHorizontalFlip, ToTensor, Normalize; a shuffling DataLoader with 0, 1 or 2 workers that live on between
 epochs; SGD with the same settings. Same network, same batch, same number of images. The peer is timed twice: with the
-memory format that it would have by default, and with ours (channels last), where only the data path differs.
+memory format that it would have by default, and with ours (channels last), where only the data path differs. Both
+loops run in float32 and in bfloat16 (autocast).
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable
 
@@ -18,8 +20,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
+from bench.foundation.allocator import keep_freed_memory
 from bench.science.dataset import Dataset
-from bench.science.training import Recipe, make_optimizer, precision, train
+from bench.science.precision import Precision, computing_in
+from bench.science.training import Recipe, make_optimizer, train
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+FORMATS = {"usual": torch.contiguous_format, "channels last": torch.channels_last}
 
 
 def main() -> None:
@@ -28,30 +35,44 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=2000, help="training images, of ten classes")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="workers of the peer's loader to try")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="with the allocator's setting of a run, for all loops"
+    )
     args = parser.parse_args()
     device = start(args)
-    rows = []
-    for size in args.sizes:
-        dataset = photographs(size, args.images // 10)
-        recipe = Recipe(epochs=1, batch=args.batch, augment="crop")
-        work = {"bench": ours(dataset, args.model, recipe, device)}
-        formats = {"usual": torch.contiguous_format, "channels last": torch.channels_last}
-        for (name, layout), workers in itertools.product(formats.items(), args.workers):
-            work[f"DataLoader, {name}, {workers} workers"] = peer(dataset, args.model, recipe, device, layout, workers)
-        times = alternate(work, args.repeats, device)
-        for name in work:
+    if args.keep_memory:
+        keep_freed_memory()
+    show(args, [row for size in args.sizes for row in compared(args, photographs(size, args.images // 10), device)])
+
+
+def compared(args: argparse.Namespace, dataset: Dataset, device: torch.device) -> list[dict[str, object]]:
+    """The loops on one data set, in turns."""
+    work: dict[str, Callable[[], object]] = {}
+    recipe = Recipe(epochs=1, batch=args.batch, augment="crop")
+    for precision in PRECISIONS:
+        work[f"bench, {precision}"] = ours(
+            dataset, args.model, recipe.model_copy(update={"precision": precision}), device
+        )
+        for (name, layout), workers in itertools.product(FORMATS.items(), args.workers):
+            loop = peer(dataset, args.model, recipe, device, precision, layout, workers)
+            work[f"DataLoader, {precision}, {name}, {workers} workers"] = loop
+    times = alternate(work, args.repeats, device)
+    rows: list[dict[str, object]] = []
+    for precision, name in itertools.product(PRECISIONS, FORMATS):
+        loops = [loop for loop in work if loop.startswith(f"DataLoader, {precision}, {name},")]
+        best, alike = min(loops, key=times.median), f"bench, {precision}"
+        for loop, note in [(loop, loop) for loop in loops] + [(best, f"best: {best}")]:
             rows.append(
                 {
-                    "size": size,
-                    "loop": name,
-                    "images/s": len(dataset.train) / times.median(name),
-                    "bench is faster by": times.ratio(name, "bench"),
+                    "size": dataset.train.images.shape[-1],
+                    "loop": note,
+                    "images/s": len(dataset.train) / times.median(loop),
+                    "bench, same precision": len(dataset.train) / times.median(alike),
+                    "bench is faster by": times.ratio(loop, alike),
+                    "bfloat16 is faster by": times.ratio(loop, "bench, bfloat16"),
                 }
             )
-        for name in formats:
-            best = min((loop for loop in work if f", {name}," in loop), key=times.median)
-            rows.append({"size": size, "loop": f"best: {best}", "bench is faster by": times.ratio(best, "bench")})
-    show(args, rows)
+    return rows
 
 
 def ours(dataset: Dataset, name: str, recipe: Recipe, device: torch.device) -> Callable[[], object]:
@@ -75,7 +96,13 @@ class PilImages(TorchDataset):
 
 
 def peer(
-    dataset: Dataset, name: str, recipe: Recipe, device: torch.device, layout: torch.memory_format, workers: int
+    dataset: Dataset,
+    name: str,
+    recipe: Recipe,
+    device: torch.device,
+    precision: Precision,
+    layout: torch.memory_format,
+    workers: int,
 ) -> Callable[[], None]:
     """One epoch of the usual loop. Its transform normalises, so its network is ours without the first layer."""
     whole = network(name, dataset, device).to(memory_format=layout)
@@ -103,8 +130,9 @@ def peer(
         for pixels, labels in loader:
             pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             optimizer.zero_grad()
-            with precision(device):
-                loss = F.cross_entropy(model(pixels), labels)
+            with computing_in(precision, device):
+                logits = model(pixels)
+            loss = F.cross_entropy(logits.float(), labels)
             loss.backward()
             optimizer.step()
 
