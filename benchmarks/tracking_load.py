@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.execution.engines.local import Local
+from bench.execution.schedule import Schedule
 from bench.foundation.progress import Heartbeat, say
 from bench.request.protocol_file import resolve
 from bench.storage.record import Record, parse
@@ -97,13 +98,13 @@ def measure(trials: int, jobs: int, seconds: float, uri: str, out: Path) -> Load
     try:
         with starter.open(out), engine.open(out):
             # Processes are started before the clock: that is no trial's time.
-            list(starter.run("start", [(i, 1.0) for i in range(jobs)], nap))
+            list(starter.run(Schedule.of("start", [(i, 1.0) for i in range(jobs)]), nap))
             began = time.perf_counter()
             said: list[str] = []
             tracker = syncing.Tracker(uri, out, said.append)
             adds: list[float] = []
             units = [(number, seconds) for number in range(trials)]
-            for done in engine.run("trials", units, nap):
+            for done in engine.run(Schedule.of("trials", units), nap):
                 made = record(done.unit[0], trials, seconds)
                 clock = time.perf_counter()
                 tracker.add(made)

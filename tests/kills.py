@@ -71,12 +71,16 @@ def after(seconds: float, begun: Callable[[str], bool] = lambda said: True) -> C
 
 
 def stage(stderr: str, out: Path, trials: int) -> str:
-    """How far a run of so many trials had come, by what it had said and by its records."""
+    """How far a run of so many trials had come, by what it had said, its store and its records: what it made last is of
+    the stage before, and some of the victims may be there already."""
     if not stderr:
         return "start"
     if "trials to run" not in stderr:
         return "plan"
     if len(records(out)) == trials:
         return "tracking"
-    said = [name for name in STAGES if f"\n{name}: " in stderr]
-    return said[-1] if said else "plan"
+    if "\nto do: " not in stderr:
+        return "plan"
+    if any((out / "store" / "poisons").rglob("*.safetensors")):
+        return "victims"
+    return "poisons" if any((out / "store" / "networks").rglob("*.safetensors")) else "surrogates"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.execution.past import Past
 from bench.execution.plan import Plan
-from bench.execution.tasks import Crafting, Task, VictimTraining, work_for
+from bench.execution.tasks import KINDS, Crafting, Task, VictimTraining, missing, scheduled
 from bench.storage.records import read
 from bench.views.text import draw
 
@@ -22,7 +22,7 @@ def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> st
     records = {record["key"]: record for record in past_records}
     finished = {key for key, record in records.items() if record["status"] == "done"}
     past = Past(list(records.values()))
-    tables, missing = [], {}
+    tables, wanted = [], {}
     for part in plan.parts:
         cells: dict[str, list[VictimTraining]] = {}
         for task in part.victims(out).values():
@@ -30,26 +30,26 @@ def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> st
         rows = []
         for tasks in cells.values():
             to_run = [task for task in tasks if task.key not in finished]
-            missing.update({task.key: task for task in to_run})
+            wanted.update({task.key: task for task in to_run})
             seconds = past.seconds(tasks[0])
             each = f"{seconds:.1f}" if seconds is not None else "?"
             count = (str(len(tasks)), str(len(tasks) - len(to_run)), str(len(to_run)))
             rows.append((tasks[0].attack.label, tasks[0].defense.label, *count, each))
         tables.append(f"{part.title}\n{draw(HEAD, rows)}")
-    return "\n\n".join([*tables, _effort(list(missing.values()), past, width, out)])
+    return "\n\n".join([*tables, _effort(list(wanted.values()), past, width, out)])
 
 
-def _effort(missing: Sequence[VictimTraining], past: Past, width: int, out: Path) -> str:
-    if not missing:
+def _effort(victims: Sequence[VictimTraining], past: Past, width: int, out: Path) -> str:
+    if not victims:
         return "to make: nothing; every trial has its record"
-    stages = work_for(missing).stages
-    counts = ", ".join(f"{len(tasks)} {title}" for title, tasks in stages)
-    total, unknown = 0.0, Counter[str]()
-    for _, tasks in stages:
-        estimates = [(task, past.seconds(task)) for task in tasks]
-        seconds = [estimate for _, estimate in estimates if estimate is not None]
-        total += sum(seconds) / min(width, max(len(seconds), 1))
-        unknown.update(_kind(task) for task, estimate in estimates if estimate is None)
+    tasks = missing(victims)
+    made = Counter(type(task) for task in tasks.values())
+    counts = ", ".join(f"{made[kind]} {kind.plural}" for kind in KINDS)
+    told = [(task, past.seconds(task)) for task in tasks.values()]
+    unknown = Counter(_kind(task) for task, seconds in told if seconds is None)
+    schedule = scheduled(tasks, (seconds or 0.0 for _, seconds in told))
+    # No sooner than the longest chain, and no sooner than all of it on all workers.
+    total = max(*schedule.ways, sum(seconds or 0.0 for _, seconds in told) / width)
     lines = [f"to make: {counts} (what the store under {out} holds is not counted)"]
     if total:
         lines.append(f"estimate: {_duration(total)} with {width} at a time, from {past.count} records under {out}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.execution.tasks import Crafting, SurrogateTraining, Task, VictimTraining
+from bench.execution.tasks import Crafting, Pretraining, SurrogateTraining, Task, VictimTraining
+from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.storage.record import Record
 
 
@@ -20,6 +21,7 @@ class Past:
         self._victims: dict[str, list[float]] = {}
         self._poisons: dict[str, dict[str, float]] = {}
         self._surrogates: dict[str, list[float]] = {}
+        self._texts: dict[tuple[Any, ...], str] = {}  # of tasks, by what makes them the same work
         for record in records:
             if record["status"] == "done":
                 self._learn(record)
@@ -39,16 +41,42 @@ class Past:
 
     def seconds(self, task: Task) -> float | None:
         """None where nothing is known, as of pretrained networks."""
-        shared = _shared(task.study.settings(), task.study.device.partition(":")[0])
         times: Sequence[float] = ()
         if isinstance(task, VictimTraining):
-            times = self._victims.get(_text("victim", shared, task.defense.label, task.defense.values()), [])
+            times = self._victims.get(self._text_of(task, "victim", task.defense), [])
         elif isinstance(task, Crafting):
-            crafted = self._poisons.get(_text("poisons", shared, task.attack.label, task.attack.values()), {})
-            times = list(crafted.values())
+            times = list(self._poisons.get(self._text_of(task, "poisons", task.attack), {}).values())
         elif isinstance(task, SurrogateTraining):
-            times = self._surrogates.get(_text(shared), [])
+            times = self._surrogates.get(self._text_of(task), [])
         return statistics.fmean(times) if times else None
+
+    def _text_of(self, task: Task, kind: str = "", plugin: SelectedAttack | SelectedDefense | None = None) -> str:
+        place = (task.study, kind, plugin)
+        if place not in self._texts:
+            shared = _shared(task.study.settings(), task.study.device.partition(":")[0])
+            parts = (kind, shared, plugin.label, plugin.values()) if plugin is not None else (shared,)
+            self._texts[place] = _text(*parts)
+        return self._texts[place]
+
+
+def expected(tasks: Iterable[Task], past: Past) -> list[float]:
+    """Seconds of each task: as in the past, or else by its epochs, each of which takes what it does in the tasks of
+    which the past knows (or one second where it knows of none)."""
+    told = [(past.seconds(task), _epochs(task)) for task in tasks]
+    paces = [seconds / epochs for seconds, epochs in told if seconds is not None]
+    pace = statistics.median(paces) if paces else 1.0
+    return [seconds if seconds is not None else epochs * pace for seconds, epochs in told]
+
+
+def _epochs(task: Task) -> float:
+    """A guess how long a task takes, in epochs: crafting as the training of a victim, a defense half of it."""
+    protocol = task.study.protocol
+    if isinstance(task, Pretraining):
+        return protocol.pretrain.epochs
+    if isinstance(task, SurrogateTraining):
+        return protocol.surrogate.epochs
+    defended = isinstance(task, VictimTraining) and task.defense.label != "none"
+    return protocol.train.epochs * (1.5 if defended else 1.0)
 
 
 def _shared(protocol: dict[str, Any], device: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A plan carried out, step by step: what the records already hold, and the stages that make the rest.
+"""A plan carried out: what the records already hold, and the rest, each task as soon as what it needs is there.
 
 pretrained networks once per study, in the scenarios `transfer` and `finetune`
 surrogates          once per study, shared by all attacks
@@ -9,13 +9,15 @@ victims             one for every cell and trial, each with its record
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.execution.engines.base import Engine
+from bench.execution.past import Past, expected
 from bench.execution.plan import Cell, Plan
 from bench.execution.recording import failure
-from bench.execution.tasks import Crafting, Task, VictimTraining, Work, work, work_for
+from bench.execution.schedule import Schedule
+from bench.execution.tasks import Crafting, Task, VictimTraining, missing, scheduled, work
 from bench.foundation import files
 from bench.foundation.errors import DiskFull, TrialFailed
 from bench.foundation.progress import Say
@@ -25,7 +27,7 @@ from bench.science.poisons import Poisons
 from bench.science.threat import Trial
 from bench.science.workspace import Workspace
 from bench.storage.record import Record
-from bench.storage.records import Records
+from bench.storage.records import Records, sample
 
 OnRecord = Callable[[Record], None]
 
@@ -41,12 +43,12 @@ def execute(plan: Plan, out: Path, engine: Engine, say: Say, on_record: OnRecord
     for task in victims.values():
         if (record := records.find(task.expected)) is not None:
             results.add(record, cached=True)
-    missing = [task for key, task in victims.items() if key not in results.by_key]
-    if missing:
-        say(f"{len(missing)} of {len(victims)} trials to run, {engine}")
+    to_run = [task for key, task in victims.items() if key not in results.by_key]
+    if to_run:
+        say(f"{len(to_run)} of {len(victims)} trials to run, {engine}")
         with engine.open(out):
-            failed = _stages(work_for(missing), out, engine, say, results)
-        for task in missing:
+            failed = _carry_out(missing(to_run), out, engine, say, results.add)
+        for task in to_run:
             if task.key not in results.by_key:
                 record = records.find(task.expected)  # by another command on the same output folder
                 results.add(record or _failure(task, records, failed[task.key], say), cached=record is not None)
@@ -65,25 +67,6 @@ class Results:
         self._on_record(self.by_key[record["key"]])
 
 
-def _stages(work: Work, out: Path, engine: Engine, say: Say, results: Results) -> dict[str, str]:
-    """Do all stages; what failed, by key, with the cause."""
-    failed: dict[str, str] = {}
-    for title, tasks in work.stages:
-        if tasks is work.victims:
-            failed |= _without_poisons(work.crafted, failed)
-        failed |= _stage(title, [task for task in tasks if task.key not in failed], out, engine, say, results.add)
-    return failed
-
-
-def _without_poisons(crafted: Mapping[str, Crafting], failed: Mapping[str, str]) -> dict[str, str]:
-    """The victims whose poisons could not be made, by key, with the cause."""
-    return {
-        victim: f"crafting failed: {failed[poisons.key]}"
-        for victim, poisons in crafted.items()
-        if poisons.key in failed
-    }
-
-
 def _failure(task: VictimTraining, records: Records, cause: str, say: Say) -> Record:
     space = Workspace.at(task.study, task.out, lambda *_: None, say)
     return failure(space, records, task.study.case(task.index), task.attack, task.defense, cause)
@@ -92,26 +75,24 @@ def _failure(task: VictimTraining, records: Records, cause: str, say: Say) -> Re
 def craft(cell: Cell, out: Path, engine: Engine, say: Say) -> list[tuple[Poisons, Trial]]:
     """The poisons of a cell's attack, from the store or crafted, with their trials. TrialFailed when one cannot be
     made."""
-    todo = work_for((), [Crafting.of(cell.study, out, cell.attack, index) for index in cell.trials])
+    wanted = missing(Crafting.of(cell.study, out, cell.attack, index) for index in cell.trials)
     with engine.open(out):
-        for title, tasks in todo.stages:
-            failed = _stage(title, tasks, out, engine, say, lambda record: None)
-            for task in todo.poisons:
-                if task.key in failed:
-                    raise TrialFailed(f"{task}: {failed[task.key]}")
+        failed = _carry_out(wanted, out, engine, say, lambda record: None)
+    for task in wanted.values():
+        if isinstance(task, Crafting) and task.key in failed:
+            raise TrialFailed(f"{task}: {failed[task.key]}")
     space = Workspace.at(cell.study, out, lambda *_: None, say)
     cases = [cell.study.case(index) for index in cell.trials]
     return [(poisons_of(space, case, cell.attack)[0], case.trial) for case in cases]
 
 
-def _stage(
-    title: str, tasks: Sequence[Task], out: Path, engine: Engine, say: Say, on_record: OnRecord
-) -> dict[str, str]:
-    """Have the tasks done; return what failed, by key, with the cause. DiskFull from any of them ends them all."""
+def _carry_out(tasks: Mapping[str, Task], out: Path, engine: Engine, say: Say, on_record: OnRecord) -> dict[str, str]:
+    """Have the tasks done; return what failed, by key, with the cause; so did those that stand on one that failed.
+    DiskFull from any of them ends them all."""
     failed: dict[str, str] = {}
     if not tasks:
         return failed
-    with contextlib.closing(engine.run(title, tasks, work)) as ended:
+    with contextlib.closing(engine.run(_schedule(tasks, out), work)) as ended:
         for done in ended:
             if done.disk_full:
                 raise DiskFull(str(done.error))
@@ -126,4 +107,17 @@ def _stage(
                 say(line)
             if record is not None:
                 on_record(record)
+    if failed:
+        for task in tasks.values():  # each after what it stands on
+            for need in task.needs():
+                if need.key in failed:
+                    failed.setdefault(task.key, f"{need.called} failed: {failed[need.key]}")
     return failed
+
+
+def _schedule(tasks: Mapping[str, Task], out: Path) -> Schedule:
+    """In the order that past records below `out` suggest."""
+    attacks = {task.attack.label for task in tasks.values() if isinstance(task, Crafting)}
+    defenses = {task.defense.label for task in tasks.values() if isinstance(task, VictimTraining)}
+    past = Past(sample(out / "records", attacks, defenses))
+    return scheduled(tasks, expected(tasks.values(), past))

@@ -6,13 +6,14 @@ Tasks of one key are one task, whichever attacks, defenses and studies ask for i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from bench.execution.poison_image import save
 from bench.execution.recording import record_of
+from bench.execution.schedule import Schedule, Step
 from bench.foundation.errors import TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.science.crafting import poisons_of
@@ -33,6 +34,12 @@ class Task(ABC):
     out: Path
     key: str
     kind: ClassVar[str] = "networks"
+    plural: ClassVar[str] = "tasks"  # of many, as progress and plans call them
+
+    @property
+    def called(self) -> str:
+        """As what fails when it does."""
+        return str(self)
 
     @abstractmethod
     def expected_key(self) -> str:
@@ -43,7 +50,7 @@ class Task(ABC):
         """Do it; the record if it makes one."""
 
     def needs(self) -> Iterator[Task]:
-        """What it stands on, directly or not."""
+        """What it stands on directly, whether or not that is there already."""
         yield from ()
 
     @property
@@ -52,15 +59,13 @@ class Task(ABC):
         return Store(self.out / "store").path(self.kind, self.key).exists()
 
 
-T = TypeVar("T", bound=Task)
-
-
 @dataclass(frozen=True, eq=False)
 class Pretraining(Task):
     """The j-th pretrained network of an architecture."""
 
     model: str
     j: int
+    plural = "pretrained networks"
 
     @classmethod
     def of(cls, study: Study, out: Path, model: str, j: int) -> Pretraining:
@@ -82,6 +87,7 @@ class SurrogateTraining(Task):
 
     k: int
     epochs: tuple[int, ...]
+    plural = "surrogates"
 
     @classmethod
     def of(cls, study: Study, out: Path, k: int, epochs: tuple[int, ...] = ()) -> SurrogateTraining:
@@ -111,7 +117,8 @@ class Crafting(Task):
 
     attack: SelectedAttack
     index: int
-    kind = "poisons"
+    kind = plural = "poisons"
+    called = "crafting"
 
     @classmethod
     def of(cls, study: Study, out: Path, attack: SelectedAttack, index: int) -> Crafting:
@@ -131,9 +138,7 @@ class Crafting(Task):
     def needs(self) -> Iterator[Task]:
         if self.attack.make.uses_surrogates:
             for k in range(self.study.protocol.threat.surrogates):
-                surrogate = SurrogateTraining.of(self.study, self.out, k, self.attack.asked.snapshots)
-                yield from surrogate.needs()
-                yield surrogate
+                yield SurrogateTraining.of(self.study, self.out, k, self.attack.asked.snapshots)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +148,8 @@ class VictimTraining(Task):
     attack: SelectedAttack
     defense: SelectedDefense
     index: int
+    plural = "victims"
+    stored = False  # what it makes is a record; whether that is there its caller knows
 
     @classmethod
     def of(
@@ -165,15 +172,14 @@ class VictimTraining(Task):
         records = Records(self.out / "records", space.store.say)
         return record_of(space, records, self.study.case(self.index), self.attack, self.defense)
 
-    def crafting(self) -> Crafting | None:
-        """The poisons that it trains on; None for an attack that poisons nothing."""
-        if not self.attack.make.poisons_data:
-            return None
-        return Crafting.of(self.study, self.out, self.attack, self.index)
-
     def needs(self) -> Iterator[Task]:
         if self.study.protocol.pretrained:
             yield Pretraining.of(self.study, self.out, self.study.protocol.model, 0)
+        if self.attack.make.poisons_data:
+            yield Crafting.of(self.study, self.out, self.attack, self.index)
+
+
+KINDS: tuple[type[Task], ...] = (Pretraining, SurrogateTraining, Crafting, VictimTraining)
 
 
 def work(task: Task, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
@@ -187,42 +193,23 @@ def work(task: Task, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
     return task.run(Workspace.at(task.study, task.out, heartbeat, lines.append)), lines
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be made before and for some victims, by stage; each stage stands on those before it."""
-
-    pretrained: tuple[Task, ...]
-    surrogates: tuple[Task, ...]
-    poisons: tuple[Crafting, ...]
-    victims: tuple[VictimTraining, ...]
-    crafted: dict[str, Crafting]  # by the key of a victim, the poisons that it trains on
-
-    @property
-    def stages(self) -> tuple[tuple[str, Sequence[Task]], ...]:
-        return (
-            ("pretrained networks", self.pretrained),
-            ("surrogates", self.surrogates),
-            ("poisons", self.poisons),
-            ("victims", self.victims),
-        )
+def missing(tasks: Iterable[Task], found: dict[str, Task] | None = None) -> dict[str, Task]:
+    """Those of the tasks, and of all that they need, that the store does not hold yet: once each, by key, and after
+    what they stand on. found: is added to."""
+    found = {} if found is None else found
+    for task in tasks:
+        if task.key not in found and not task.stored:
+            missing(task.needs(), found)
+            found[task.key] = task
+    return found
 
 
-def work_for(victims: Iterable[VictimTraining], crafting: Iterable[Crafting] = ()) -> Work:
-    """All that some victims (and `crafting`, poisons that are asked for themselves) need and the store does not hold
-    yet; every artefact once."""
-    victims = tuple(victims)
-    crafted = {victim.key: made for victim in victims if (made := victim.crafting()) is not None}
-    poisons = _missing((*crafted.values(), *crafting))
-    networks = _missing(need for task in (*victims, *poisons) for need in task.needs())
-    return Work(
-        tuple(task for task in networks if isinstance(task, Pretraining)),
-        tuple(task for task in networks if not isinstance(task, Pretraining)),
-        poisons,
-        victims,
-        crafted,
+def scheduled(tasks: Mapping[str, Task], seconds: Iterable[float]) -> Schedule:
+    """Of `missing` tasks, each with the seconds that it may take."""
+    places = {key: place for place, key in enumerate(tasks)}
+    return Schedule(
+        [
+            Step(task, task.plural, tuple(places[need.key] for need in task.needs() if need.key in places), each)
+            for task, each in zip(tasks.values(), seconds, strict=True)
+        ]
     )
-
-
-def _missing(tasks: Iterable[T]) -> tuple[T, ...]:
-    """Those that the store does not hold, each key once."""
-    return tuple(task for task in {task.key: task for task in tasks}.values() if not task.stored)

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.execution.engines.local import Local
 from bench.execution.plan import Cell, Part
 from bench.execution.runner import craft
+from bench.execution.schedule import Schedule
 from bench.execution.tasks import Task, work
 from bench.foundation.devices import default_jobs
 from bench.foundation.errors import TrialFailed
@@ -63,7 +64,7 @@ def made(title: str, make: Make, part: Part, cells: Sequence[Cell], out: Path) -
         engine = Local(default_jobs((device,)), devices=(device,))
         craft(part.cells[-1], out, engine, say)
         with engine.open(out):
-            for done in engine.run(title, missing, work):
+            for done in engine.run(Schedule.of(title, missing), work):
                 if done.error is not None:
                     raise TrialFailed(f"{done.unit}: {done.error}")
     return [store.get_or_make(task.kind, task.key, _gone) for task in tasks]

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +43,26 @@ class Heartbeat:
 
 
 class Progress:
-    """Shows one stage of `total` units: how many are done, and what the running ones are at.
+    """Shows a run: how many units of each kind are done, and what the running ones are at.
 
-    folder: of the units' heartbeats. done: to be counted up by whoever runs the stage.
+    totals: units by kind; done: those that have ended, counted by whoever runs them; folder: of the units' heartbeats.
     """
 
-    def __init__(self, title: str, total: int, folder: Path, quiet: bool = False) -> None:
-        self.title, self.total, self.folder = title, total, folder
-        self.done = 0
+    def __init__(self, totals: Mapping[str, int], done: Mapping[str, int], folder: Path, quiet: bool = False) -> None:
+        self.totals, self.done, self.folder = totals, done, folder
         self._stop = threading.Event()
         self._plain_at = time.monotonic()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._quiet = quiet
-        self._bar = None if quiet else _bar(title, total)
+        self._bar = None if quiet else _bar(str(self), sum(totals.values()))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{kind} {self.done.get(kind, 0)}/{total}" for kind, total in self.totals.items())
 
     def __enter__(self) -> Progress:
         if not self._quiet:
             if self._bar is None:
-                say(f"{self.title}: {self.total} to do")
+                say(f"to do: {', '.join(f'{total} {kind}' for kind, total in self.totals.items())}")
             self._thread.start()
         return self
 
@@ -70,7 +72,7 @@ class Progress:
             self._thread.join()
         if self._bar is not None:
             with contextlib.suppress(OSError):
-                self._bar.n = float(self.done)
+                self._bar.n = float(sum(self.done.values()))
                 self._bar.close()
 
     def _watch(self) -> None:
@@ -80,11 +82,12 @@ class Progress:
             text = ", ".join(f"{step} {done}/{of}" for step, done, of in running)
             if self._bar is not None:
                 with contextlib.suppress(OSError):
-                    self._bar.n = min(self.done + partial, float(self.total))
+                    self._bar.n = min(sum(self.done.values()) + partial, float(sum(self.totals.values())))
+                    self._bar.set_description_str(plain(str(self)), refresh=False)
                     self._bar.set_postfix_str(plain(text), refresh=True)
             elif time.monotonic() - self._plain_at > PLAIN_EVERY:
                 self._plain_at = time.monotonic()
-                say(f"{self.title}: {self.done}/{self.total} done; {text or 'starting'}")
+                say(f"{self} done; {text or 'starting'}")
 
     def _running(self) -> Iterator[tuple[str, int, int]]:
         for path in sorted(self.folder.glob("*.json")):
@@ -93,7 +96,7 @@ class Progress:
                 yield step, done, of
 
 
-def _bar(title: str, total: int) -> tqdm[Any] | None:
+def _bar(description: str, total: int) -> tqdm[Any] | None:
     """The bar of a notebook or a terminal; None elsewhere, such as in a log file."""
     make = tqdm
     if _in_notebook():
@@ -102,7 +105,9 @@ def _bar(title: str, total: int) -> tqdm[Any] | None:
             from tqdm.auto import tqdm as make
     elif not sys.stderr.isatty():
         return None
-    return make(total=float(total), desc=plain(title), file=sys.stderr, dynamic_ncols=True, leave=False, bar_format=BAR)
+    return make(
+        total=float(total), desc=plain(description), file=sys.stderr, dynamic_ncols=True, leave=False, bar_format=BAR
+    )
 
 
 def _in_notebook() -> bool:

@@ -19,6 +19,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from bench.execution.engines.base import Done
 from bench.execution.engines.local import Local, _take_slot
+from bench.execution.schedule import Schedule
 from bench.foundation.devices import choose_devices, default_jobs, visible
 from bench.foundation.errors import BadInput, DiskFull, TrialFailed
 from bench.foundation.progress import Heartbeat
@@ -43,7 +44,7 @@ def run(tmp_path: Path) -> Callable[[Sequence[str], int], list[Done]]:
     def done(units: Sequence[str], jobs: int) -> list[Done]:
         engine = Local(jobs, quiet=True)
         with engine.open(tmp_path):
-            return list(engine.run("test", units, work))
+            return list(engine.run(Schedule.of("test", units), work))
 
     return done
 
@@ -86,10 +87,11 @@ PARENT = """
 import sys
 from pathlib import Path
 from bench.execution.engines.local import Local
+from bench.execution.schedule import Schedule
 from tests.execution.test_engines import sleep_long
 engine = Local(2, quiet=True)
 with engine.open(Path(sys.argv[1])):
-    list(engine.run("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"], sleep_long))
+    list(engine.run(Schedule.of("test", [sys.argv[1] + "/a", sys.argv[1] + "/b"]), sleep_long))
 """
 
 
@@ -144,7 +146,7 @@ def test_every_process_sees_one_gpu_and_the_gpus_are_shared_in_turn(
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     with engine.open(tmp_path / "out"):
-        shown = [done.result for done in engine.run("test", [str(meeting)] * 9, seen)]
+        shown = [done.result for done in engine.run(Schedule.of("test", [str(meeting)] * 9), seen)]
     get_reusable_executor().shutdown(wait=True)
     by_process = dict(shown)
     assert os.getpid() not in by_process and len(by_process) > 1

@@ -21,6 +21,7 @@ from bench.execution.engines.base import Done, Engine
 from bench.execution.engines.dask import Dask
 from bench.execution.engines.local import Local
 from bench.execution.engines.slurm import Slurm, SlurmSettings
+from bench.execution.schedule import Schedule
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.foundation.scratch import scratch_folder
@@ -98,7 +99,7 @@ def work(unit: str, heartbeat: Heartbeat) -> tuple[str, int]:
 
 def done_by(engine: Engine, out: Path, units: Sequence[str]) -> dict[str, Done]:
     with engine.open(out):
-        return {done.unit: done for done in engine.run("test", units, work)}
+        return {done.unit: done for done in engine.run(Schedule.of("test", units), work)}
 
 
 @pytest.mark.slow
@@ -142,7 +143,7 @@ def test_leaving_early_stops_what_runs(dask_cluster: LocalCluster, tmp_path: Pat
     log = tmp_path / "pids"
     engine = Dask(dask_cluster.scheduler_address, quiet=True)
     with engine.open(tmp_path):
-        running = engine.run("test", ["a", f"wait {log}", f"wait {log}2"], work)
+        running = engine.run(Schedule.of("test", ["a", f"wait {log}", f"wait {log}2"]), work)
         assert next(running).unit == "a"
         while not (log.exists() and Path(f"{log}2").exists()):
             time.sleep(0.05)

@@ -32,16 +32,17 @@ class Widget(tqdm.tqdm):
 
 def stage(folder: Path) -> None:
     (folder / "0.json").write_text(json.dumps(["victim of gm", 1, 2]))
-    with progress.Progress("victims", 4, folder) as bar:
-        bar.done = 2
+    done = {"poisons": 1}
+    with progress.Progress({"poisons": 1, "victims": 4}, done, folder):
+        done["victims"] = 2
         time.sleep(1.2)
-        bar.done = 4
+        done["victims"] = 4
 
 
 def test_a_notebook_gets_the_bar_of_notebooks(kernel: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", SimpleNamespace(tqdm=Widget))
     stage(tmp_path)
-    assert (2.5, "victim of gm 1/2") in Widget.shown  # two units and half of the one that runs
+    assert (3.5, "victim of gm 1/2") in Widget.shown  # three units and half of the one that runs
 
 
 def test_elsewhere_it_is_plain_lines(
@@ -49,7 +50,9 @@ def test_elsewhere_it_is_plain_lines(
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0.1)
     stage(tmp_path)
-    assert capsys.readouterr().err.splitlines()[:2] == ["victims: 4 to do", "victims: 2/4 done; victim of gm 1/2"]
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == "to do: 1 poisons, 4 victims"
+    assert second == "poisons 1/1, victims 2/4 done; victim of gm 1/2"
 
 
 def test_a_terminal_that_is_gone_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

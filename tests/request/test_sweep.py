@@ -152,8 +152,8 @@ def test_estimates_take_only_records_of_the_same_work(tmp_path: Path) -> None:
         return VictimTraining.of(other.study, tmp_path, other.attack, other.defense, 0)
 
     def seconds(task: VictimTraining) -> tuple[float | None, float | None]:
-        crafting = task.crafting()
-        return past.seconds(task), past.seconds(crafting) if crafting else None
+        (crafting,) = task.needs()
+        return past.seconds(task), past.seconds(crafting)
 
     assert seconds(victim("gm", "noise-b")) == (4.0, 4.0)  # (2 + 1 + 4 + 1) / 2, and the crafting of one key once
     assert seconds(victim("random-noise", "noise-b")) == (4.0, None)

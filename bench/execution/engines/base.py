@@ -1,4 +1,4 @@
-"""What an engine is: it takes units of work and yields what became of each, in the order in which they end.
+"""What an engine is: it does the units of a schedule and yields what became of each, in the order in which they end.
 
 A unit that fails costs only itself; one whose process is killed is tried once more. Units write records and artefacts
 below the output folder; nothing but an engine's `Done` comes back.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bench.execution.schedule import Schedule
 from bench.foundation.errors import BadInput, DiskFull, TrialFailed
 from bench.foundation.guests import guest
 from bench.foundation.progress import Heartbeat
@@ -54,8 +55,9 @@ class Engine(ABC):
         """Be ready for `run`, with output below `out`. BadInput when no work can be done there."""
 
     @abstractmethod
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
-        """Yield a Done for every unit. Leaving the iterator early stops what is running."""
+    def run(self, schedule: Schedule, work: Work) -> Generator[Done, None, None]:
+        """Yield a Done for every unit of a new schedule, but for those that stand on one that failed. Leaving the
+        iterator early stops what is running."""
 
 
 def attempt(unit: Any, work: Work, heartbeat: Heartbeat, threads: int) -> Done:

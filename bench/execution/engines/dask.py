@@ -1,4 +1,4 @@
-"""Runs units on the workers of a dask scheduler, by futures.
+"""Runs units on the workers of a dask scheduler, by futures: each is submitted when what it needs is done.
 
 joblib's own dask backend waits for ever when a worker is killed, so it is not used. dask starts a task whose worker
 died again on its own, several times, and also one whose result was lost with its worker; a unit itself counts the
@@ -11,7 +11,7 @@ import contextlib
 import queue
 import time
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from distributed import Client, Future, KilledWorker
 
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
 from bench.execution.engines.shared import SHARE, Post, Seen, attempt_there, look, tried
+from bench.execution.schedule import Schedule
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import Progress
 from bench.foundation.scratch import scratch_folder
@@ -27,7 +28,7 @@ from bench.foundation.secrets import redacted
 
 PATIENCE = 20  # seconds to wait for the scheduler, and for the first worker
 LOOK_EVERY = 5.0  # seconds without news before a look at whether workers are there
-DESERTED = 300.0  # seconds without any worker after which a stage is given up
+DESERTED = 300.0  # seconds without any worker after which the units that run are given up
 
 
 class Dask(Engine):
@@ -103,42 +104,49 @@ class Dask(Engine):
                 "fix: install the same version there, or start the workers in the same folder"
             ) from None
 
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
+    def run(self, schedule: Schedule, work: Work) -> Generator[Done, None, None]:
         client = self._client
         assert client is not None, "open the engine first"
-        with scratch_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
-            posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
-            futures = _Futures(client, title.replace(" ", "-"), units, work, posts)
-            for index in range(len(units)):
-                futures.begin(index)
+        with scratch_folder(self._out) as folder, Progress(schedule.totals, schedule.done, folder, self.quiet):
+            posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(schedule.steps))]
+            futures = _Futures(client, schedule, work, posts)
+            futures.begin(schedule)
             try:
                 for index, future in futures.as_they_end():
-                    done = _outcome(future, units[index])
+                    unit = schedule.steps[index].unit
+                    done = _outcome(future, unit)
                     if done is None and tried(posts[index]) < MOST_ATTEMPTS:
-                        futures.begin(index)  # dask gave it up, for its own count of killed workers
+                        futures.begin([index])  # dask gave it up, for its own count of killed workers
                         continue
-                    progress.done += 1
-                    yield done or Done(units[index], None, f"{KILLED}; see the worker's log")
+                    done = done or Done(unit, None, f"{KILLED}; see the worker's log")
+                    schedule.end(index, done.error is None)
+                    futures.begin(schedule)
+                    yield done
                 for index in futures.running_units():
-                    yield Done(units[index], None, f"no dask worker is left at '{self._shown}'")
+                    unit = schedule.steps[index].unit
+                    yield Done(unit, None, f"no dask worker is left at '{self._shown}'")
             finally:
                 futures.cancel()
 
 
 class _Futures:
-    """The futures of a stage that run, by their keys, and a queue of the keys of those that have ended."""
+    """The futures that run, by their keys, and a queue of the keys of those that have ended."""
 
-    def __init__(self, client: Client, name: str, units: Sequence[Any], work: Work, posts: Sequence[Post]) -> None:
-        self._client, self._name, self._units, self._work, self._posts = client, name, units, work, posts
+    def __init__(self, client: Client, schedule: Schedule, work: Work, posts: Sequence[Post]) -> None:
+        self._client, self._schedule, self._work, self._posts = client, schedule, work, posts
         self._running: dict[str, tuple[int, Future]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def begin(self, index: int) -> None:
-        key = f"bench-{self._name}-{index}-{uuid.uuid4().hex[:8]}"
-        task = (attempt_there, self._units[index], self._work, self._posts[index])
-        future = self._client.submit(*task, key=key, pure=False, retries=0)
-        self._running[key] = index, future
-        future.add_done_callback(self._end)
+    def begin(self, indices: Iterable[int]) -> None:
+        """Hand them to dask, which begins those with the longest way to the end first."""
+        for index in indices:
+            step = self._schedule.steps[index]
+            key = f"bench-{step.title.replace(' ', '-')}-{index}-{uuid.uuid4().hex[:8]}"
+            task = (attempt_there, step.unit, self._work, self._posts[index])
+            priority = self._schedule.ways[index]
+            future = self._client.submit(*task, key=key, pure=False, retries=0, priority=priority)
+            self._running[key] = index, future
+            future.add_done_callback(self._end)
 
     def _end(self, future: Future) -> None:
         self._ended.put(str(future.key))

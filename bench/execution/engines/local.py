@@ -7,25 +7,29 @@ many workers there are.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.backend import resource_tracker
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
 from bench.execution.engines.base import KILLED, Done, Engine, Work, attempt
+from bench.execution.schedule import Schedule
 from bench.foundation.devices import visible
 from bench.foundation.files import take_lock
 from bench.foundation.progress import Heartbeat, Progress
 from bench.foundation.scratch import scratch_folder
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 class Local(Engine):
@@ -53,7 +57,7 @@ class Local(Engine):
                 yield
             finally:
                 if self.width > 1:  # at once: a thread that a plug-in left would keep a worker, and that this process
-                    get_reusable_executor(max_workers=1, reuse=False, kill_workers=True).shutdown()
+                    _end_workers()
 
     @contextlib.contextmanager
     def _slots_for(self, out: Path) -> Iterator[None]:
@@ -65,46 +69,88 @@ class Local(Engine):
             finally:
                 self._slots = ()
 
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
+    def run(self, schedule: Schedule, work: Work) -> Generator[Done, None, None]:
         assert self._out is not None, "open the engine first"
-        with scratch_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
-            missing = dict(enumerate(units))
-            for index, done in self._attempts(missing, work, folder):
-                del missing[index]
-                progress.done += 1
+        jobs = min(self.width, len(schedule.steps))
+        with scratch_folder(self._out) as folder, Progress(schedule.totals, schedule.done, folder, self.quiet):
+            if jobs <= 1 and not self._slots:
+                for index in schedule:
+                    unit = schedule.steps[index].unit
+                    done = attempt(unit, work, Heartbeat(folder / f"{index}.json"), self.threads)
+                    schedule.end(index, done.error is None)
+                    yield done
+            else:
+                shared = (work, self.threads, folder, self._slots)
+                yield from _Pool(schedule, max(jobs, 2), shared).run()
+
+
+class _Pool:
+    """The units of a schedule in processes. shared: what `_in_worker` is told with each."""
+
+    def __init__(self, schedule: Schedule, jobs: int, shared: tuple[Work, int, Path, tuple[str, ...]]) -> None:
+        self._schedule, self._jobs, self._shared = schedule, jobs, shared
+        self._running: dict[Future[Done], int] = {}
+        # Of libraries that torch knows nothing of.
+        self._environment = {name: os.environ.get(name, str(shared[1])) for name in THREADS}
+
+    def run(self) -> Iterator[Done]:
+        ended: list[Done] = []
+        try:
+            while True:
+                # No more ahead than there are processes, so that what gets ready next may come first.
+                for index in itertools.islice(self._schedule, self._jobs - len(self._running)):
+                    self._begin(index)
+                yield from ended
+                if not self._running:
+                    return
+                ended = list(self._ended())
+        finally:
+            if self._running:
+                _end_workers()
+
+    def _begin(self, index: int) -> None:
+        # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
+        life = {"initializer": _end_with, "initargs": (os.getpid(),), "timeout": None, "env": self._environment}
+        try:
+            pool = get_reusable_executor(self._jobs, **life)  # a new one after a process was killed
+            future = pool.submit(_in_worker, index, self._schedule.steps[index].unit, *self._shared)
+        except BrokenProcessPool as error:  # by a kill just now
+            future = Future()
+            future.set_exception(error)
+        self._running[future] = index
+
+    def _ended(self) -> Iterator[Done]:
+        """Wait until at least one has ended. A process that is killed (out of memory, or by hand) ends the pool: what
+        ran there is tried once more, one unit at a time, so that the unit that kills its process takes no other along.
+        """
+        cut_off: dict[int, BrokenProcessPool] = {}
+        yield from self._collect(wait(self._running, return_when=FIRST_COMPLETED).done, cut_off)
+        if cut_off:  # and with it all others
+            yield from self._collect(wait(self._running).done, cut_off)
+        for index in cut_off:
+            self._begin(index)
+            again: dict[int, BrokenProcessPool] = {}
+            yield from self._collect(wait(self._running).done, again)
+            for error in again.values():
+                cause = f"{KILLED}; fix: fewer --jobs" if isinstance(error, TerminatedWorkerError) else str(error)
+                self._schedule.end(index, False)
+                yield Done(self._schedule.steps[index].unit, None, cause, str(error.__cause__ or error))
+
+    def _collect(self, futures: Iterable[Future[Done]], cut_off: dict[int, BrokenProcessPool]) -> Iterator[Done]:
+        for future in futures:
+            index = self._running.pop(future)
+            try:
+                done = future.result()
+            except BrokenProcessPool as error:
+                cut_off[index] = error
+            else:
+                self._schedule.end(index, done.error is None)
                 yield done
 
-    def _attempts(self, missing: dict[int, Any], work: Work, folder: Path) -> Iterator[tuple[int, Done]]:
-        jobs = min(self.width, len(missing))
-        if jobs <= 1 and not self._slots:
-            for index in list(missing):
-                yield index, attempt(missing[index], work, Heartbeat(folder / f"{index}.json"), self.threads)
-            return
-        try:
-            yield from self._pool(dict(missing), work, max(jobs, 2), folder)
-            return
-        except TerminatedWorkerError:
-            pass
-        # A worker was killed (out of memory, or by hand), and the pool with it. Once more, one unit at a time, so that
-        # the unit that kills its process takes no other along.
-        for index in list(missing):
-            try:
-                yield from self._pool({index: missing[index]}, work, 2, folder)
-            except TerminatedWorkerError:
-                yield index, Done(missing[index], None, f"{KILLED}; fix: fewer --jobs")
 
-    def _pool(self, units: dict[int, Any], work: Work, jobs: int, folder: Path) -> Iterator[tuple[int, Done]]:
-        shared = (work, self.threads, folder, self._slots)
-        tasks = (delayed(_in_worker)(index, unit, *shared) for index, unit in units.items())
-        # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
-        life = {"initializer": _end_with, "initargs": (os.getpid(),)}
-        # No more ahead than loky's own queue holds: when it is ended with more, it complains with a traceback.
-        ahead = {"batch_size": 1, "pre_dispatch": 2 * jobs}
-        # Units are small: joblib shares no arrays through files, and gets no folder in the temporary directory.
-        files = {"max_nbytes": None, "temp_folder": str(folder.parent)}
-        yield from Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", **ahead, **life, **files)(
-            tasks
-        )
+def _end_workers() -> None:
+    """At once, whatever they do."""
+    get_reusable_executor(max_workers=1, reuse=False, kill_workers=True).shutdown()
 
 
 def _start_tracker() -> None:
@@ -124,12 +170,10 @@ def _start_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _in_worker(
-    index: int, unit: Any, work: Work, threads: int, folder: Path, slots: tuple[str, ...]
-) -> tuple[int, Done]:
+def _in_worker(index: int, unit: Any, work: Work, threads: int, folder: Path, slots: tuple[str, ...]) -> Done:
     if slots:
         _take_slot(slots)
-    return index, attempt(unit, work, Heartbeat(folder / f"{index}.json"), threads)
+    return attempt(unit, work, Heartbeat(folder / f"{index}.json"), threads)
 
 
 _watching = False

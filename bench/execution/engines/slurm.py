@@ -1,8 +1,9 @@
-"""Runs units as SLURM array jobs, one array per stage, through submitit."""
+"""Runs units as SLURM array jobs through submitit: what may begin and has room among `parallel` goes as one array."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, Uncomplet
 
 from bench.execution.engines.base import KILLED, MOST_ATTEMPTS, Done, Engine, Work
 from bench.execution.engines.shared import Post, attempt_there, tried
+from bench.execution.schedule import Schedule
 from bench.foundation.errors import BadInput
 from bench.foundation.progress import Progress
 from bench.foundation.scratch import scratch_folder
@@ -36,7 +38,7 @@ class SlurmSettings(Settings):
     cpus: int = Field(1, ge=1, le=256, description="cores per unit")
     memory: int = Field(8, ge=1, le=4096, description="GiB per unit")
     time: int = Field(240, ge=1, le=60 * 24 * 30, description="minutes per unit, at most")
-    parallel: int = Field(100, ge=1, le=10_000, description="units at a time")
+    parallel: int = Field(100, ge=1, le=10_000, description="units at a time, queued ones included")
 
 
 class Slurm(Engine):
@@ -79,34 +81,43 @@ class Slurm(Engine):
         )  # fmt: skip
         yield
 
-    def run(self, title: str, units: Sequence[Any], work: Work) -> Generator[Done, None, None]:
-        with scratch_folder(self._out) as folder, Progress(title, len(units), folder, self.quiet) as progress:
-            posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(units))]
+    def run(self, schedule: Schedule, work: Work) -> Generator[Done, None, None]:
+        with scratch_folder(self._out) as folder, Progress(schedule.totals, schedule.done, folder, self.quiet):
+            posts = [Post(folder, index, self.threads, Path.cwd()) for index in range(len(schedule.steps))]
             running: dict[int, Job[Done]] = {}
+            ended: list[Done] = []
             try:
-                for first in range(0, len(units), LARGEST_ARRAY):
-                    running |= self._submit(range(len(units))[first : first + LARGEST_ARRAY], units, work, posts)
-                while running:
-                    for index in [index for index, job in running.items() if job.done()]:
-                        done = _outcome(running.pop(index), units[index])
-                        if done is None and tried(posts[index]) < MOST_ATTEMPTS:
-                            running |= self._submit([index], units, work, posts)
-                            continue
-                        progress.done += 1
-                        yield done or Done(units[index], None, f"{KILLED}; or out of time: --set engine.time=MINUTES")
+                while True:
+                    free = min(self.width - len(running), LARGEST_ARRAY)
+                    running |= self._submit(list(itertools.islice(schedule, free)), schedule, work, posts)
+                    yield from ended
+                    if not running:
+                        return
                     time.sleep(LOOK_EVERY)
+                    ended = []
+                    for index in [index for index, job in running.items() if job.done()]:
+                        done = _outcome(running.pop(index), schedule.steps[index].unit)
+                        if done is None and tried(posts[index]) < MOST_ATTEMPTS:
+                            running |= self._submit([index], schedule, work, posts)
+                            continue
+                        killed = f"{KILLED}; or out of time: --set engine.time=MINUTES"
+                        ended.append(done or Done(schedule.steps[index].unit, None, killed))
+                        schedule.end(index, ended[-1].error is None)
             finally:
                 for job in running.values():
                     job.cancel()
 
     def _submit(
-        self, indices: Sequence[int], units: Sequence[Any], work: Work, posts: Sequence[Post]
+        self, indices: Sequence[int], schedule: Schedule, work: Work, posts: Sequence[Post]
     ) -> dict[int, Job[Done]]:
         """As one array."""
+        if not indices:
+            return {}
         try:
             with self._executor.batch():
                 return {
-                    index: self._executor.submit(attempt_there, units[index], work, posts[index]) for index in indices
+                    index: self._executor.submit(attempt_there, schedule.steps[index].unit, work, posts[index])
+                    for index in indices
                 }
         except FailedSubmissionError as error:
             raise BadInput(f"SLURM refuses the jobs: {error}; see `show engine slurm` for what can be set") from None
