@@ -3,8 +3,8 @@
     python benchmarks/coverage.py [--samples 2000] [--json]
 
 A trial draws its rate from a distribution, its victims succeed independently at that rate. Distributions of each mean:
-beta, with a share of the variance of 0 / 1 between trials from none (all trials alike) to all (a trial's victims agree),
-and a mixture in which one trial in five is another kind. Rows are the worst of all means and distributions.
+beta, with a share of the variance of 0 / 1 between trials from none (all trials alike) to all (a trial's victims
+agree), and a mixture in which one trial in five is another kind. Rows are the worst of all means and distributions.
 
 rate: the bound of `bounded_mean`, which the leaderboard shows; Korn and Graubard's (1998): Clopper-Pearson on the
 effective number of victims; Clopper-Pearson on the number of trials; Student's t on the trials' rates.
@@ -161,7 +161,7 @@ def rejected(chance: np.random.Generator, n: int, victims: int, samples: int) ->
         for between in (0.0, 0.5, MIXTURE):
             rates = quantiles(mean, between, chance.random((samples, n)))
             ours, theirs = (chance.binomial(victims, rates) / victims for _ in range(2))
-            shares.append(np.mean([sign_flips(a, b) <= 0.05 for a, b in zip(ours.tolist(), theirs.tolist())]))
+            shares.append(np.mean([sign_flips(a, b) <= 0.05 for a, b in zip(ours, theirs, strict=True)]))
     return float(max(shares))
 
 

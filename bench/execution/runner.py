@@ -43,7 +43,8 @@ def execute(plan: Plan, out: Path, engine: Engine, say: Say, on_record: OnRecord
             results.add(record, cached=True)
     missing = [task for key, task in victims.items() if key not in results.by_key]
     if missing:
-        say(f"{len(missing)} of {len(victims)} trials to run, {engine}")
+        what = "victims" if any(task.victim for task in victims.values()) else "trials"
+        say(f"{len(missing)} of {len(victims)} {what} to run, {engine}")
         with engine.open(out):
             failed = _stages(work_for(missing), out, engine, say, results)
         for task in missing:
@@ -86,7 +87,7 @@ def _without_poisons(crafted: Mapping[str, Crafting], failed: Mapping[str, str])
 
 def _failure(task: VictimTraining, records: Records, cause: str, say: Say) -> Record:
     space = Workspace.at(task.study, task.out, lambda *_: None, say)
-    return failure(space, records, task.study.case(task.index), task.attack, task.defense, cause)
+    return failure(space, records, task.case, task.attack, task.defense, cause)
 
 
 def craft(cell: Cell, out: Path, engine: Engine, say: Say) -> list[tuple[Poisons, Trial]]:

@@ -20,7 +20,7 @@ from scipy import special
 from bench.foundation.bounded_mean import interval_of_mean
 
 CONFIDENCE = 0.95
-MOST_POINTS = 2**20  # of the distribution of a sum of signed differences
+MOST_POINTS = 2**17  # of the distribution of a sum of signed differences
 
 
 def interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -100,9 +100,7 @@ def paired_difference(
     return gain, low, high
 
 
-def paired_test(
-    values: Sequence[float], baseline: Sequence[float], several: bool = False
-) -> tuple[str, float | None]:
+def paired_test(values: Sequence[float], baseline: Sequence[float], several: bool = False) -> tuple[str, float | None]:
     """Name and two-sided p of the test whether values and baseline differ over common trials (at least one).
 
     several: they are rates of several victims that succeed or not; exact sign flips. Otherwise, successes of 0 or 1:
@@ -140,7 +138,7 @@ def sign_flips(values: Sequence[float], baseline: Sequence[float]) -> float:
     characteristic function, a product of cosines.
     """
     parts = {Fraction(rate).limit_denominator(64).denominator for rate in (*values, *baseline)}
-    step = min(math.lcm(*parts), max(MOST_POINTS // (2 * len(values)), 1))
+    step = min(math.lcm(*parts), max(MOST_POINTS // (2 * len(values)), 16))
     signed = [round((a - b) * step) for a, b in zip(values, baseline, strict=True)]
     sizes, counts = np.unique(np.abs(signed), return_counts=True)
     most = int(sizes @ counts)
