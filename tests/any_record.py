@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from bench.storage.record import Record, parse, sealed
-from tests.records import cell, digest
+from tests.records import cell, digest, several
 
 BATCH = 20
 """Records that are shown together: reading a record takes microseconds, a page of them a tenth of a second."""
@@ -32,7 +32,8 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 SOUND: list[Record] = [
     *cell("gm", "none", [1.0, 0.0], **EVERYTHING), *cell("gm", "noise-b", [0.0, 0.5], **EVERYTHING),
-    *cell("none", "none", [0.0]), *cell("gm", "friends-b", [None], error="RuntimeError: no memory", poisons={}),
+    *several("gm", "mixup", [[1.0, 0.0], [0.0, 0.0]], **EVERYTHING), *cell("none", "none", [0.0]),
+    *cell("gm", "friends-b", [None], error="RuntimeError: no memory", poisons={}),
 ]  # fmt: skip
 DEEP = 100
 WORDS = ["", "nan", "inf", "-0", "1e999", "true", "None", "x" * 7000, "'\"<b>&|`[x](y)", "\x00\n\x1b[31m",

@@ -35,7 +35,8 @@ def record(
     """A record with all that views read. changes: top-level fields, or "settings.defense.mu" written with "__"."""
     status = "done" if success is not None else "failed"
     made: dict[str, Any] = {
-        "schema": 1, "attack": attack, "defense": defense, "protocol": "cifar10-scratch", "trial": trial, "seed": 0,
+        "schema": 1, "attack": attack, "defense": defense, "protocol": "cifar10-scratch", "trial": trial, "victim": 0,
+        "seed": 0,
         "status": status, "error": None, "success": success, "clean_accuracy": accuracy if status == "done" else None,
         "draw": {"index": trial, "target_ids": [100 + trial], "source_class": 0, "target_class": 1,
                  "base_ids": [1, 2]},
@@ -56,7 +57,7 @@ def record(
         inner[last] = value
     place = [attack, defense, made["settings"], made["seed"], made["code"], made["data"], made["protocol"]]
     cell = made.setdefault("cell", digest(json.dumps(place)))
-    made.setdefault("key", digest(cell, trial))
+    made.setdefault("key", digest(cell, trial, *([made["victim"]] if made["victim"] else [])))
     return parse(sealed(parse(json.dumps(made).encode())))
 
 
@@ -65,6 +66,15 @@ def cell(attack: str, defense: str, successes: Sequence[float | None], **changes
     return [
         record(attack, defense, i, s, **{k: v(i) if callable(v) else v for k, v in changes.items()})
         for i, s in enumerate(successes)
+    ]
+
+
+def several(attack: str, defense: str, successes: Sequence[Sequence[float | None]], **changes: Any) -> list[Record]:
+    """A list of victims' successes for each trial."""
+    return [
+        record(attack, defense, i, success, victim=v, **changes)
+        for i, victims in enumerate(successes)
+        for v, success in enumerate(victims)
     ]
 
 

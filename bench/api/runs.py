@@ -26,6 +26,7 @@ def run(
     *,
     protocol: Names = "quick",
     trials: int | None = None,
+    victims: int | None = None,
     seed: int = 0,
     set: Changes = (),
     only: bool = False,
@@ -36,14 +37,15 @@ def run(
     jobs: int | None = None,
     tracking: str = "none",
 ) -> pd.DataFrame:
-    """Run attacks against defenses and return the trial records, one row per trial; finished trials are not run again.
+    """Run attacks against defenses and return the records, a row per trial and victim; finished ones are not run again.
 
     attack, defense, protocol: a name, a plug-in file, or several; `friends-b[mu=8]` is friends-b with another setting,
     `epic-0.1+friends-b` a composition. The undefended victim and the clean control are run too, unless `only`.
-    trials: per cell (default: the protocol's). seed: of the study. set: other settings, as {"threat.eps": 8} or
-    ["threat.eps=8"]. dataset, data: as --dataset and --data. out: the output folder. device: auto, cpu, cuda, cuda:N.
-    jobs: processes (default: one per core, or one per GPU). tracking: an MLflow URI; `poisoning-bench sync` logs the
-    records later, too.
+    trials: per cell (default: the protocol's). victims: per trial, trained on the same poisons with other seeds
+    (default: the protocol's); a trial's success is their rate. seed: of the study. set: other settings, as
+    {"threat.eps": 8} or ["threat.eps=8"]. dataset, data: as --dataset and --data. out: the output folder. device: auto,
+    cpu, cuda, cuda:N. jobs: processes (default: one per core, or one per GPU). tracking: an MLflow URI;
+    `poisoning-bench sync` logs the records later, too.
 
     `bench.leaderboard(frame)` gives its cells, one row each. BadInput, before any work, for what cannot be done. A
     trial that fails has status "failed", and its error in its row.
@@ -53,7 +55,7 @@ def run(
     """
     asked = requests(
         None, _sets(set), attacks=_names(attack), defenses=_names(defense), protocols=_names(protocol), trials=trials,
-        seed=seed, only=only, dataset=dataset, data=data,
+        victims=victims, seed=seed, only=only, dataset=dataset, data=data,
     )  # fmt: skip
     return _frame(prepare(asked, out=Path(out), device=device, jobs=jobs, tracking=tracking).carry_out())
 
@@ -62,6 +64,7 @@ def sweep(
     file: str | Path,
     *,
     trials: int | None = None,
+    victims: int | None = None,
     seed: int | None = None,
     set: Changes = (),
     only: bool = False,
@@ -77,7 +80,9 @@ def sweep(
 
         >>> bench.sweep("friends-table4", trials=2, set={"train.epochs": 40})
     """
-    asked = requests(str(file), _sets(set), trials=trials, seed=seed, only=only, dataset=dataset, data=data)
+    asked = requests(
+        str(file), _sets(set), trials=trials, victims=victims, seed=seed, only=only, dataset=dataset, data=data
+    )
     return _frame(prepare(asked, out=Path(out), device=device, jobs=jobs, tracking=tracking).carry_out())
 
 

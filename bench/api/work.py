@@ -14,6 +14,7 @@ from bench.execution.outline import outline
 from bench.execution.plan import Plan, plan
 from bench.foundation.errors import BadInput
 from bench.foundation.files import make_folder
+from bench.foundation.names import of_trial
 from bench.foundation.progress import say
 from bench.foundation.scratch import clear_dead
 from bench.foundation.settings import build
@@ -80,9 +81,11 @@ class Work:
         failed = [record for record in records if record["status"] != "done"]
         if failed:
             causes = [
-                f"  {r['protocol']}: {r['attack']} x {r['defense']} trial {r['trial']}: {r['error']}" for r in failed
+                f"  {r['protocol']}: {r['attack']} x {r['defense']} {of_trial(r['trial'], r['victim'])}: {r['error']}"
+                for r in failed
             ]
-            tables.append("\n".join([f"{len(failed)} trials failed (the same command tries them again):", *causes]))
+            what = "victims" if any(record["victim"] for record in records) else "trials"
+            tables.append("\n".join([f"{len(failed)} {what} failed (the same command tries them again):", *causes]))
         return "\n\n".join(tables)
 
 

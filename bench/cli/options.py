@@ -70,6 +70,9 @@ sets = click.option(
 dataset = click.option("--dataset", metavar="NAME", help="Another data set, such as folder:PATH.")
 data = click.option("--data", type=PATH, metavar="DIR", help="Where data sets look for their files.")
 seed = click.option("--seed", type=int, help="Study seed (default: 0).")
+victims = click.option(
+    "--victims", type=int, metavar="N", help="Victims per trial, with other seeds (default: the protocol's)."
+)
 study = group(
     dataset,
     data,

@@ -26,6 +26,7 @@ from bench.foundation.shown import echo
     click.option("--only", is_flag=True, help="Leave out the undefended cells and the clean controls."),
     click.option("--plan", "plan_only", is_flag=True, help="Show the plan and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON array of trial records and nothing else."),
+    options.victims,
     options.study,
     options.effort,
     options.out,

@@ -16,7 +16,8 @@ HEAD = ("attack", "defense", "trials", "done", "to run", "s each")
 
 
 def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> str:
-    """width: tasks at a time. A table per part, then the effort."""
+    """width: tasks at a time. A table per part, then the effort. Of several victims a trial
+    the table says `20 x 4` trials, and how many victims are done."""
     folder = out / "records"
     past_records = read(folder, [], say, curves=False) if folder.is_dir() else []
     records = {record["key"]: record for record in past_records}
@@ -33,7 +34,12 @@ def outline(plan: Plan, out: Path, width: int, say: Callable[[str], None]) -> st
             wanted.update({task.key: task for task in to_run})
             seconds = past.seconds(tasks[0])
             each = f"{seconds:.1f}" if seconds is not None else "?"
-            count = (str(len(tasks)), str(len(tasks) - len(to_run)), str(len(to_run)))
+            trials, victims = len({task.index for task in tasks}), tasks[0].study.protocol.victims
+            count = (
+                f"{trials} x {victims}" if victims > 1 else str(trials),
+                str(len(tasks) - len(to_run)),
+                str(len(to_run)),
+            )
             rows.append((tasks[0].attack.label, tasks[0].defense.label, *count, each))
         tables.append(f"{part.title}\n{draw(HEAD, rows)}")
     return "\n\n".join([*tables, _effort(list(wanted.values()), past, width, out)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from bench.science.study import Study
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack against one defense in a study, on some trials."""
+    """One attack against one defense in a study, on some trials, each with the victims of the protocol."""
 
     study: Study
     attack: SelectedAttack
@@ -49,11 +50,12 @@ class Part:
     cells: tuple[Cell, ...]
 
     def victims(self, out: Path) -> dict[str, VictimTraining]:
-        """One task for every cell and trial, by the key of its record, in order. Of equal cells the first counts."""
+        """One task for every cell, trial and victim, by the key of its record, in order. Of equal cells the first
+        counts."""
         tasks: dict[str, VictimTraining] = {}
         for cell in self.cells:
-            for index in cell.trials:
-                task = VictimTraining.of(cell.study, out, cell.attack, cell.defense, index)
+            for index, victim in itertools.product(cell.trials, range(cell.study.protocol.victims)):
+                task = VictimTraining.of(cell.study, out, cell.attack, cell.defense, index, victim)
                 tasks.setdefault(task.key, task)
         return tasks
 

@@ -32,7 +32,7 @@ def record_of(
 ) -> Record:
     """The record of a trial: from the disk, or made by training its victim behind the defense and judging it."""
     make = functools.partial(_judged, space, case, attack, defense)
-    return _once(space, records, identities(case.study).record(attack, defense, case.index), make)
+    return _once(space, records, identities(case.study).record(attack, defense, case.index, case.victim), make)
 
 
 def _judged(space: Workspace, case: Case, attack: SelectedAttack, defense: SelectedDefense, expected: Fields) -> Fields:
@@ -50,7 +50,7 @@ def failure(
     """Write the record of a trial that failed; it will be tried again by the next run. Where another run has
     finished it meanwhile, that is its record."""
     make = functools.partial(failed, case, attack, defense, error)
-    return _once(space, records, identities(case.study).record(attack, defense, case.index), make)
+    return _once(space, records, identities(case.study).record(attack, defense, case.index, case.victim), make)
 
 
 def _once(space: Workspace, records: Records, expected: Fields, make: Callable[[Fields], Fields]) -> Record:

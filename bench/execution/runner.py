@@ -45,7 +45,8 @@ def execute(plan: Plan, out: Path, engine: Engine, say: Say, on_record: OnRecord
             results.add(record, cached=True)
     to_run = [task for key, task in victims.items() if key not in results.by_key]
     if to_run:
-        say(f"{len(to_run)} of {len(victims)} trials to run, {engine}")
+        what = "victims" if any(task.victim for task in victims.values()) else "trials"
+        say(f"{len(to_run)} of {len(victims)} {what} to run, {engine}")
         with engine.open(out):
             failed = _carry_out(missing(to_run), out, engine, say, results.add)
         for task in to_run:
@@ -69,7 +70,7 @@ class Results:
 
 def _failure(task: VictimTraining, records: Records, cause: str, say: Say) -> Record:
     space = Workspace.at(task.study, task.out, lambda *_: None, say)
-    return failure(space, records, task.study.case(task.index), task.attack, task.defense, cause)
+    return failure(space, records, task.case, task.attack, task.defense, cause)
 
 
 def craft(cell: Cell, out: Path, engine: Engine, say: Say) -> list[tuple[Poisons, Trial]]:

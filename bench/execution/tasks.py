@@ -19,7 +19,7 @@ from bench.foundation.progress import Heartbeat
 from bench.science.crafting import poisons_of
 from bench.science.identity import identities
 from bench.science.selection import SelectedAttack, SelectedDefense
-from bench.science.study import Study
+from bench.science.study import Case, Study
 from bench.science.workspace import Workspace
 from bench.storage.record import Record
 from bench.storage.records import Records
@@ -143,34 +143,40 @@ class Crafting(Task):
 
 @dataclass(frozen=True, eq=False)
 class VictimTraining(Task):
-    """The victim of a trial behind a defense, and its record."""
+    """A victim of a trial behind a defense, and its record."""
 
     attack: SelectedAttack
     defense: SelectedDefense
     index: int
+    victim: int = 0
     plural = "victims"
     stored = False  # what it makes is a record; whether that is there its caller knows
 
     @classmethod
     def of(
-        cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int
+        cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int, victim: int = 0
     ) -> VictimTraining:
-        return cls(study, out, identities(study).record(attack, defense, index)["key"], attack, defense, index)
+        key = identities(study).record(attack, defense, index, victim)["key"]
+        return cls(study, out, key, attack, defense, index, victim)
+
+    @property
+    def case(self) -> Case:
+        return self.study.case(self.index, self.victim)
 
     def __str__(self) -> str:
-        return f"victim of {self.attack.label} x {self.defense.label} trial {self.index}"
+        return f"victim of {self.attack.label} x {self.defense.label} {self.case}"
 
     @property
     def expected(self) -> dict[str, Any]:
         """What its record must say."""
-        return identities(self.study).record(self.attack, self.defense, self.index)
+        return identities(self.study).record(self.attack, self.defense, self.index, self.victim)
 
     def expected_key(self) -> str:
         return str(self.expected["key"])
 
     def run(self, space: Workspace) -> Record:
         records = Records(self.out / "records", space.store.say)
-        return record_of(space, records, self.study.case(self.index), self.attack, self.defense)
+        return record_of(space, records, self.case, self.attack, self.defense)
 
     def needs(self) -> Iterator[Task]:
         if self.study.protocol.pretrained:

@@ -1,7 +1,8 @@
 """Success against clean accuracy, one mark per cell, with 95 % intervals (from records).
 
-Success: rate over finished trials with its Clopper-Pearson interval. Clean accuracy: mean over trials with Student's t
-interval of that mean (none for one trial). Good defenses are at the lower right; good attacks are above their control.
+Success: rate over finished trials with its interval (Clopper-Pearson; Gaffke's for several victims a trial). Clean
+accuracy: mean over trials with Student's t interval of that mean (none for one trial). Good defenses are at the lower
+right; good attacks are above their control.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def measure(request: FigureRequest) -> Plate:
         for c in cells
         for low, high in [accuracy_interval(c)]
     ]
-    caption = f"{cells[0].protocol}, n = {count} trials per cell, {seeds_of(records)}; bars: 95 % intervals"
+    victims = ", several victims each" if any(c.victims > c.n for c in cells) else ""
+    caption = f"{cells[0].protocol}, n = {count} trials per cell{victims}, {seeds_of(records)}; bars: 95 % intervals"
     height = 2.6 + 0.12 * (-(-len({c.attack for c in cells}) // 2) + -(-len({c.defense for c in cells}) // 2))
     return Plate(columns, list(rows), caption, cells, (WIDTH, height))
 

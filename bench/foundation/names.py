@@ -20,3 +20,8 @@ def word(name: str, what: str, fix: str = "another name") -> str:
         shown = ascii(name if len(str(name)) <= LONGEST + 20 else f"{str(name)[:LONGEST]}...")
         raise BadInput(f"{what} cannot be called {shown}; allowed: {RULE}; fix: {fix}")
     return name
+
+
+def of_trial(trial: int, victim: int) -> str:
+    """`trial 3`, and `trial 3 victim 1` for others than the first victim."""
+    return f"trial {trial} victim {victim}" if victim else f"trial {trial}"

@@ -1,6 +1,10 @@
 """Intervals and paired tests on the results of trials. Needs no torch: views of records start quickly.
 
 The distributions are scipy.special's; scipy.stats, which takes a second to import, is the oracle of the tests.
+
+A trial may have several victims: its value is their rate. Trials are independent, victims of one trial are not, so
+everything here counts by trials. What is said of such rates (`rates_interval`, `several`) becomes Clopper-Pearson's
+interval and McNemar's test where every rate is 0 or 1; benchmarks/coverage.py simulates it, next to its rivals.
 """
 
 from __future__ import annotations
@@ -8,10 +12,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from fractions import Fraction
 
+import numpy as np
 from scipy import special
 
+from bench.foundation.bounded_mean import interval_of_mean
+
 CONFIDENCE = 0.95
+MOST_POINTS = 2**17  # of the distribution of a sum of signed differences
 
 
 def interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -27,6 +36,14 @@ def interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[
     low = 0.0 if successes == 0 else float(special.betaincinv(successes, n - successes + 1, tail))
     high = 1.0 if successes == n else float(special.betaincinv(successes + 1, n - successes, 1 - tail))
     return low, high
+
+
+def rates_interval(rates: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of the mean of trials' rates in [0, 1], whatever their distribution; (0, 1) for none.
+
+    Of rates of 0 or 1 it is Clopper and Pearson's; it is the narrower, the less the rates differ. See `bounded_mean`.
+    """
+    return interval_of_mean(rates, confidence)
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:
@@ -51,14 +68,21 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev([above * (scale // below) for above, below in ratios]) / scale
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
+def paired_difference(
+    values: Sequence[float], baseline: Sequence[float], several: bool = False
+) -> tuple[float, float, float]:
     """Mean of values - baseline over common trials (at least one), with a 95 % interval.
 
-    Successes of 0 or 1: Newcombe's interval for paired proportions (1998, method 10), which does not collapse when all
-    trials agree. Otherwise (rates over many images): Student's t on the differences, (-1, 1) for one trial.
+    several: they are rates of several victims that succeed or not; the differences' interval is that of the mean of
+    bounded values. Otherwise, successes of 0 or 1: Newcombe's interval for paired proportions (1998, method 10), which
+    does not collapse when all trials agree; rates over many images: Student's t on the differences, (-1, 1) for one
+    trial.
     """
     _check(values, baseline)
     n, gain = len(values), math.fsum(values) / len(values) - math.fsum(baseline) / len(baseline)
+    if several:
+        low, high = interval_of_mean([(1 + a - b) / 2 for a, b in zip(values, baseline, strict=True)], CONFIDENCE)
+        return gain, 2 * low - 1, 2 * high - 1
     if not _yes_or_no(values, baseline):
         around = mean_interval([a - b for a, b in zip(values, baseline, strict=True)])
         return (gain, max(around[0], -1.0), min(around[1], 1.0)) if around else (gain, -1.0, 1.0)
@@ -76,13 +100,16 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tup
     return gain, low, high
 
 
-def paired_test(values: Sequence[float], baseline: Sequence[float]) -> tuple[str, float | None]:
+def paired_test(values: Sequence[float], baseline: Sequence[float], several: bool = False) -> tuple[str, float | None]:
     """Name and two-sided p of the test whether values and baseline differ over common trials (at least one).
 
-    Successes of 0 or 1: exact McNemar, the binomial test on the trials that differ. Otherwise: Student's t on the
-    differences; p is None where these have no spread to judge by (a single trial, or all equal and not zero).
+    several: they are rates of several victims that succeed or not; exact sign flips. Otherwise, successes of 0 or 1:
+    exact McNemar, the binomial test on the trials that differ; rates over many images: Student's t on the differences,
+    p is None where these have no spread to judge by (a single trial, or all equal and not zero).
     """
     _check(values, baseline)
+    if several:
+        return "exact sign flips", sign_flips(values, baseline)
     if _yes_or_no(values, baseline):
         return "exact McNemar", mcnemar(values, baseline)
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
@@ -100,6 +127,31 @@ def mcnemar(values: Sequence[float], baseline: Sequence[float]) -> float:
     more = sum(1 for a, b in zip(values, baseline, strict=True) if a > b)
     less = sum(1 for a, b in zip(values, baseline, strict=True) if a < b)
     return min(1.0, 2 * float(special.bdtr(min(more, less), more + less, 0.5))) if more + less else 1.0
+
+
+def sign_flips(values: Sequence[float], baseline: Sequence[float]) -> float:
+    """Two-sided p of the permutation test that swaps values and baseline within each trial: how often, over all swaps,
+    the sum of differences is as far from zero. McNemar's exact test for successes of 0 or 1.
+
+    Differences are counted in steps that their denominators (at most 64 victims) divide; where these are too many, in
+    the finest steps that fit, which makes it another exact test. The distribution of the sum is the transform of its
+    characteristic function, a product of cosines.
+    """
+    parts = {Fraction(rate).limit_denominator(64).denominator for rate in (*values, *baseline)}
+    step = min(math.lcm(*parts), max(MOST_POINTS // (2 * len(values)), 16))
+    signed = [round((a - b) * step) for a, b in zip(values, baseline, strict=True)]
+    sizes, counts = np.unique(np.abs(signed), return_counts=True)
+    most = int(sizes @ counts)
+    if not most:
+        return 1.0
+    points = 2 * most + 1  # sums from -most to most
+    transform = np.ones(points)
+    for size, count in zip(sizes, counts, strict=True):
+        transform *= np.cos(2 * math.pi / points * (np.arange(points) * size % points)) ** count
+    shares = np.fft.fft(transform).real / points  # of the sums 0, 1, ... most, -most, ... -1
+    seen = abs(sum(signed))
+    far = float(shares[seen : points - seen + 1].sum()) if seen else 1.0
+    return min(max(far, 2.0 * 0.5 ** len(values)), 1.0)
 
 
 def _check(values: Sequence[float], baseline: Sequence[float]) -> None:

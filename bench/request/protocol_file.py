@@ -21,6 +21,7 @@ from bench.science.threat import Threat
 from bench.science.training import Recipe
 
 MOST_TRIALS = 100_000
+MOST_VICTIMS = 64
 PLUGINS = ("attack", "defense")
 NAMED_DATASET = "name"
 
@@ -32,6 +33,7 @@ class ProtocolFile(Settings):
     version: int = Field(1, ge=1, description="raised when its numbers change")
     description: str = Field("", description="one line")
     trials: int = Field(20, ge=1, le=MOST_TRIALS, description="trials of each cell")
+    victims: int = Field(1, ge=1, le=MOST_VICTIMS, description="victims of each trial of a cell, with other seeds")
     model: str = Field("resnet18", description="the victim's architecture")
     dataset: dict[str, Any] = Field({}, description="name and settings of the data set")
     pretrain_dataset: dict[str, Any] = Field({}, description="what pretrained networks learn (default: the data set)")
@@ -45,7 +47,7 @@ class ProtocolFile(Settings):
 
 
 SECTIONS = tuple(name for name, field in ProtocolFile.model_fields.items() if field.annotation == dict[str, Any])
-PLAIN = ("model", "trials")  # what --set changes outside of sections
+PLAIN = ("model", "trials", "victims")  # what --set changes outside of sections
 
 
 def protocol_names() -> list[str]:
@@ -98,6 +100,7 @@ def resolve(preset: str, sets: Sequence[str], dataset: str | None = None) -> tup
         public_dataset=_source(file.public_dataset, "public_dataset") if file.public_dataset else None,
         attack_settings=plugins["attack"],
         defense_settings=plugins["defense"],
+        victims=file.victims,
     )
     return protocol, changes
 

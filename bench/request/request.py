@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from bench.foundation.settings import Settings, build
-from bench.request.protocol_file import MOST_TRIALS
+from bench.request.protocol_file import MOST_TRIALS, MOST_VICTIMS
 
 
 class Request(Settings):
@@ -19,6 +19,7 @@ class Request(Settings):
     attacks: tuple[str, ...] = Field(("gm",), min_length=1, description="attacks, by name or file")
     defenses: tuple[str, ...] = Field(("none",), min_length=1, description="defenses; a+b composes them")
     trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="trials per cell (none: the protocol's)")
+    victims: int | None = Field(None, ge=1, le=MOST_VICTIMS, description="victims per trial (none: the protocol's)")
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="study seed")
     set: tuple[str, ...] = Field((), description="key=value, as of --set")
     only: bool = Field(False, description="without the undefended cells and the clean controls")
@@ -35,8 +36,9 @@ class Request(Settings):
         return self
 
     def sets(self) -> list[str]:
-        """The items of --set, with --trials as one of them."""
-        return [*([f"trials={self.trials}"] if self.trials is not None else []), *self.set]
+        """The items of --set, with --trials and --victims among them."""
+        counts = {"trials": self.trials, "victims": self.victims}
+        return [*(f"{name}={count}" for name, count in counts.items() if count is not None), *self.set]
 
     def changed(self, **values: Any) -> Request:
         """The same with other values, checked again: BadInput where they do not go together."""

@@ -157,16 +157,17 @@ class Identities:
     def cell_key(self, attack: SelectedAttack, defense: SelectedDefense) -> str:
         return key_of(self.cell(attack, defense))
 
-    def record(self, attack: SelectedAttack, defense: SelectedDefense, index: int) -> Identity:
-        """What a record must say to be the record of this trial: names and keys."""
+    def record(self, attack: SelectedAttack, defense: SelectedDefense, index: int, victim: int = 0) -> Identity:
+        """What a record must say to be the record of this trial's victim: names and keys."""
         cell = self.cell_key(attack, defense)
         return {
-            "key": key_of({"cell": cell, "trial": index}),
+            "key": key_of({"cell": cell, "trial": index, **({"victim": victim} if victim else {})}),
             "cell": cell,
             "attack": attack.label,
             "defense": defense.label,
             "protocol": self.study.protocol.name,
             "trial": index,
+            "victim": victim,
             "seed": self.study.seed,
         }
 

@@ -35,7 +35,8 @@ class Protocol:
     surrogate: how the attacker's networks are trained; pretrain, pretrain_dataset: how and on what the networks are
     trained that `transfer` and `finetune` start from; public_dataset: images from elsewhere that a defender may train
     an external model on (None: patches of photographs, of the study's size); attack_settings, defense_settings: by
-    plug-in name, what the protocol changes for that plug-in.
+    plug-in name, what the protocol changes for that plug-in; victims: trained in each trial of a
+    cell, with other seeds.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Protocol:
     public_dataset: Source | None = None
     attack_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     defense_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    victims: int = 1
 
     @property
     def pretrained(self) -> bool:
@@ -72,8 +74,8 @@ class Protocol:
         return name, before.count(name) + is_the_victims
 
     def as_dict(self) -> dict[str, Any]:
-        """What shapes the numbers of every cell, but the data (the number of trials and the plug-ins' own settings do
-        not)."""
+        """What shapes the numbers of every cell, but the data (the numbers of trials and victims and the plug-ins'
+        own settings do not)."""
         shapes = {
             "name": self.name,
             "version": self.version,

@@ -12,6 +12,7 @@ from typing import Protocol as Interface
 from torch import Tensor
 
 from bench.foundation.errors import BadInput
+from bench.foundation.names import of_trial
 from bench.foundation.registry import find
 from bench.foundation.settings import build
 from bench.science.classifier import build_network
@@ -132,14 +133,14 @@ class Study:
             raise BadInput(f"train.shift: {self.protocol.train.shift} pixels on images of {self.size}")
 
     @functools.cached_property
-    def _cases(self) -> dict[int, Case]:
+    def _cases(self) -> dict[tuple[int, int], Case]:
         return {}
 
-    def case(self, index: int) -> Case:
-        """Trial `index`, drawn once."""
-        if index not in self._cases:
-            self._cases[index] = Case(self, index)
-        return self._cases[index]
+    def case(self, index: int, victim: int = 0) -> Case:
+        """Trial `index` with one of its victims, drawn once."""
+        if (index, victim) not in self._cases:
+            self._cases[index, victim] = Case(self, index, victim)
+        return self._cases[index, victim]
 
     def triggered(self, trial: Trial) -> Shown:
         """All test images of the source class with the trigger; places depend on study and trial, not on the attack."""
@@ -159,10 +160,12 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One trial of a study, with what follows from its draw."""
+    """One trial of a study, with what follows from its draw. victim: which one of those that train on its poisons; only
+    the seed of that training depends on it."""
 
     study: Study
     index: int
+    victim: int = 0
 
     @functools.cached_property
     def trial(self) -> Trial:
@@ -203,7 +206,10 @@ class Case:
     @property
     def victim_seed(self) -> int:
         """The same for every attack and defense, so that cells are compared in pairs."""
-        return derive(self.study.seed, "victim", self.index)
+        return derive(self.study.seed, "victim", self.index, *([self.victim] if self.victim else []))
+
+    def __str__(self) -> str:
+        return of_trial(self.index, self.victim)
 
 
 _studies: dict[str, Study] = {}

@@ -131,7 +131,7 @@ class Defender:
         return self.case.clean
 
     def __str__(self) -> str:
-        return f"{self.attack.label} x {self.defense.label} trial {self.case.index}"
+        return f"{self.attack.label} x {self.defense.label} {self.case}"
 
     def train(self, instance: Defense, services: Services) -> tuple[list[Trained], Tensor]:
         """The trainings, and the ids of the samples that were used in them."""

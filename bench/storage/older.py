@@ -10,6 +10,7 @@ from typing import Any
 _RENAMED = {"true_class": "source_class", "adversarial_class": "target_class"}
 _LATER_SETTINGS = {"holdout": 0.05, "per_class": 0, "white_box": True}  # of the threat model
 _LATER_FIELDS = {
+    "victim": "0",
     **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), "null"),
     **dict.fromkeys(("history", "knowledge", "adapted_to"), "[]"),
     **dict.fromkeys(("variants", "seeds", "poisons", "surrogates", "notes", "external"), "{}"),

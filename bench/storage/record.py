@@ -43,9 +43,10 @@ SCHEMA = 1
 
 
 class Summary(TypedDict):
-    """A trial, finished or failed, without its curves. `success` and `clean_accuracy` are None only when it failed;
-    `seconds` is by stage, as if nothing had been cached; `cached` (of a run's results, never on disk): it was there
-    before the run; `digest`: of the content, see `sealed`; older records have none."""
+    """A victim of a trial, finished or failed, without its curves; victim: which of the trial's, from 0. `success` and
+    `clean_accuracy` are None only when it failed; `seconds` is by stage, as if nothing had been cached; `cached` (of a
+    run's results, never on disk): it was there before the run; `digest`: of the content, see `sealed`; older records
+    have none."""
 
     schema: Literal[1]
     key: Digest
@@ -54,6 +55,7 @@ class Summary(TypedDict):
     defense: Name
     protocol: Name
     trial: Count
+    victim: Count
     seed: Whole
     status: Literal["done", "failed"]
     error: str | None

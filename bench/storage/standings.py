@@ -16,7 +16,7 @@ from bench.storage.parts import Count, Judged, Whole
 from bench.storage.record import Record, Summary, as_written, finished, parse
 
 KEPT = (
-    *("key", "cell", "attack", "defense", "protocol", "trial", "seed", "status", "success", "clean_accuracy"),
+    *("key", "cell", "attack", "defense", "protocol", "trial", "victim", "seed", "status", "success", "clean_accuracy"),
     *("outcome", "filter", "draw", "poisons", "settings", "knowledge", "adapted_to", "data", "code", "revision"),
     *("environment", "seconds", "finished", "digest"),
 )
@@ -97,6 +97,7 @@ class Standings:
             raise LookupError
         self._keep_once(record, ("cell", "outcome", "filter", "draw", "poisons"))
         record.update(description)
+        record.setdefault("victim", 0)  # of older versions
         _required(record)
         return _kept(finished(record))
 

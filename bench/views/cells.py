@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from bench.foundation.statistics import interval, mean_interval, spread
+from bench.foundation.statistics import interval, mean_interval, rates_interval, spread
 from bench.storage.record import Record
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack x defense x protocol. successes: sum over finished trials; low, high: 95 % Clopper-Pearson;
+    """One attack x defense x protocol. n: trials with a finished victim; victims: finished ones; failed: victims;
+    successes: sum over trials of their rates; low, high: 95 %, Clopper-Pearson for one victim a trial, else
+    `statistics.rates_interval`;
     clean_accuracy_std: standard deviation over trials; clean_accuracy_interval: 95 % of its mean (Student), None for
     fewer than two trials; seconds: mean of each stage over finished trials, as if nothing had been cached."""
 
@@ -27,6 +30,7 @@ class Cell:
     defense: str
     protocol: str
     n: int
+    victims: int
     failed: int
     successes: float
     success_rate: float
@@ -41,17 +45,18 @@ class Cell:
 def summarise(records: Sequence[Record]) -> Cell:
     """The figures of the records of one cell (at least one record; rates are NaN when none is finished)."""
     finished = [record for record in records if record["status"] == "done"]
-    n = len(finished)
-    successes = sum(record["success"] or 0.0 for record in finished)
-    accuracies = [record["clean_accuracy"] or 0.0 for record in finished]
-    low, high = interval(successes, n)
+    rates = trial_means(finished, [record["success"] or 0.0 for record in finished])
+    accuracies = trial_means(finished, [record["clean_accuracy"] or 0.0 for record in finished])
+    n, successes = len(rates), math.fsum(rates)
+    low, high = rates_interval(rates) if len(finished) > n else interval(successes, n)
     stages = {stage: None for record in finished for stage in record["seconds"]}
     return Cell(
         attack=records[0]["attack"],
         defense=records[0]["defense"],
         protocol=records[0]["protocol"],
         n=n,
-        failed=len(records) - n,
+        victims=len(finished),
+        failed=len(records) - len(finished),
         successes=successes,
         success_rate=successes / n if n else float("nan"),
         success_low=low,
@@ -75,19 +80,30 @@ def one_per_key(records: Iterable[Record]) -> list[Record]:
 
 
 def by_cell(records: Iterable[Record]) -> list[list[Record]]:
-    """The records of each cell, one per trial and sorted by trial; cells in the order in which they first come."""
+    """The records of each cell, one per victim, sorted by trial and victim; cells in the order in which they first
+    come."""
     cells: dict[tuple[str, ...], list[Record]] = {}
     for record in one_per_key(records):
         place = (record["protocol"], record["attack"], record["defense"], record["cell"])
         cells.setdefault(place, []).append(record)
-    return [sorted(trials, key=lambda record: record["trial"]) for trials in cells.values()]
+    return [sorted(trials, key=lambda record: (record["trial"], record["victim"])) for trials in cells.values()]
 
 
 def common_trials(ours: Sequence[Record], theirs: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Trials that both cells finished, with the same target and target class where records tell them."""
-    finished = {record["trial"]: record for record in theirs if record["status"] == "done"}
-    pairs = [(r, finished[r["trial"]]) for r in ours if r["status"] == "done" and r["trial"] in finished]
+    """Trials that both cells finished, with the same target and target class where records tell them; of several
+    victims of a trial, those of one number and seed."""
+    finished = {(record["trial"], record["victim"]): record for record in theirs if record["status"] == "done"}
+    mine = [((r["trial"], r["victim"]), r) for r in ours if r["status"] == "done"]
+    pairs = [(r, finished[place]) for place, r in mine if place in finished]
     return [(a, b) for a, b in pairs if _aim(a) == _aim(b)]
+
+
+def trial_means(records: Sequence[Record], values: Sequence[float]) -> list[float]:
+    """A value of each record as one of each trial: the mean over its victims."""
+    trials: dict[int, list[float]] = {}
+    for record, value in zip(records, values, strict=True):
+        trials.setdefault(record["trial"], []).append(value)
+    return [statistics.fmean(victims) if len(victims) > 1 else victims[0] for victims in trials.values()]
 
 
 def _aim(record: Record) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bench.storage.record import Record
@@ -20,6 +21,9 @@ def flags_of(figures: Cell, records: Sequence[Record], drop: float | None) -> li
         flags.append(f"{figures.failed} failed")
     if figures.n < ENOUGH_TRIALS:
         flags.append(f"n < {ENOUGH_TRIALS}")
+    numbers = sorted(set(victims_of(records).values()))
+    if len(numbers) > 1:
+        flags.append(f"{numbers[0]} to {numbers[-1]} victims per trial")
     if figures.n and figures.successes == 0 and drop is not None and drop > LARGE_DROP:
         flags.append(f"no success, but {100 * drop:.1f} points of clean accuracy lost")
     shares = [_dropped(record) for record in records if record["status"] == "done"]
@@ -27,7 +31,7 @@ def flags_of(figures: Cell, records: Sequence[Record], drop: float | None) -> li
         flags.append(f"filtered {100 * statistics.fmean(shares):.0f} % of the training set")
     if unsealed := sum(not record.get("digest") for record in records):
         flags.append(f"{unsealed} record{'s' * (unsealed > 1)} without a digest: written by an older version")
-    outside = sum(map(_beyond_eps, records))
+    outside = len({record["trial"] for record in records if _beyond_eps(record)})
     if outside:
         flags.append(f"poisons beyond eps in {outside} trial{'s' * (outside > 1)}")
     return flags
@@ -53,6 +57,9 @@ def flags_of_mixture(records: Sequence[Record], *compared: Sequence[Record]) -> 
     unequal = {a["trial"] for a, b in pairs if a["poisons"].get("key") != b["poisons"].get("key")}
     if unequal:
         flags.append(f"other poisons than the cell it is compared with in {len(unequal)} trials")
+    alone = _alone(records, compared)
+    if alone:
+        flags.append(f"more or fewer victims than the cell it is compared with in {alone} trials")
     return flags
 
 
@@ -61,6 +68,18 @@ def flags_of_precision(records: Iterable[Record]) -> list[str]:
     settings differ, so that nothing pairs them, and a reader should not either."""
     found = {record["settings"].get("protocol", {}).get("train", {}).get("precision") for record in records} - {None}
     return [f"the board mixes precisions ({', '.join(sorted(found))})"] if len(found) > 1 else []
+
+
+def victims_of(records: Iterable[Record]) -> Counter[int]:
+    """How many finished victims each trial has."""
+    return Counter(record["trial"] for record in records if record["status"] == "done")
+
+
+def _alone(records: Sequence[Record], compared: Iterable[Sequence[Record]]) -> int:
+    """In how many trials a cell has another number of victims, where both have some: the others are not compared."""
+    ours = victims_of(records)
+    theirs = [victims_of(cell) for cell in compared]
+    return len({trial for cell in theirs for trial, count in cell.items() if trial in ours and count != ours[trial]})
 
 
 def revisions_of(records: Iterable[Record]) -> set[str]:

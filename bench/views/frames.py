@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TRIAL_COLUMNS = (
-    *("protocol", "attack", "defense", "seed", "trial", "status", "success", "clean_accuracy", "error"),
+    *("protocol", "attack", "defense", "seed", "trial", "victim", "status", "success", "clean_accuracy", "error"),
     *("cell", "key", "revision", "memory_peak_mib", "started", "finished", "digest"),
 )
 _NESTED = ("seconds", "outcome", "filter", "draw", "data", "code", "environment", "settings")
@@ -25,7 +25,19 @@ _POISONS = ("key", "n", "eps", "max_change")
 _PUBLISHED = ("source", "file", "table", "line", "success_rate", "clean_accuracy", "trials", "differs")
 _COMPARISON = ("baseline", "n", "difference", "low", "high", "test", "p")
 CELL_COLUMNS = (
-    *("protocol", "attack", "defense", "attack_label", "defense_label", "seed", "rank", "n", "failed", "successes"),
+    *(
+        "protocol",
+        "attack",
+        "defense",
+        "attack_label",
+        "defense_label",
+        "seed",
+        "rank",
+        "n",
+        "victims",
+        "failed",
+        "successes",
+    ),
     *("success_rate", "success_low", "success_high", "clean_accuracy", "clean_accuracy_low", "clean_accuracy_high"),
     *("accuracy_drop", "accuracy_drop_low", "accuracy_drop_high", "accuracy_drop_n", "train_seconds", "train_cost"),
     *("knowledge", "attack_kind", "adapted_to", *(f"published_{name}" for name in _PUBLISHED)),
@@ -37,7 +49,7 @@ _WHOLE_NUMBERS = ("rank", "published_line", "published_trials", "comparison_n", 
 
 
 def records_frame(records: Iterable[Record]) -> DataFrame:
-    """One row per trial (of several records with one key the one that counts), in the order of the records.
+    """One row per trial and victim (of several records with one key the one that counts), in the order of the records.
 
     Columns: TRIAL_COLUMNS, then nested parts with a dot: `seconds.train`, `settings.protocol.threat.eps`,
     `outcome.target_margin`, `poisons.n`. Lists of names are joined with "; ". Curves are left to the records.
@@ -55,7 +67,7 @@ def records_frame(records: Iterable[Record]) -> DataFrame:
 def records_of(frame: DataFrame) -> list[Record]:
     """What the leaderboard needs of the records behind a frame of trials, or some rows of it. BadInput for another
     frame."""
-    if lacking := [name for name in TRIAL_COLUMNS if name not in frame]:
+    if lacking := [name for name in TRIAL_COLUMNS if name not in frame and name != "victim"]:
         raise BadInput(f"these are no trial records: no column '{lacking[0]}'; fix: bench.records(...)")
     return [_record(row) for row in frame.to_dict("records")]
 
@@ -99,7 +111,7 @@ def _record(row: dict[Any, Any]) -> Record:
         is_missing = value is None or (not isinstance(value, list) and value != value)  # NaN is not itself
         levels = 1 if str(name).startswith("seconds.") else -1  # seconds["train.networks"] is one name
         *parts, last = str(name).split(".", levels)
-        if is_missing and parts:
+        if is_missing and (parts or name == "victim"):  # a table of an older version has none
             continue
         place = values
         while parts and isinstance(place.setdefault(parts[0], {}), dict):

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from bench.foundation.shown import plain
 from bench.views import text as words
-from bench.views.leaderboard import NOTES, Entry
+from bench.views.leaderboard import Entry, rules
 
 # Head of the table: title, and which way a first click sorts. "": no numbers in it.
 COLUMNS = {
@@ -102,14 +102,13 @@ def page(entries: Sequence[Entry], baseline: str) -> str:
         baseline=baseline,
         columns=COLUMNS,
         entries=entries,
-        trials=sum(entry.figures.n + entry.figures.failed for entry in entries),
         protocols=list(protocols),
         looks={attack: Look(i % COLOURS, SHAPES[i // COLOURS % len(SHAPES)]) for i, attack in enumerate(attacks)},
         ids={entry.cell: f"cell-{i}" for i, entry in enumerate(entries)},
         plots=[(protocol, group, Axes.around(group)) for protocol, group in counted.items() if group],
         matrices={protocol: words.matrix(group) for protocol, group in protocols.items()},
         notes=words.footnotes(entries),
-        general_notes=NOTES,
+        general_notes=rules(entries),
     )
 
 

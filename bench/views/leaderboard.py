@@ -11,7 +11,16 @@ from typing import Any
 
 from bench.foundation.statistics import mean_interval, paired_difference, paired_test
 from bench.storage.record import Record
-from bench.views.cells import Cell, background_of, by_cell, common_trials, precedence, setting_of, summarise
+from bench.views.cells import (
+    Cell,
+    background_of,
+    by_cell,
+    common_trials,
+    precedence,
+    setting_of,
+    summarise,
+    trial_means,
+)
 from bench.views.differences import labels
 from bench.views.flags import flags_of, flags_of_mixture, flags_of_precision, revisions_of
 from bench.views.published import Published, published
@@ -23,11 +32,20 @@ RULE = (
     "overlapping intervals: the order is not significant"
 )
 SUCCESS = "success: argmax equals the target class at the final epoch; k/n over finished trials [95 % Clopper-Pearson]"
+SEVERAL = (
+    "several victims a trial: k is the sum of the trials' rates [95 % Gaffke's bound of a mean, no wider than "
+    "Clopper-Pearson on trials]; differences [the same bound], tested by exact sign flips over trials"
+)
 PAIRED = (
     "drop, cost and test: on the trials that both cells finished, paired; p-values are not corrected for multiple "
     "comparisons"
 )
-NOTES = (RULE, SUCCESS, PAIRED)
+
+
+def rules(entries: Iterable[Entry]) -> tuple[str, ...]:
+    """What a reader of the figures must know."""
+    several = any(entry.figures.victims > entry.figures.n for entry in entries)
+    return (RULE, SUCCESS, PAIRED, *([SEVERAL] if several else []))
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,7 @@ class Entry:
             "attack_label": self.attack_label,
             "defense_label": self.defense_label,
             "n": figures.n,
+            "victims": figures.victims,
             "failed": figures.failed,
             "successes": figures.successes,
             "success_rate": figures.success_rate if figures.n else None,
@@ -238,7 +257,8 @@ def _lost(ours: Sequence[Record], undefended: Sequence[Record]) -> tuple[Drop | 
     pairs = common_trials(ours, undefended)
     if not pairs:
         return None, None
-    lost = [(bare["clean_accuracy"] or 0.0) - (record["clean_accuracy"] or 0.0) for record, bare in pairs]
+    differences = [(bare["clean_accuracy"] or 0.0) - (record["clean_accuracy"] or 0.0) for record, bare in pairs]
+    lost = trial_means([record for record, _ in pairs], differences)
     seconds, bare_seconds = (sum(pair[side]["seconds"].get("train", 0.0) for pair in pairs) for side in (0, 1))
     cost = seconds / bare_seconds if bare_seconds > 0 else None
     return Drop(statistics.fmean(lost), mean_interval(lost), len(lost)), cost
@@ -248,6 +268,8 @@ def _compare(cell: _Trials, base: _Trials, label: str) -> Comparison | None:
     pairs = common_trials(cell.records, base.records)
     if not pairs:
         return None
-    ours, theirs = ([pair[side]["success"] or 0.0 for pair in pairs] for side in (0, 1))
-    test, p = paired_test(ours, theirs)
-    return Comparison(label, len(pairs), *paired_difference(ours, theirs), test, p)
+    successes = [[pair[side]["success"] or 0.0 for pair in pairs] for side in (0, 1)]
+    ours, theirs = (trial_means([record for record, _ in pairs], each) for each in successes)
+    several = len(pairs) > len(ours) and set().union(*successes) <= {0.0, 1.0}
+    test, p = paired_test(ours, theirs, several)
+    return Comparison(label, len(ours), *paired_difference(ours, theirs, several), test, p)

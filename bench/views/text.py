@@ -12,7 +12,7 @@ from tabulate import SEPARATING_LINE, tabulate
 
 from bench.foundation.shown import plain
 from bench.views.flags import ENOUGH_TRIALS
-from bench.views.leaderboard import NOTES, UNDEFENDED, Comparison, Entry
+from bench.views.leaderboard import UNDEFENDED, Comparison, Entry, rules
 
 HEAD = (
     *("rank", "attack", "defense", "success", "rate [95 %]", "clean acc. [95 %]", "drop", "cost", "knowledge"),
@@ -20,6 +20,7 @@ HEAD = (
 )
 RUN_HEAD = ("rank", "attack", "defense", "", "success", "rate [95 %]", "clean acc.", "drop", "craft s", "train s")
 RIGHT = {"rank", "drop", "cost", "craft s", "train s"}
+SHORT = {"paired t": " (t)", "exact sign flips": " (flips)"}  # of tests other than McNemar's
 Rows = Sequence[Sequence[str]]
 
 
@@ -115,7 +116,15 @@ def percent(rate: float, digits: int = 0) -> str:
 
 def count(entry: Entry) -> str:
     figures = entry.figures
-    return f"{round(figures.successes, 4):g}/{figures.n}"
+    victims = f" ({figures.victims} victims)" if figures.victims > figures.n else ""
+    return f"{round(figures.successes, 4):g}/{figures.n}{victims}"
+
+
+def trained(entries: Sequence[Entry]) -> str:
+    """`120 trials`, or `480 victims` where a trial has several."""
+    several = any(entry.figures.victims > entry.figures.n for entry in entries)
+    total = sum(entry.figures.victims + entry.figures.failed for entry in entries)
+    return f"{total} {'victims' if several else 'trials'}"
 
 
 def rate(entry: Entry) -> str:
@@ -142,7 +151,7 @@ def comparison(entry: Entry) -> str:
     if paired is None:
         return "-"
     points = f"{100 * paired.difference:+.0f} [{100 * paired.low:+.0f}, {100 * paired.high:+.0f}]"
-    return f"{points} {probability(paired.p)}, n = {paired.n}{' (t)' if paired.test == 'paired t' else ''}"
+    return f"{points} {probability(paired.p)}, n = {paired.n}{SHORT.get(paired.test, '')}"
 
 
 def probability(p: float | None) -> str:
@@ -219,7 +228,7 @@ def _document(
         parts.append(heading.format(f"protocol {clean(protocol)}"))
         parts += [draw(["", *map(clean, attacks)], square, form), draw(head, rows, form)]
     parts.append("\n".join(bullet + clean(f"[{number}] {text}") for text, number in notes.items()))
-    parts.append("\n".join(bullet + clean(text) for text in NOTES))
+    parts.append("\n".join(bullet + clean(text) for text in rules(entries)))
     return ("\n\n".join(part for part in parts if part)) + "\n"
 
 

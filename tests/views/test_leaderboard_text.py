@@ -24,7 +24,8 @@ from tests.records import HOSTILE, cell, lines, record, write
 ROOT = Path(__file__).parents[2]
 SCHEMA: dict[str, Any] = {
     "rank": (int, None), "attack": (str,), "defense": (str,), "protocol": (str,), "seed": (int,),
-    "attack_label": (str,), "defense_label": (str,), "n": (int,), "failed": (int,), "successes": (int, float),
+    "attack_label": (str,), "defense_label": (str,), "n": (int,),
+    "victims": (int,), "failed": (int,), "successes": (int, float),
     "success_rate": (float, None), "success_low": (float,), "success_high": (float,),
     "clean_accuracy": (float, None), "clean_accuracy_low": (float, None), "clean_accuracy_high": (float, None),
     "accuracy_drop": (float, None), "accuracy_drop_low": (float, None), "accuracy_drop_high": (float, None),

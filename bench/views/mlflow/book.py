@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
+from bench.foundation.names import of_trial
 from bench.storage.record import Record
 from bench.views.cells import milliseconds, one_per_key, precedence, setting_of
 from bench.views.differences import differences
@@ -260,12 +261,12 @@ def _has_moved(place: str, uri: str, out: Path) -> bool:
 
 def _trial(record: Record, parent: Run) -> NewRun:
     return NewRun(
-        name=f"trial {record['trial']}",
+        name=of_trial(record["trial"], record["victim"]),
         begin=milliseconds(record["started"]),
         end=milliseconds(record["finished"]),
         status="FINISHED" if record["status"] == "done" else "FAILED",
         tags=mapping.trial_tags(record, parent.info.run_id) | {"bench.complete": "1"},
-        params=params_of(record) | {"trial": str(record["trial"])},
+        params=params_of(record) | {"trial": str(record["trial"]), "victim": str(record["victim"])},
         points=mapping.trial_metrics(record),
     )
 

@@ -71,6 +71,7 @@ def read_back(run: Run, like: Record) -> Record:
         "cell": tags["bench.cell"],
         "defense": tags["bench.defense"],
         "trial": round(metrics["trial"]),
+        "victim": round(metrics.get("victim", 0)),
         "status": "done" if tags["bench.status"] == "done" else "failed",
         "success": metrics.get("success"),
         "clean_accuracy": metrics.get("clean_acc"),
@@ -92,7 +93,7 @@ def read_back(run: Run, like: Record) -> Record:
 def cell_metrics(entry: Entry) -> dict[str, float]:
     """The figures of a cell, as the leaderboard has them; those that are not known are left out."""
     cell, drop = entry.figures, entry.drop.mean if entry.drop else None
-    numbers = {"n_trials": cell.n, "n_failed": cell.failed, "successes": cell.successes}
+    numbers = {"n_trials": cell.n, "n_victims": cell.victims, "n_failed": cell.failed, "successes": cell.successes}
     numbers |= {"success_rate": cell.success_rate, "success_low": cell.success_low, "success_high": cell.success_high}
     numbers |= {"clean_acc": cell.clean_accuracy, "clean_acc_std": cell.clean_accuracy_std}
     stages = {name: cell.seconds.get(stage) for stage, name in STAGES.items()}
@@ -121,7 +122,8 @@ def trial_metrics(record: Record) -> list[Point]:
 
 def _trial_numbers(record: Record) -> dict[str, float]:
     outcome, seconds = record["outcome"] or {}, record["seconds"]
-    numbers = {"trial": record["trial"], "success": record["success"], "clean_acc": record["clean_accuracy"]}
+    numbers = {"trial": record["trial"], "victim": record["victim"], "success": record["success"]}
+    numbers |= {"clean_acc": record["clean_accuracy"]}
     numbers |= {"target_margin": outcome.get("target_margin"), "memory_peak_mib": record["memory_peak_mib"]}
     numbers |= {name: seconds.get(stage) for stage, name in STAGES.items()} | filters_of(record)
     numbers |= {name: (outcome.get("backdoor") or {}).get(name) for name in RATES}
