@@ -66,6 +66,7 @@ class _Kept(Stretch):
     def __init__(self, making: Making, title: str, state: dict[str, Any], of: tuple[Any, ...], unless: str) -> None:
         self.making, self.title, self.state, self.unless = making, title, state, unless
         self.name = _name(making, title, of)
+        self.kept = False  # whether all that was done is on the disk
         self.anchors = dict(survey(state))
         self.began = clock()
         self.mark = making.beside.mark() if making.beside is not None else None
@@ -73,11 +74,12 @@ class _Kept(Stretch):
             self._resume(*found)
 
     def step(self) -> None:
+        self.kept = False
         if self.making.due and (made := self._made()) is not None:
             self.making.write(self.name, made)
 
     def end(self) -> None:
-        if (made := self._made()) is not None:
+        if not self.kept and (made := self._made()) is not None:
             tensors = {name: tensor.clone() for name, tensor in made[0].items()}  # others may go on with them
             self.making.waiting[self.name] = tensors, made[1]
             if self.making.due:
@@ -115,6 +117,7 @@ class _Kept(Stretch):
                 f"{self.title}: its checkpoint does not fit ({type(error).__name__}: {why}) and is removed; fix: the "
                 "same command again, it starts anew"
             ) from error
+        self.kept = True
         _gained.set(_gained.get() + seconds)
         self.making.store.say(f"{self.title}: goes on where it was killed, {seconds:.0f} s are kept")
 

@@ -40,7 +40,7 @@ def _stateful(value: Any) -> bool:
 def _constant(value: Any) -> bool:
     if isinstance(value, (Settings, Lent, *CODE)):
         return True
-    return dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return dataclasses.is_dataclass(value) and bool(getattr(value, "__dataclass_params__").frozen)  # noqa: B009
 
 
 @dataclass
@@ -208,7 +208,7 @@ def _laid_out(tensor: Tensor, stride: Sequence[int]) -> Tensor:
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 
 
-def _pcg64(state: dict[str, Any]) -> np.random.Generator:
+def _pcg64(state: Any) -> np.random.Generator:
     generator = np.random.PCG64()
     generator.state = state
     return np.random.Generator(generator)
