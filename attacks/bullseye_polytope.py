@@ -40,7 +40,7 @@ class BullseyePolytope(Attack):
         def loss(k: int, poisons: list[Tensor], targets: list[Tensor]) -> Tensor:
             return mean_over([self.distance(*features) for features in zip(poisons, targets, strict=True)])
 
-        return match_features(scene, self.settings, loss)
+        return match_features(scene, self.settings, loss, memory={})
 
     def distance(self, poisons: Tensor, targets: Tensor) -> Tensor:
         """Distance between the mean features of poisons [n, d] and of targets [t, d]."""

@@ -48,7 +48,7 @@ class ConvexPolytope(Attack):
                 losses.append(0.5 * difference.square().sum() / goal.square().sum().clamp(min=1e-12))
             return mean_over(losses)
 
-        poisons = match_features(scene, settings, loss)
+        poisons = match_features(scene, settings, loss, memory=coefficients)
         poisons.provenance["coefficients_used"] = [int((c > 1e-3).sum()) for c in coefficients.values()]
         return poisons
 

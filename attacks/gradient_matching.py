@@ -32,5 +32,5 @@ class GradientMatching(Attack):
         matcher = Matcher(surrogates, targets, target_labels, scene.bases.labels, self.settings.chunk)
         gradient = partial(augmented, scene, self.settings.augment, matcher.slope)
         std = surrogates[0].normalise.std.flatten()
-        delta, losses, scores = craft(scene, self.settings, std, gradient, matcher.loss)
+        delta, losses, scores = craft(scene, self.settings, std, gradient, matcher.loss, memory={})
         return scene.poisons(delta, losses=losses, final_losses=scores)

@@ -61,7 +61,9 @@ class MetaPoison(Attack):
     def craft(self, scene: Scene) -> Poisons:
         objective = _Objective(scene, self.settings)
         started_at = objective.score(scene.base_pixels())
-        delta, losses, scores = craft(scene, self.settings, objective.std, objective.gradient, objective.score)
+        delta, losses, scores = craft(
+            scene, self.settings, objective.std, objective.gradient, objective.score, memory={}
+        )
         return scene.poisons(delta, losses=losses, final_losses=scores, loss_of_bases=started_at)
 
 

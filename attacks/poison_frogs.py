@@ -40,7 +40,7 @@ class PoisonFrogs(Attack):
             pairs = zip(poisons, targets, strict=True)
             return mean_over([(features - target.mean(0)).square().mean() for features, target in pairs])
 
-        return match_features(scene, self.settings, loss)
+        return match_features(scene, self.settings, loss, memory={})
 
 
 class ForwardBackwardSettings(Settings):

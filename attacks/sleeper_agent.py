@@ -71,7 +71,7 @@ class SleeperAgent(Attack):
                 scene = scene.choosing(largest_gradients(scene, surrogates, len(scene.bases)))
         objective = _Objective(self, scene, surrogates)
         std = surrogates[0].normalise.std.flatten()
-        delta, losses, scores = craft(scene, settings, std, objective.gradient, objective.score)
+        delta, losses, scores = craft(scene, settings, std, objective.gradient, objective.score, memory=objective)
         return scene.poisons(delta, losses=losses, final_losses=scores, retrained_at=objective.rounds)
 
     def sources(self, scene: Scene) -> tuple[Tensor, Tensor]:
@@ -119,11 +119,19 @@ class _Objective:
         with scene.workshop.timed("gradients"):
             self.first = Matcher(surrogates, *self.targets, scene.bases.labels, attack.settings.chunk)
         self.matcher = self.first
+        self.retrained: list[tuple[int, int, Tensor]] = []  # of this restart: restart, step, the poisons then
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"retrained": list(self.retrained)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for restart, step, pixels in state["retrained"]:
+            self._retrain(pixels, restart, step)  # the networks are in the store
 
     def gradient(self, pixels: Tensor, step: int) -> tuple[float, Tensor]:
         restart, step_of_restart = divmod(step, self.attack.settings.steps)
         if step_of_restart == 0:
-            self.matcher = self.first
+            self.matcher, self.retrained = self.first, []
         if step_of_restart in self.rounds:
             self._retrain(pixels, restart, step_of_restart)
         with self.scene.workshop.timed("gradients"):
@@ -133,6 +141,7 @@ class _Objective:
         return self.matcher.loss(pixels)
 
     def _retrain(self, pixels: Tensor, restart: int, step: int) -> None:
+        self.retrained.append((restart, step, pixels))
         which = in_turn(self.rounds.index(step), self.attack.settings.retrained, self.surrogates)
         models = self.attack.retrain(self.scene, pixels, restart, step, which)
         with self.scene.workshop.timed("gradients"):

@@ -6,7 +6,7 @@
     a defense       Defense, Services, Job, Report, Run, Batch, Trained, Predictor, ModelPredictor, known_clean
     networks        Classifier, Recipe, build_model, train, make_optimizer, frozen
     data            Dataset, Place, Images, to_pixels; of a person's own files read_regular, open_regular
-    caching         code_fingerprint, for what `Services.keep` stores
+    long loops      code_fingerprint, for what `Services.keep` stores; resumable, for checkpoints of what takes minutes
 
 What an attack or a defense is given, and what it must return, is described at `Attack`, `Scene`, `Defense` and `Run`.
 Engines that plug-ins share are in `bench.attacks.crafting` and `bench.defenses.shared`.
@@ -22,6 +22,7 @@ from bench.foundation.fingerprint import code as code_fingerprint
 from bench.foundation.registry import find, register
 from bench.foundation.settings import Settings
 from bench.science.attack import Attack, Scene
+from bench.science.checkpoint import resumable
 from bench.science.classifier import Classifier, build_model, frozen
 from bench.science.dataset import Dataset, Images, Place
 from bench.science.defense import Defense, Job
@@ -40,5 +41,6 @@ __all__ = [
     "ModelPredictor", "ParameterGradients", "Place", "Poisons", "Predictor", "Recipe", "Report", "Run", "Scene",
     "Services", "Settings", "Threat", "Trained", "Transform", "Trial", "TrialFailed", "Weights", "Workshop",
     "build_model", "code_fingerprint", "cosine_distance", "derive", "find", "frozen", "known_clean", "make_optimizer",
-    "numpy_stream", "open_regular", "read_regular", "register", "to_pixels", "torch_stream", "train",
+    "numpy_stream", "open_regular", "read_regular", "register", "resumable", "to_pixels", "torch_stream",
+    "train",
 ]  # fmt: skip

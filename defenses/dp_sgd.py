@@ -113,6 +113,7 @@ class PrivateTraining:
         self.accountant = RDPAccountant()
         self.rate = 0.0
         self.steps_left = 0
+        self.attached = True
         sgd = make_optimizer(run.model, run.recipe)
         for group in sgd.param_groups:
             group["fused"] = None  # it may require the weights' memory format, which opacus' gradients do not have
@@ -133,10 +134,26 @@ class PrivateTraining:
             parameter.grad_sample = parameter.summed_grad = None
         self.steps_left -= 1
         if self.steps_left == 0 and self.run.current_epoch == self.run.recipe.epochs - 1:
-            detach(self.run.model, self.hooks)
+            self.detach()
             if self.run.services is not None:
                 name = f"privacy of training {self.run.job}" if self.run.job else "privacy"
                 self.run.services.note(name, self.spent())
+
+    def detach(self) -> None:
+        detach(self.run.model, self.hooks)
+        self.attached = False
+
+    def state_dict(self) -> dict[str, Any]:
+        of_epoch = {name: getattr(self, name) for name in ("rate", "steps_left", "attached")}
+        of_optimizer = {name: getattr(self.optimizer, name) for name in ("expected_batch_size", "generator")}
+        return {"epoch": of_epoch, "optimizer": of_optimizer, "history": self.accountant.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state["epoch"])
+        vars(self.optimizer).update(state["optimizer"])
+        self.accountant.history = state["history"]
+        if not self.attached:
+            self.detach()
 
     def spent(self) -> dict[str, Any]:
         """The privacy loss of the steps so far, as JSON."""

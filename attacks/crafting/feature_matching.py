@@ -6,6 +6,7 @@ The surrogates are frozen and in eval mode; the features of the target are compu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +26,13 @@ FeatureLoss = Callable[[int, list[Tensor], list[Tensor]], Tensor]
 """(surrogate k, features of the poisons by stage [n, d_i], of the targets [t, d_i]) -> scalar loss of surrogate k."""
 
 
-def match_features(scene: Scene, settings: FeatureSettings, loss: FeatureLoss, **provenance: object) -> Poisons:
-    """Poisons that minimise the mean over surrogates of `loss`."""
+def match_features(
+    scene: Scene, settings: FeatureSettings, loss: FeatureLoss, memory: Any = None, **provenance: object
+) -> Poisons:
+    """Poisons that minimise the mean over surrogates of `loss`. memory: what `loss` remembers, as of `craft`."""
     objective = _Objective(scene, settings, loss)
     std = objective.surrogates[0].normalise.std.flatten()
-    delta, losses, scores = craft(scene, settings, std, objective.gradient, objective.score)
+    delta, losses, scores = craft(scene, settings, std, objective.gradient, objective.score, memory)
     return scene.poisons(delta, losses=losses, final_losses=scores, **provenance)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.authoring.tiny import CLASSES, THREAT, World, must
+from bench.authoring.tiny import CLASSES, THREAT, World, killed_again_and_again, must
 from bench.foundation.errors import BadInput
 from bench.foundation.guests import guest
 from bench.foundation.registry import Plugin, find, names
@@ -148,6 +148,11 @@ def _crafts_deterministically(world: World) -> None:
     must(torch.equal(world.craft().images, world.craft().images), "the same seed gives other poisons")
 
 
+def _crafting_goes_on(world: World) -> None:
+    crafted, _ = killed_again_and_again(world.craft, 3)
+    must(torch.equal(crafted.images, world.craft().images), "gives other poisons when it goes on from a checkpoint")
+
+
 def _crafting_leaves_random_state(world: World) -> None:
     before = torch.random.get_rng_state()
     world.craft()
@@ -206,6 +211,12 @@ def _keeps_no_state(world: World) -> None:
     must(torch.equal(first, second), "training twice with one instance gives different results: state leaks")
 
 
+def _training_goes_on(world: World) -> None:
+    predictor, _ = killed_again_and_again(world.defend, 4)
+    same = torch.equal(_scores(world, predictor), _scores(world, world.defend()))
+    must(same, "gives another classifier when it goes on from a checkpoint: see `bench.science.memory`")
+
+
 def _training_leaves_random_state(world: World) -> None:
     before = torch.random.get_rng_state()
     world.defend()
@@ -244,6 +255,7 @@ COMMON_RULES: tuple[tuple[str, Rule], ...] = (
 ATTACK_RULES: tuple[tuple[str, Rule], ...] = (
     ("poisons are clean-label, within eps after rounding, and only of the bases", _poisons_are_legal),
     ("the same seed gives the same poisons", _crafts_deterministically),
+    ("a crafting that was killed goes on, or starts again, and ends the same", _crafting_goes_on),
     ("leaves the global random state alone", _crafting_leaves_random_state),
     ("leaves the process as it was", _crafting_leaves_the_process),
     ("leaves surrogates and data as they were", _crafting_leaves_borrowed),
@@ -253,6 +265,7 @@ DEFENSE_RULES: tuple[tuple[str, Rule], ...] = (
     ("declares what it needs to know", _declares_needs),
     ("gives a classifier with finite scores, one image at a time or many", _predicts_each_image_alone),
     ("the same seed gives the same classifier", _defends_deterministically),
+    ("a training that was killed goes on, or starts again, and ends the same", _training_goes_on),
     ("an instance can be used twice", _keeps_no_state),
     ("leaves the global random state alone", _training_leaves_random_state),
     ("leaves the process as it was", _training_leaves_the_process),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
-from typing import Any
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +27,10 @@ from bench.science.seeds import derive, torch_stream
 from bench.science.threat import Threat, draw_trial
 from bench.science.training import Recipe, train
 from bench.science.workshop import Transform, Workshop
+from bench.storage.making import Making, making
+from bench.storage.store import Made, Store
+
+T = TypeVar("T")
 
 SIZE, CLASSES = 16, 3
 THREAT = Threat(eps=8, budget=0.1, surrogates=2)
@@ -169,6 +177,34 @@ class World:
         services = Services(RECIPE, CLASSES, self.fit, lambda *_: None, "lenet")
         made: Defense = plugin.make(fast_settings(plugin, **settings), defense)
         return made.attacker_view(data, ids, services, torch_stream("cpu", 6, defense))
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: no plug-in catches it."""
+
+
+@dataclass
+class Mortal(Making):
+    """Work with a checkpoint at every step, which is killed after so many of them."""
+
+    left: int = 4
+    interval: float = 0.0
+
+    def write(self, name: str, made: Made) -> None:
+        super().write(name, made)
+        self.left -= 1
+        if not self.left:
+            raise Killed
+
+
+def killed_again_and_again(work: Callable[[], T], every: int) -> tuple[T, int]:
+    """What comes of work that is killed at every so-manieth checkpoint, and how often it was."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder), lambda line: None)
+        for kills in range(100):
+            with contextlib.suppress(Killed), making(store, "tiny", functools.partial(Mortal, left=every)):
+                return work(), kills
+    raise AssertionError("never comes to its end when it is killed now and then: it does not do the same every time")
 
 
 def craft_with(plugin: Plugin, scene: Scene) -> Poisons:

@@ -20,6 +20,7 @@ from bench.science.selection import SelectedAttack, SelectedDefense
 from bench.science.study import Case, Study
 from bench.science.victim import Verdict, judge
 from bench.science.workspace import Workspace
+from bench.storage.making import making
 from bench.storage.record import SCHEMA, Record
 from bench.storage.records import Records
 from bench.storage.store import key_of
@@ -57,7 +58,8 @@ def _once(space: Workspace, records: Records, expected: Fields, make: Callable[[
     with space.store.lock(expected["key"]):
         record = records.find(expected)  # by another run on the same output folder
         if record is None:
-            record = records.write(make(expected))
+            with making(space.store, expected["key"]):
+                record = records.write(make(expected))
     return record
 
 

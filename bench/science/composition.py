@@ -65,6 +65,9 @@ class Composition(Defense):
         for part in self.parts:
             part.must_take(size)
 
+    def memory(self) -> dict[str, Any]:
+        return {part.name: part.memory() for part in self.parts}
+
     def jobs(self, data: Images, services: Services) -> Iterable[Job]:
         yield from self._jobs(data, services, self.parts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from bench.foundation.errors import TrialFailed
 from bench.science.attack import Scene
+from bench.science.checkpoint import clock, remember
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Services
@@ -62,9 +62,10 @@ class Attacker:
         return self.space.study.protocol.threat.surrogates
 
     def craft(self, identity: dict[str, Any]) -> Made:
-        started = time.perf_counter()
+        remember(self.ledger)
+        started = clock()
         poisons = self.attack.new().craft(self.scene())
-        took = time.perf_counter() - started
+        took = clock() - started
         if self.attack.asked.shows_trigger:
             poisons = replace(poisons, shown=self.case.triggered())
         networks = self.ledger.networks

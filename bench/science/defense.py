@@ -84,6 +84,11 @@ class Defense:
         """The scalar to minimise from per-sample cross-entropies [b]."""
         return losses.mean()
 
+    def memory(self) -> dict[str, Any]:
+        """What checkpoints of a training keep of this instance, beside the run: see `bench.science.memory`. Changed in
+        place when a training that was killed goes on. Not a hook."""
+        return vars(self)
+
     def attacker_view(self, data: Images, ids: Tensor, services: Services, stream: Generator) -> Transform:
         """For adaptive attackers, who know the defense: what it does at a step, before augmentation, to the images
         `ids` of the training set `data`. Not a hook."""

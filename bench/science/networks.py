@@ -118,7 +118,7 @@ class Networks:
                 weights.update({f"{epoch}/{name}": value.clone() for name, value in network.state_dict().items()})
 
         data = study.attacker_data.to(study.device)
-        trained = train(network, data, study.protocol.surrogate, seed=identity["seed"], report=look)
+        trained = train(network, data, study.protocol.surrogate, seed=identity["seed"], report=look, gathered=weights)
         return weights, {"identity": identity, "history": trained.history, "seconds": trained.seconds}
 
     def retrained(

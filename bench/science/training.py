@@ -18,7 +18,6 @@ The data stay on the device as uint8; there are no loader workers. Every consume
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.foundation.errors import TrialFailed
 from bench.science.augmentation import Augmentation
+from bench.science.checkpoint import Stretch, clock, resumable
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.precision import resolved
@@ -107,6 +107,21 @@ class Run:
         return to_pixels(self.data.images[rows])
 
 
+@dataclass
+class Position:
+    """Where a training is. batches: the rows of the epoch's steps, None between epochs; step: the next one; shifts: the
+    stream of its augmentation; total: loss, hits, samples so far; minimised: what was minimised, summed; active:
+    samples that it is drawn from."""
+
+    epoch: int = 0
+    batches: list[Tensor] | None = None
+    step: int = 0
+    shifts: torch.Generator | None = None
+    total: Tensor | None = None
+    minimised: Tensor | None = None
+    active: int = 0
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished training: the network in eval mode, what happened in each epoch, and the ids of the samples that the
@@ -145,34 +160,54 @@ def train(
     job: int = 0,
     services: Services | None = None,
     report: Callable[[int, int, dict[str, float]], None] | None = None,
+    gathered: dict[str, Any] | None = None,
 ) -> Trained:
     """Train `model` in place on `data` (on the model's device) and return it in eval mode.
 
-    seed: of order, augmentation, dropout and the defense's streams. report: called as (epochs done, epochs, figures).
+    seed: of order, augmentation, dropout and the defense's streams. report: called as (epochs done, epochs, figures);
+    gathered: what it gathers meanwhile. In a study a training that was killed goes on from its last checkpoint.
     TrialFailed when no sample is left to train on, or the loss is not finite.
     """
-    started = time.perf_counter()
+    started = clock()
     device = data.images.device
     augmentation = recipe.augmentation(tuple(model.normalise.mean.flatten().tolist()))
     active = torch.ones(len(data), dtype=torch.bool, device=device)
     optimizer, suspected = make_optimizer(model, recipe), torch.zeros_like(active)
     run = Run(model, data, recipe, seed, job, optimizer, augmentation, active, suspected, services)
+    run.owner = hooks.name if hooks is not None else run.owner
     if hooks is not None:
-        run.owner = hooks.name
         _set_up(run, hooks)
     run.model.precision = resolved(run.recipe.precision, device)
+    at = Position()
+    title = "training" if hooks is None else f"training behind {run.owner}"
+    kept = resumable(title, _state(run, hooks, at, gathered), *_what(run))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for epoch in range(run.recipe.epochs):
-            run.current_epoch = epoch
-            if hooks is not None:
-                hooks.epoch(run, epoch)
-            figures = _epoch(run, epoch, hooks)
-            run.history.append(figures)
+        while at.epoch < run.recipe.epochs:
+            if at.batches is None:
+                run.current_epoch = at.epoch
+                if hooks is not None:
+                    hooks.epoch(run, at.epoch)
+                _begin(run, at)
+            _steps(run, at, hooks, kept)
+            run.history.append(_figures(at))
+            at.epoch, at.batches = at.epoch + 1, None
             if report is not None:
-                report(epoch + 1, run.recipe.epochs, figures)
+                report(at.epoch, run.recipe.epochs, run.history[-1])
+    kept.end()
     run.model.eval()
     run.model.zero_grad(set_to_none=True)
-    return Trained(run.model, run.history, time.perf_counter() - started, run.data.ids[run.suspected])
+    return Trained(run.model, run.history, clock() - started, run.data.ids[run.suspected])
+
+
+def _what(run: Run) -> Iterator[Any]:
+    """All that tells a training from others, the defense's own state aside."""
+    yield from (run.owner, run.job, run.seed, run.recipe.as_dict(), run.data.digest, dict(run.model.state_dict()))
+
+
+def _state(run: Run, hooks: Hooks | None, at: Position, gathered: dict[str, Any] | None) -> dict[str, Any]:
+    """What a training comes to hold: of the run and of the defense, in place."""
+    remembered = getattr(hooks, "memory", lambda: vars(hooks))() if hooks is not None else {}
+    return {"run": vars(run), "defense": remembered, "at": vars(at), "gathered": gathered}
 
 
 def _set_up(run: Run, hooks: Hooks) -> None:
@@ -208,19 +243,28 @@ def _normalising(model: nn.Module, count: int) -> Iterator[None]:
         layer.train()
 
 
-def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
-    device, recipe = run.device, run.recipe
+def _begin(run: Run, at: Position) -> None:
+    """Draw an epoch's batches."""
     rows = torch.nonzero(run.active).flatten()
     if len(rows) == 0:
-        raise TrialFailed(f"epoch {epoch}: the defense left no training sample")
-    chance = torch_stream(device, run.seed, "order", run.job, epoch)
-    shifts = torch_stream(device, run.seed, "augment", run.job, epoch)
-    batches = run.sampler(rows, chance) if run.sampler is not None else _shuffled(rows, recipe.batch, chance)
-    has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in run.model.modules())
-    total = torch.zeros(3, device=device)  # loss, hits, samples
-    minimised = torch.zeros((), device=device)
+        raise TrialFailed(f"epoch {at.epoch}: the defense left no training sample")
+    chance = torch_stream(run.device, run.seed, "order", run.job, at.epoch)
+    at.shifts = torch_stream(run.device, run.seed, "augment", run.job, at.epoch)
+    drawn = run.sampler(rows, chance) if run.sampler is not None else _shuffled(rows, run.recipe.batch, chance)
+    at.batches, at.step, at.active = list(drawn), 0, len(rows)
+    at.total = torch.zeros(3, device=run.device)
+    at.minimised = torch.zeros((), device=run.device)
     run.model.train()
-    for step, chosen in enumerate(batches):
+
+
+def _steps(run: Run, at: Position, hooks: Hooks | None, kept: Stretch) -> None:
+    """What is left of an epoch's steps."""
+    device, recipe, epoch = run.device, run.recipe, at.epoch
+    batches, shifts, total, minimised = at.batches, at.shifts, at.total, at.minimised
+    assert batches is not None and shifts is not None and total is not None and minimised is not None
+    has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in run.model.modules())
+    for step in range(at.step, len(batches)):
+        chosen = batches[step]
         batch = Batch(run.pixels(chosen), run.data.labels[chosen], chosen, run.data.ids[chosen])
         if hooks is not None:
             batch = hooks.batch(batch, run, "pixel")
@@ -244,8 +288,15 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
             total += torch.stack(
                 (losses.sum(), (logits.argmax(1) == hard).sum(), losses.new_tensor(float(len(losses))))
             )
-    loss_sum, hits, samples = total.tolist()
-    if not torch.isfinite(total).all() or not torch.isfinite(minimised):
-        raise TrialFailed(f"epoch {epoch}: the training loss is not finite; fix: a smaller train.lr")
+        at.step = step + 1
+        kept.step()
+
+
+def _figures(at: Position) -> dict[str, float]:
+    """Of an epoch that has ended."""
+    assert at.total is not None and at.minimised is not None
+    loss_sum, hits, samples = at.total.tolist()
+    if not torch.isfinite(at.total).all() or not torch.isfinite(at.minimised):
+        raise TrialFailed(f"epoch {at.epoch}: the training loss is not finite; fix: a smaller train.lr")
     samples = max(samples, 1)  # a sampler may have drawn none
-    return {"loss": loss_sum / samples, "accuracy": hits / samples, "samples": float(len(rows))}
+    return {"loss": loss_sum / samples, "accuracy": hits / samples, "samples": float(at.active)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from bench.foundation import fingerprint
 from bench.foundation.errors import TrialFailed
+from bench.science.checkpoint import clock, remember
 from bench.science.classifier import Classifier
 from bench.science.crafting import poisons_of
 from bench.science.dataset import Images
@@ -81,21 +81,22 @@ class Verdict:
 def judge(space: Workspace, case: Case, attack: SelectedAttack, defense: SelectedDefense) -> Verdict:
     """Train the victim of a trial behind a defense, on the poisons of an attack, and judge it."""
     poisons, crafted = poisons_of(space, case, attack)
-    clock = time.perf_counter()
+    started = clock()
     defender = Defender(space, case, attack, defense, poisons)
+    remember(defender.ledger)
     instance = defense.new()
     with defender.services() as services:
         trained, used = defender.train(instance, services)
         predictor = instance.finish(trained, services)
-    trained_at = time.perf_counter()
+    trained_at = clock()
     shown, study = poisons.shown or case.shown, space.study
     judged = functools.partial(evaluate, dataset=study.dataset, trial=case.trial, device=study.device, shown=shown)
     outcome = judged(predictor)
     variants = {name: judged(variant) for name, variant in getattr(predictor, "variants", {}).items()}
     return Verdict(
         poisons, crafted, defender.clean, trained, outcome, variants,
-        filter_quality(defender.clean.ids, used, poisons.ids), defender.notes,
-        {**defender.seconds(trained_at - clock), "evaluate": time.perf_counter() - trained_at},
+        filter_quality(defender.clean.ids, used, poisons.ids), defender.ledger.notes,
+        {**defender.seconds(trained_at - started), "evaluate": clock() - trained_at},
     )  # fmt: skip
 
 
@@ -124,7 +125,6 @@ class Defender:
     defense: SelectedDefense
     poisons: Poisons
     ledger: Ledger = field(default_factory=Ledger)
-    notes: dict[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def clean(self) -> Images:
@@ -179,7 +179,7 @@ class Defender:
 
     def note(self, name: str, value: Any) -> None:
         json.dumps(value, allow_nan=False)  # now, rather than when the record is written
-        self.notes[name] = value
+        self.ledger.notes[name] = value
 
     def public(self) -> Images:
         return self.space.study.public_dataset.train.to(self.space.study.device)
@@ -198,5 +198,5 @@ class Defender:
 
 
 def _timed(identity: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> Made:
-    clock = time.perf_counter()
-    return make(), {"identity": identity, "seconds": time.perf_counter() - clock}
+    started = clock()
+    return make(), {"identity": identity, "seconds": clock() - started}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bench.foundation import files
+from bench.storage.making import making
 
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -58,9 +59,9 @@ class Store:
         """Hold it while making what has this key, so that nobody else makes it too."""
         return files.lock(self.root / "locks" / f"{key}.lock")
 
-    def get(self, kind: str, key: str) -> Artefact | None:
-        """The artefact, or None when it is not there. One that is damaged or belongs to another key is reported, set
-        aside and counts as missing."""
+    def get(self, kind: str, key: str, then: str = ", it will be made again") -> Artefact | None:
+        """The artefact, or None when it is not there. One that is damaged or belongs to another key is reported (then:
+        what follows, in words), set aside and counts as missing."""
         path = self.path(kind, key)
         try:
             tensors, meta = decode(files.read_regular(path), f"{kind}/{key}")
@@ -68,7 +69,7 @@ class Store:
             return None
         except (Damaged, files.NotRegular) as error:
             why = str(error.strerror if isinstance(error, OSError) else error)
-            files.set_aside(path, f"store: {path}", why, self.say, ", it will be made again")
+            files.set_aside(path, f"store: {path}", why, self.say, then)
             return None
         return Artefact(tensors, meta, reused=True)
 
@@ -77,22 +78,28 @@ class Store:
         stored = self.get(kind, key)
         if stored is not None:
             return stored
-        path = self.path(kind, key)
         with self.lock(key):
             stored = self.get(kind, key)
             if stored is not None:
                 return stored
-            tensors, meta = make()
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            files.clear_leftovers(path)
-            files.write_bytes(path, encode(tensors, meta, f"{kind}/{key}"))
+            with making(self, key):
+                tensors, meta = make()
+                tensors = self.put(kind, key, tensors, meta)
         return Artefact(tensors, meta, reused=False)
+
+    def put(self, kind: str, key: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> dict[str, Tensor]:
+        """Store an artefact, in the place of one that is there; the tensors as they were stored. Hold the lock."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        path = self.path(kind, key)
+        files.clear_leftovers(path)
+        files.write_bytes(path, encode(tensors, meta, f"{kind}/{key}"))
+        return tensors
 
 
 def encode(tensors: dict[str, Tensor], meta: dict[str, Any], place: str = "") -> bytes:
     """One safetensors file with meta-data, place (kind/key) and digest in its header."""
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
-    return safetensors.torch.save(tensors, {"meta": text, "place": place, "sha256": _digest(tensors, text + place)})
+    return safetensors.torch.save(tensors, {"meta": text, "place": place, "sha256": digest_of(tensors, text + place)})
 
 
 def decode(data: bytes, place: str = "") -> Made:
@@ -107,7 +114,7 @@ def decode(data: bytes, place: str = "") -> Made:
             raise ValueError(f"unknown fields {header}")  # a damaged name
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise Damaged(f"unreadable: {type(error).__name__}") from None
-    if _digest(tensors, text + own) != digest:
+    if digest_of(tensors, text + own) != digest:
         raise Damaged("checksum differs")
     meta = json.loads(text)
     if place and place != own and not (own == "" and _belongs(meta, place)):
@@ -121,7 +128,7 @@ def _belongs(meta: Any, place: str) -> bool:
     return identity is not None and key_of(identity) == place.rpartition("/")[2]
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
+def digest_of(tensors: dict[str, Tensor], text: str) -> str:
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

@@ -43,7 +43,12 @@ def objective_of(
     handed = []
 
     def engine(
-        scene: Scene, settings: Any, std: Tensor, gradient: Callable[..., Any], score: Callable[..., Any]
+        scene: Scene,
+        settings: Any,
+        std: Tensor,
+        gradient: Callable[..., Any],
+        score: Callable[..., Any],
+        memory: Any = None,
     ) -> tuple[Tensor, list[list[float]], list[float]]:
         handed.append((gradient, score))
         return torch.zeros_like(scene.base_pixels()), [[0.0]], [0.0]

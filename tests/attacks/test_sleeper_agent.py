@@ -106,14 +106,19 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
     shown = {}
 
     def watching(
-        scene: Scene, settings: Any, std: Tensor, gradient: Callable[..., Any], score: Callable[..., Any]
+        scene: Scene,
+        settings: Any,
+        std: Tensor,
+        gradient: Callable[..., Any],
+        score: Callable[..., Any],
+        memory: Any = None,
     ) -> tuple[Tensor, list[list[float]], list[float]]:
         def look(pixels: Tensor, step: int) -> tuple[float, Tensor]:
             result = gradient(pixels, step)
             shown[step] = (pixels.clone(), *result)
             return result
 
-        return engine(scene, settings, std, look, score)
+        return engine(scene, settings, std, look, score, memory)
 
     monkeypatch.setattr(sleeper_agent, "craft", watching)  # the module: a step shows its pixels to nobody
     return shown
