@@ -259,7 +259,7 @@ def _begin(run: Run, at: Position) -> None:
 
 def _steps(run: Run, at: Position, hooks: Hooks | None, kept: Stretch) -> None:
     """What is left of an epoch's steps."""
-    device, recipe, epoch = run.device, run.recipe, at.epoch
+    recipe, epoch = run.recipe, at.epoch
     batches, shifts, total, minimised = at.batches, at.shifts, at.total, at.minimised
     assert batches is not None and shifts is not None and total is not None and minimised is not None
     has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in run.model.modules())
