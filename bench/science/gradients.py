@@ -139,6 +139,7 @@ class ParameterGradients:
 def _without_batchnorm(model: Classifier) -> tuple[nn.Module, list[tuple[str, str, nn.BatchNorm2d]]]:
     """A copy in eval mode where every BatchNorm that directly follows a convolution is gone, and the pairs."""
     net = copy.deepcopy(model).eval().requires_grad_(False)
+    net.precision = "float32"  # exact, whatever the network was trained in
     pairs = []
     for path, module in list(net.named_modules()):
         if not isinstance(module, nn.Sequential):

@@ -35,7 +35,7 @@ def surrogate(make_images: Callable[..., Images]) -> Callable[..., Classifier]:
     def make(seed: int = 0) -> Classifier:
         data = make_images(30)
         model = build_model("convnet", classes=3, size=8, normalisation=((0.5,) * 3, (0.25,) * 3), seed=seed)
-        recipe = Recipe(epochs=3, batch=10, lr=0.02, drops=(), augment="none", flip=False)
+        recipe = Recipe(epochs=3, batch=10, lr=0.02, drops=(), augment="none", flip=False, precision="float32")
         return train(model, data, recipe, seed=seed).model
 
     return make
