@@ -89,7 +89,7 @@ def test_the_classes_are_sought_as_if_each_were_alone(holdout: Images, monkeypat
     model = planted.network(16.0)
     together = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
     # The module itself, because how many images fit is no setting: it must not change a result.
-    monkeypatch.setattr(neural_cleanse, "STAMPED_AT_ONCE", 1)  # one class at a time
+    monkeypatch.setattr(neural_cleanse, "images_at_once", lambda device: 1)  # one class at a time
     alone = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
     torch.testing.assert_close(together.masks, alone.masks, atol=1e-3, rtol=1e-3)
 
