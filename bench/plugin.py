@@ -4,7 +4,7 @@
     an attack       Attack, Scene, Workshop, Transform, Trial, Threat, Poisons
     its gradients   ParameterGradients, Matcher, Weights, cosine_distance
     a defense       Defense, Services, Job, Report, Run, Batch, Trained, Predictor, ModelPredictor, known_clean
-    networks        Classifier, Recipe, build_model, train, make_optimizer, frozen, precision
+    networks        Classifier, Recipe, build_model, train, make_optimizer, frozen
     data            Dataset, Place, Images, to_pixels; of a person's own files read_regular, open_regular
     caching         code_fingerprint, for what `Services.keep` stores
 
@@ -32,7 +32,7 @@ from bench.science.recipe import Recipe
 from bench.science.seeds import derive, numpy_stream, torch_stream
 from bench.science.services import Report, Services, known_clean
 from bench.science.threat import Threat, Trial
-from bench.science.training import Batch, Run, Trained, make_optimizer, precision, to_pixels, train
+from bench.science.training import Batch, Run, Trained, make_optimizer, to_pixels, train
 from bench.science.workshop import Transform, Workshop
 
 __all__ = [
@@ -40,5 +40,5 @@ __all__ = [
     "ModelPredictor", "ParameterGradients", "Place", "Poisons", "Predictor", "Recipe", "Report", "Run", "Scene",
     "Services", "Settings", "Threat", "Trained", "Transform", "Trial", "TrialFailed", "Weights", "Workshop",
     "build_model", "code_fingerprint", "cosine_distance", "derive", "find", "frozen", "known_clean", "make_optimizer",
-    "numpy_stream", "open_regular", "precision", "read_regular", "register", "to_pixels", "torch_stream", "train",
+    "numpy_stream", "open_regular", "read_regular", "register", "to_pixels", "torch_stream", "train",
 ]  # fmt: skip

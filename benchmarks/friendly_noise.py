@@ -18,7 +18,7 @@ from bench.defenses.friends import REFERENCE_BATCH, FriendsSettings, friendly_no
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
 from bench.science.seeds import torch_stream
-from bench.science.training import Recipe, precision, to_pixels, train
+from bench.science.training import Recipe, to_pixels, train
 
 
 def main() -> None:
@@ -87,13 +87,12 @@ def released(model: Classifier, data: Images, settings: FriendsSettings, stream:
         initial = min(8 / 255, bound)
         noise = torch.empty_like(pixels).uniform_(-initial, initial, generator=stream).requires_grad_(True)
         optimizer = torch.optim.SGD([noise], lr=settings.lr, momentum=0.9, nesterov=True)
-        with torch.no_grad(), precision(pixels.device):
-            clean = F.log_softmax(model(pixels).float(), dim=1)
+        with torch.no_grad():
+            clean = F.log_softmax(model(pixels), dim=1)
         for _ in range(settings.steps):
             inside = noise.clamp(-bound, bound)
-            with precision(pixels.device):
-                logits = model((pixels + inside).clamp(0, 1))
-            divergence = F.kl_div(F.log_softmax(logits.float(), 1), clean, reduction="batchmean", log_target=True)
+            logits = model((pixels + inside).clamp(0, 1))
+            divergence = F.kl_div(F.log_softmax(logits, 1), clean, reduction="batchmean", log_target=True)
             loss = divergence - settings.lambda_ * inside.square().mean()
             optimizer.zero_grad()
             loss.backward()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.defenses.shared.signed_steps import ball, climb, clip
-from bench.plugin import Batch, Classifier, Defense, Field, Run, Settings, frozen, precision, register
+from bench.plugin import Batch, Classifier, Defense, Field, Run, Settings, frozen, register
 
 
 class AdversarialTrainingSettings(Settings):
@@ -52,8 +52,7 @@ class AdversarialTraining(Defense):
 
         def slope(at: Tensor) -> Tensor:
             leaf = at.detach().requires_grad_(True)
-            with precision(at.device):
-                loss = F.cross_entropy(model(leaf).float(), labels, reduction="sum")
+            loss = F.cross_entropy(model(leaf), labels, reduction="sum")
             return torch.autograd.grad(loss, leaf)[0]
 
         with frozen(model):

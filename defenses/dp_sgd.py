@@ -84,6 +84,10 @@ class DpSgd(Defense):
                 "batch; fix: --set defense.norm=group"
             )
         run.model = group_norm_twin(run.model)
+        # The clip is to bound what a sample adds; a gradient that was rounded may be longer.
+        run.recipe = run.recipe.model_copy(update={"precision": "float32"})
+        if run.services is not None:
+            run.services.note("precision", run.recipe.precision)
         training = PrivateTraining(run, self.settings, self.beside)
         run.optimizer, run.sampler = training.optimizer, training.draw
         run.side["private"] = training
@@ -169,7 +173,7 @@ def make_private(sgd: torch.optim.Optimizer, sigma: float, clip: float, batch: i
 
     class Optimizer(DPOptimizer):
         def clip_and_accumulate(self) -> None:
-            # Norms of bfloat16 gradients are rounded: a clipped gradient could be longer than C.
+            # A plug-in's layer may give bfloat16, whose rounded norm could let a clipped gradient be longer than C.
             for parameter in self.params:
                 parameter.grad_sample = parameter.grad_sample.to(parameter.dtype)
             super().clip_and_accumulate()

@@ -25,7 +25,6 @@ from bench.plugin import (
     TrialFailed,
     find,
     frozen,
-    precision,
     register,
     to_pixels,
 )
@@ -91,17 +90,15 @@ def friendly_noise(
 def _optimise(
     model: Classifier, pixels: Tensor, bound: float, settings: FriendsSettings, stream: torch.Generator
 ) -> Tensor:
-    with torch.no_grad(), precision(pixels.device):
-        clean = F.log_softmax(model(pixels).float(), dim=1)
+    with torch.no_grad():
+        clean = F.log_softmax(model(pixels), dim=1)
     initial = min(8 / 255, bound)
     noise = torch.empty_like(pixels).uniform_(-initial, initial, generator=stream)
     velocity = torch.zeros_like(noise)
     for _ in range(settings.steps):
         leaf = noise.detach().requires_grad_(True)
         inside = leaf.clamp(-bound, bound)
-        with precision(pixels.device):
-            logits = model((pixels + inside).clamp(0, 1))
-        moved = F.log_softmax(logits.float(), dim=1)
+        moved = F.log_softmax(model((pixels + inside).clamp(0, 1)), dim=1)
         if settings.objective == "released":
             divergence = (clean.exp() * (clean - moved)).sum()
             reward = inside.square().mean(dim=(1, 2, 3)).sum()

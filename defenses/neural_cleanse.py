@@ -25,7 +25,6 @@ from bench.plugin import (
     derive,
     frozen,
     known_clean,
-    precision,
     register,
     to_pixels,
     torch_stream,
@@ -222,8 +221,7 @@ def _step(
 def stamped_logits(model: Classifier, pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
     """Logits [k n, classes] of n images with each of k triggers, trigger by trigger."""
     stamped = stamp(pixels[None], masks[:, None], patterns[:, None]).flatten(0, 1)
-    with precision(pixels.device):
-        return model(stamped.contiguous(memory_format=torch.channels_last)).float()
+    return model(stamped.contiguous(memory_format=torch.channels_last))
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from bench.plugin import (
     Trained,
     frozen,
     known_clean,
-    precision,
     register,
     to_pixels,
     torch_stream,
@@ -71,8 +70,7 @@ class Blends:
     def _entropies(self, pixels: Tensor) -> Tensor:
         """Of each image with each partner, float64 [n, N]."""
         mixed = torch.lerp(self.partners[None], pixels[:, None], self.weight).flatten(0, 1)
-        with precision(pixels.device):
-            logits = self.model(mixed.contiguous(memory_format=torch.channels_last))
+        logits = self.model(mixed.contiguous(memory_format=torch.channels_last))
         # entr(p) = -p log p, and 0 at p = 0.
         entropies = torch.special.entr(logits.double().softmax(1)).sum(1)
         return entropies.view(len(pixels), len(self.partners))

@@ -15,7 +15,8 @@ HOSTILE = "<script>alert(1)</script>\"'|`*[x](http://e.vil)\x1b[31m\n& =cmd"
 
 SETTINGS: dict[str, Any] = {
     "protocol": {
-        "name": "cifar10-scratch", "model": "resnet18", "dataset": {"name": "cifar10"}, "train": {"epochs": 80},
+        "name": "cifar10-scratch", "model": "resnet18", "dataset": {"name": "cifar10"},
+        "train": {"epochs": 80, "precision": "float32"},
         "threat": {"scenario": "from-scratch", "eps": 16, "budget": 0.01, "per_class": 0, "surrogate": "",
                    "surrogates": 1, "white_box": True},
     },

@@ -30,7 +30,7 @@ from bench.foundation.progress import say
 from bench.science.classifier import Classifier, frozen
 from bench.science.crafting import poisons_of
 from bench.science.seeds import derive, torch_stream
-from bench.science.training import precision, to_pixels
+from bench.science.training import to_pixels
 from bench.science.victim import trainings
 from bench.science.workspace import Workspace
 from bench.storage.store import Made
@@ -61,9 +61,7 @@ def mean_loss(model: Classifier, pixels: Tensor, labels: Tensor) -> float:
     """Mean cross-entropy of float pixels [n, 3, h, w], which are clipped to [0, 1]."""
     total = 0.0
     for images, image_labels in zip(pixels.clamp(0, 1).split(CHUNK), labels.split(CHUNK), strict=True):
-        with precision(images.device):
-            logits = model(images).float()
-        total += F.cross_entropy(logits, image_labels, reduction="sum").item()
+        total += F.cross_entropy(model(images), image_labels, reduction="sum").item()
     return total / len(labels)
 
 

@@ -138,8 +138,8 @@ def numerics(device: torch.device, threads: int) -> dict[str, Any]:
 
 @functools.cache
 def _arithmetic(threads: int) -> str:
-    """sha256 over what matrix products, convolutions, sums and exponentials come to, forwards and backwards, with this
-    many threads. Its input is the same on every machine, and no sum of it is exact."""
+    """sha256 over what matrix products, convolutions, sums and exponentials come to, forwards and backwards, in both
+    precisions, with this many threads. Its input is the same on every machine, and no sum of it is exact."""
     before, total = torch.get_num_threads(), hashlib.sha256()
     torch.set_num_threads(threads)
     try:
@@ -153,8 +153,13 @@ def _arithmetic(threads: int) -> str:
             loss = -torch.log_softmax(scores.tanh(), 1)[:, 0].mean()
             loss.backward()
             products = pixels.flatten(1).T @ pixels.flatten(1)
-            for value in (hidden, scores, loss, weights.grad, products, pixels.exp().sum()):
-                total.update(value.detach().numpy().tobytes())  # type: ignore[union-attr]
+            with torch.autocast("cpu", dtype=torch.bfloat16):  # of which units differ where those for float32 agree
+                half = F.conv2d(F.conv2d(pixels, weights, padding=1), weights.repeat(1, 8, 1, 1), padding=1)
+                products_of_half = half.flatten(1) @ half.flatten(1).T
+            half_gradient = torch.autograd.grad(half.float().square().mean(), weights)[0]
+            values = (hidden, scores, loss, weights.grad, products, pixels.exp().sum(), half, products_of_half)
+            for value in (*values, half_gradient):
+                total.update(value.detach().float().numpy().tobytes())  # type: ignore[union-attr]
     finally:
         torch.set_num_threads(before)
     return total.hexdigest()[:16]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import find
+from bench.science.precision import Precision, computing_in
 
 
 class Normalise(nn.Module):
@@ -29,7 +30,11 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """normalise -> body (any layers, to flat features [n, d]) -> head (Linear d -> classes)."""
+    """normalise -> body (any layers, to flat features [n, d]) -> head (Linear d -> classes).
+
+    precision: in which `forward`, `features` and `stages` compute; whatever it is, they give float32. A training sets
+    it by its recipe.
+    """
 
     def __init__(self, normalise: Normalise, body: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -37,6 +42,7 @@ class Classifier(nn.Module):
         self.body = body
         self.head = head
         self.features_frozen = False
+        self.precision: Precision = "float32"
 
     def freeze_features(self) -> Classifier:
         """From now on only the head is trained: no other parameter has a gradient, and the body stays in eval mode
@@ -58,23 +64,31 @@ class Classifier(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Penultimate features [n, d] of pixels [n, 3, h, w] in [0, 1]."""
-        return self.body(self.normalise(pixels))
+        with computing_in(self.precision, pixels.device):
+            return _single(self.body(self.normalise(pixels)))
 
     def stages(self, pixels: Tensor) -> list[Tensor]:
         """What the body gives at the end of each resolution, flat [n, d_i], and last the penultimate features."""
         if not isinstance(self.body, nn.Sequential):
             return [self.features(pixels)]
-        ends, x = [], self.normalise(pixels)
-        for i, layer in enumerate(self.body):
-            y = layer(x)
-            if i > 0 and x.ndim == 4 and (y.ndim != 4 or y.shape[2:] != x.shape[2:]) and x.shape[2:] != (1, 1):
-                ends.append(x.flatten(1))
-            x = y
-        return [*ends, x]
+        with computing_in(self.precision, pixels.device):
+            ends, x = [], self.normalise(pixels)
+            for i, layer in enumerate(self.body):
+                y = layer(x)
+                if i > 0 and x.ndim == 4 and (y.ndim != 4 or y.shape[2:] != x.shape[2:]) and x.shape[2:] != (1, 1):
+                    ends.append(_single(x.flatten(1)))
+                x = y
+            return [*ends, _single(x)]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [n, classes] of pixels [n, 3, h, w] in [0, 1]."""
-        return self.head(self.features(pixels))
+        with computing_in(self.precision, pixels.device):
+            return _single(self.head(self.body(self.normalise(pixels))))
+
+
+def _single(outputs: Tensor) -> Tensor:
+    """bfloat16 as float32; what is more exact stays as it is."""
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 
 def build_model(name: str, **shape: Any) -> Classifier:

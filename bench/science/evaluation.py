@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.science.dataset import Dataset
 from bench.science.poisons import NOT_A_TEST_IMAGE, Shown
 from bench.science.threat import Trial
-from bench.science.training import precision, to_pixels
+from bench.science.training import to_pixels
 
 REJECTED = -1
 """The class that a rejected image is predicted as: never the right one, never the adversarial one."""
@@ -36,8 +36,7 @@ class ModelPredictor:
         self.model = model.eval()
 
     def scores(self, pixels: Tensor) -> Tensor:
-        with precision(pixels.device):
-            return self.model(pixels).float()
+        return self.model(pixels).float()
 
 
 @torch.no_grad()

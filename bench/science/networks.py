@@ -17,6 +17,7 @@ from bench.science.classifier import Classifier, build_network
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Services
 from bench.science.identity import identities
+from bench.science.precision import resolved
 from bench.science.seeds import derive
 from bench.science.study import Study
 from bench.science.training import Recipe, train
@@ -194,5 +195,6 @@ class Fit:
         start = Start(model, identity["seed"], len(study.dataset.classes), 0 if as_victim else None)
         training = Training(identity, data, start, recipe, f"{self.prefix}{model}")
         network, artefact = self.networks.trained(training)
+        network.precision = resolved(recipe.precision, study.device)
         self.on_fit(artefact)
         return network

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.foundation.settings import Settings
@@ -57,6 +57,11 @@ class Protocol:
     def pretrained(self) -> bool:
         """Whether victims start from a pretrained network."""
         return self.threat.scenario != "from-scratch"
+
+    def on(self, device: str) -> Protocol:
+        """The same with the precision in which a device trains."""
+        train, surrogate, pretrain = (recipe.on(device) for recipe in (self.train, self.surrogate, self.pretrain))
+        return replace(self, train=train, surrogate=surrogate, pretrain=pretrain)
 
     def surrogate_model(self, k: int) -> tuple[str, int]:
         """Architecture of the attacker's k-th network, and which of the networks of that architecture it is."""

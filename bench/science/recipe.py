@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from bench.foundation.settings import Settings
 from bench.science.augmentation import Augmentation
+from bench.science.precision import resolved
 
 
 class Recipe(Settings):
@@ -30,6 +32,9 @@ class Recipe(Settings):
     )
     shift: int = Field(4, ge=0, le=64, description="largest shift, pixels")
     flip: bool = Field(True, description="mirror half of the images")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of forward and backward passes; auto: bfloat16 where the device has units for it"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -46,6 +51,10 @@ class Recipe(Settings):
         # One cycle (Smith 2018): linear from lr/25 to lr over the first 30 %, then linear to 0.
         done = (epoch + step / steps) / self.epochs
         return self.lr * (0.04 + 0.96 * done / 0.3) if done < 0.3 else self.lr * (1 - done) / 0.7
+
+    def on(self, device: torch.device | str) -> Recipe:
+        """The same with the precision that `auto` means on a device."""
+        return self.model_copy(update={"precision": resolved(self.precision, device)})
 
     def augmentation(self, fill: tuple[float, ...]) -> Augmentation:
         return Augmentation(self.augment, self.shift, self.flip, (fill[0], fill[1], fill[2]))

@@ -46,6 +46,9 @@ class Study:
     listed: Listed | None = None
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", self.protocol.on(self.device))  # what keys and records say is what is done
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _interned, (self.protocol, self.seed, self.data, self.device, self.listed, self.threads)
 

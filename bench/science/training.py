@@ -32,6 +32,7 @@ from bench.foundation.errors import TrialFailed
 from bench.science.augmentation import Augmentation
 from bench.science.classifier import Classifier
 from bench.science.dataset import Images
+from bench.science.precision import resolved
 from bench.science.recipe import Recipe
 from bench.science.seeds import derive, torch_stream
 from bench.science.services import Services
@@ -122,13 +123,6 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
-def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 arithmetic on GPUs that have it; float32 elsewhere."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD over the parameters that are to be trained (those of the head alone when the features are frozen)."""
     return torch.optim.SGD(
@@ -166,6 +160,7 @@ def train(
     if hooks is not None:
         run.owner = hooks.name
         _set_up(run, hooks)
+    run.model.precision = resolved(run.recipe.precision, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for epoch in range(run.recipe.epochs):
             run.current_epoch = epoch
@@ -236,9 +231,9 @@ def _epoch(run: Run, epoch: int, hooks: Hooks | None) -> dict[str, float]:
             group["lr"] = recipe.learning_rate(epoch, step, len(batches)) * run.lr_scale
         if has_dropout:
             torch.manual_seed(derive(run.seed, "dropout", run.job, epoch, step))
-        with precision(device), _normalising(run.model, len(batch.pixels)):
+        with _normalising(run.model, len(batch.pixels)):
             logits = run.model(batch.pixels)
-            losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
         loss = hooks.loss(losses, batch, run) if hooks is not None else losses.mean()
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from bench.foundation.allocator import keep_freed_memory
 from bench.science.networks import Networks, Report
 from bench.science.study import Study
 from bench.storage.store import Artefact, Store
@@ -26,6 +27,7 @@ class Workspace:
 
     @classmethod
     def at(cls, study: Study, out: Path, report: Report, say: Callable[[str], None]) -> Workspace:
+        keep_freed_memory()
         torch.set_num_threads(study.threads)  # keys say so, whoever makes what they stand for
         return cls(study, Store(out / "store", say), report)
 

@@ -28,19 +28,27 @@ def bring_up_to_date(record: dict[str, Any]) -> bool:
             if old in draw:
                 draw[new] = draw.pop(old)
                 changed = True
-    changed |= bring_settings_up_to_date(record.get("settings"))
+    changed |= bring_settings_up_to_date(record.get("settings"), record.get("environment"))
     if isinstance(poisons, dict) and poisons.get("adapted_to") and not record["adapted_to"]:
         record["adapted_to"] = [poisons["adapted_to"]]
         changed = True
     return changed
 
 
-def bring_settings_up_to_date(settings: Any) -> bool:
-    """Fill in what the threat model of an older version did not say; whether there was anything."""
-    threat = settings
-    for level in ("protocol", "threat"):
-        threat = threat.get(level) if isinstance(threat, dict) else None
-    return isinstance(threat, dict) and _fill(threat, _LATER_SETTINGS)
+def bring_settings_up_to_date(settings: Any, environment: Any) -> bool:
+    """Fill in what the protocol of an older version did not say; whether there was anything. environment: of the
+    record, whose device told the precision."""
+    protocol = settings.get("protocol") if isinstance(settings, dict) else None
+    if not isinstance(protocol, dict):
+        return False
+    on_gpu = isinstance(environment, dict) and environment.get("device") == "cuda"
+    precision = {"precision": "bfloat16" if on_gpu else "float32"}
+    later: dict[str, Mapping[str, Any]] = {
+        "threat": _LATER_SETTINGS,
+        **dict.fromkeys(("train", "surrogate", "pretrain"), precision),
+    }
+    sections = [(protocol.get(name), defaults) for name, defaults in later.items()]
+    return any([_fill(section, defaults) for section, defaults in sections if isinstance(section, dict)])
 
 
 def _fill(values: dict[str, Any], defaults: Mapping[str, Any]) -> bool:

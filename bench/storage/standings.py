@@ -102,7 +102,7 @@ class Standings:
 
     def _described(self, text: bytes) -> dict[str, Any]:
         fields: dict[str, Any] = _PART.validate_json(b"{" + text[1:] + b"}", strict=True)
-        bring_settings_up_to_date(fields["settings"])
+        bring_settings_up_to_date(fields["settings"], fields["environment"])
         self._keep_once(fields, ALIKE)
         self._descriptions[text] = fields
         return fields

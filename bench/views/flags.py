@@ -56,6 +56,13 @@ def flags_of_mixture(records: Sequence[Record], *compared: Sequence[Record]) -> 
     return flags
 
 
+def flags_of_precision(records: Iterable[Record]) -> list[str]:
+    """For cells of one protocol, each given by one of its records, that were not all computed in one precision: their
+    settings differ, so that nothing pairs them, and a reader should not either."""
+    found = {record["settings"].get("protocol", {}).get("train", {}).get("precision") for record in records} - {None}
+    return [f"the board mixes precisions ({', '.join(sorted(found))})"] if len(found) > 1 else []
+
+
 def revisions_of(records: Iterable[Record]) -> set[str]:
     return {record["revision"] for record in records if record["revision"]}
 

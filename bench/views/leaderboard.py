@@ -13,7 +13,7 @@ from bench.foundation.statistics import mean_interval, paired_difference, paired
 from bench.storage.record import Record
 from bench.views.cells import Cell, background_of, by_cell, common_trials, precedence, setting_of, summarise
 from bench.views.differences import labels
-from bench.views.flags import flags_of, flags_of_mixture, revisions_of
+from bench.views.flags import flags_of, flags_of_mixture, flags_of_precision, revisions_of
 from bench.views.published import Published, published
 
 UNDEFENDED = "none"
@@ -159,8 +159,9 @@ def leaderboard(records: Iterable[Record], baseline: str = UNDEFENDED) -> list[E
     for cell in cells:
         settings.setdefault(cell.first["protocol"], {}).setdefault(cell.setting, []).append(cell)
     return [
-        entry
+        replace(entry, flags=(*entry.flags, *mixed))
         for of_protocol in settings.values()
+        for mixed in [flags_of_precision(cell.first for rivals in of_protocol.values() for cell in rivals)]
         for rivals in of_protocol.values()
         for entry in _of_setting(rivals, controls, baseline)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.plugin import Classifier, frozen, precision, to_pixels
+from bench.plugin import Classifier, frozen, to_pixels
 
 
 def images_at_once(device: torch.device) -> int:
@@ -22,5 +22,5 @@ def outputs_of(
     """What `layer` returns, or the logits, for uint8 images [n, 3, h, w]: float32 [n, ...]. Eval mode, un-augmented,
     `chunk` images at once; the network is left as it was."""
     layer = layer or model
-    with frozen(model), torch.no_grad(), precision(images.device):
+    with frozen(model), torch.no_grad():
         return torch.cat([layer(to_pixels(some)).float() for some in images.split(chunk)])

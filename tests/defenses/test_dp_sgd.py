@@ -20,7 +20,6 @@ from bench.defenses.noisy_sgd import NoisySgd, NoisySgdSettings
 from bench.defenses.shared.group_norm import group_norm_twin
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.registry import find
-from bench.science import training
 from bench.science.classifier import Classifier
 from bench.science.composition import Composition
 from bench.science.dataset import Images
@@ -406,20 +405,15 @@ def test_beside_another_defense_no_epsilon_is_claimed(
             Composition.check([DpSgd, find("defense", other).make], ["dp-sgd", other])
 
 
-def test_it_trains_in_mixed_precision(
-    make_model: Callable[..., Classifier],
-    make_images: Callable[..., Images],
-    monkeypatch: pytest.MonkeyPatch,
-    weights_of: Callable[[nn.Module], Tensor],
+def test_it_trains_in_single_precision_whatever_the_recipe_says(
+    make_model: Callable[..., Classifier], make_images: Callable[..., Images], weights_of: Callable[[nn.Module], Tensor]
 ) -> None:
-    """As on a GPU: bfloat16 arithmetic, weights and pixels channels last."""
-    plain = weights_of(trained(make_model("convnet"), make_images(), noise_multiplier=0.0))
-    # The module itself: which precision it is follows from the device, and there is no GPU here.
-    monkeypatch.setattr(training, "precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
-    model = trained(make_model("convnet"), make_images(), noise_multiplier=0.0)
-    assert all(p.dtype == torch.float32 for p in model.parameters())
-    start = weights_of(group_norm_twin(make_model("convnet")))
-    assert 0 < (weights_of(model) - plain).norm() < 0.2 * (plain - start).norm()
+    recipes = [Recipe(epochs=1, batch=8, **{**PLAIN, "precision": precision}) for precision in ("float32", "bfloat16")]
+    exact, asked_for_half = (
+        train(make_model("convnet"), make_images(), recipe, seed=1, hooks=DpSgd(DpSgdSettings(), "dp-sgd")).model
+        for recipe in recipes
+    )
+    assert torch.equal(weights_of(exact), weights_of(asked_for_half))
 
 
 @pytest.mark.parametrize("name", ["dp-sgd", "dp-sgd-0.05"])

@@ -19,7 +19,7 @@ from bench.science.defense import Defense
 from bench.science.seeds import torch_stream
 from bench.science.training import Batch, Recipe, Run, make_optimizer, to_pixels, train
 
-PLAIN: dict[str, Any] = {"augment": "none", "flip": False}
+PLAIN: dict[str, Any] = {"augment": "none", "flip": False, "precision": "float32"}
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -287,3 +287,16 @@ THREAT: dict[str, Any] = {"scenario": "from-scratch", "eps": 16}
 def test_records_without_a_digest_are_flagged() -> None:
     (entry,) = leaderboard([{**one, "digest": None} for one in cell("gm", "none", [1] * 20)])
     assert entry.flags == ("20 records without a digest: written by an older version",)
+
+
+def test_a_board_that_mixes_precisions_says_so_and_compares_none_of_them() -> None:
+    exact, half = (
+        [*cell("gm", "none", [1] * 20, **which), *cell("gm", "d", [0] * 20, **which)]
+        for which in ({"settings__protocol__train__precision": asked} for asked in ("float32", "bfloat16"))
+    )
+    assert not any("precision" in flag for entry in leaderboard(exact) for flag in entry.flags)
+    mixed = leaderboard([*exact, *half])
+    assert all(entry.flags[-1] == "the board mixes precisions (bfloat16, float32)" for entry in mixed)
+    assert sorted(entry.rank or 0 for entry in mixed) == [1, 1, 2, 2]
+    defended = [entry for entry in mixed if entry.figures.defense == "d"]
+    assert [entry.comparison.n for entry in defended if entry.comparison] == [20, 20]
