@@ -50,7 +50,7 @@ SURENESS = {"trained": 1.2, "sure": 6.0}
 PARTS = [
     *(f"epic-{fraction} {sureness}" for sureness in SURENESS for fraction in (0.1, 0.2, 0.3)),
     *FILTERS,
-    *(f"friendly batch={batch}" for batch in (128, 1024)),
+    *(f"friendly batch={batch}" for batch in (64, 128, 256, 512, 1024)),
 ]
 TARGETS = {"epic": 10.0, "deepknn": 120.0, "spectral": 5.0}
 """Seconds that a part should not exceed; memory: 4 GiB each."""

@@ -59,12 +59,11 @@ def neighbour_votes(
         # |a - b|^2 without the sample's own square, which is the same for all its neighbours.
         distances = ((-2 * queries) @ features.T).add_(squares)
         distances[torch.arange(len(queries), device=features.device), rows] = torch.inf
-        nearest = distances.topk(k, largest=False, sorted=False)
-        voters = labels[nearest.indices]
+        # One more than votes: topk leaves open which of equally far samples it takes; the next shows whether any are.
+        nearest = distances.topk(k + 1, largest=False)
+        voters, farthest = labels[nearest.indices[:, :k]], nearest.values[:, k - 1]
         votes[rows] = votes.new_zeros(len(queries), classes).scatter_add_(1, voters, torch.ones_like(voters))
-        # topk leaves open which of equally far samples it takes.
-        farthest = nearest.values.amax(1, keepdim=True)
-        for i in torch.nonzero((distances <= farthest).sum(1) > k).flatten().tolist():
+        for i in torch.nonzero(nearest.values[:, k] == farthest).flatten().tolist():
             nearer, tied = distances[i] < farthest[i], torch.nonzero(distances[i] == farthest[i]).flatten()
             votes[start + i] = torch.bincount(labels[nearer], minlength=classes)
             votes[start + i] += torch.bincount(labels[tied[: k - int(nearer.sum())]], minlength=classes)

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from bench.defenses.random_noise import draw_noise
+from bench.defenses.shared.outputs import images_at_once
 from bench.plugin import (
     Batch,
     Classifier,
@@ -45,7 +46,12 @@ class FriendsSettings(Settings):
         "released",
         description="released: KL(f(x)||f(x+e)) - lambda mean(e^2); paper, eq. 3: KL(f(x+e)||f(x)) - lambda |e|_2",
     )
-    batch: int = Field(1024, ge=1, le=65536, description="images optimised at once; does not affect the result")
+    batch: int = Field(
+        0,
+        ge=0,
+        le=65536,
+        description="images optimised at once (0: 128 on a CPU, 1024 on a GPU); affects results by rounding only",
+    )
     source_model: str = Field("", description="architecture to optimise the noise on instead of the victim's (Table 6)")
 
     @model_validator(mode="after")
@@ -69,14 +75,15 @@ def friendly_noise(
     images divided by the reference batch of 128, so that every image takes the same steps whatever the batch size
     (eval mode makes images independent).
     """
-    bound = settings.zeta / 255
-    noise = torch.empty(data.images.shape, dtype=torch.int8, device=data.images.device)
+    bound, device = settings.zeta / 255, data.images.device
+    batch = settings.batch or images_at_once(device)
+    noise = torch.empty(data.images.shape, dtype=torch.int8, device=device)
     with frozen(model):
-        for start in range(0, len(data), settings.batch):
-            images = data.images[start : start + settings.batch]
+        for start in range(0, len(data), batch):
+            images = data.images[start : start + batch]
             noise[start : start + len(images)] = _optimise(model, to_pixels(images), bound, settings, stream)
             if report is not None:
-                report("friendly noise", min(start + settings.batch, len(data)), len(data))
+                report("friendly noise", min(start + batch, len(data)), len(data))
     return noise
 
 

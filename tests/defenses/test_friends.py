@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.defenses import friends
 from bench.defenses.friends import Friends, FriendsSettings, friendly_noise
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.settings import build
@@ -445,6 +446,17 @@ def test_the_hooks_work_with_the_services_of_the_run(
     recipe = Recipe(epochs=2, batch=8, lr=0.02, drops=())
     train(make_small(), make_images(8), recipe, seed=0, hooks=spy, services=services)
     assert spy.friendly[1] is not None
+
+
+def test_unless_it_is_set_the_batch_is_that_of_the_device(
+    model: Classifier, make_images: Callable[..., Images], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    data, stream = make_images(10), torch_stream("cpu", 0)
+    # How many images suit a device is no setting, and 128 of them would be slow.
+    monkeypatch.setattr(friends, "images_at_once", lambda device: {"cpu": 4}[device.type])
+    friendly_noise(model, data, settings_of(steps=1), stream, lambda _, done, of: seen.append(done))
+    assert seen == [4, 8, 10]
 
 
 def test_progress_counts_images(model: Classifier, make_images: Callable[..., Images]) -> None:

@@ -89,9 +89,21 @@ def test_the_classes_are_sought_as_if_each_were_alone(holdout: Images, monkeypat
     model = planted.network(16.0)
     together = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
     # The module itself, because how many images fit is no setting: it must not change a result.
-    monkeypatch.setattr(neural_cleanse, "STAMPED_AT_ONCE", 1)  # one class at a time
+    monkeypatch.setattr(neural_cleanse, "images_at_once", lambda device: 1)  # one class at a time
     alone = search(model, pixels, planted.CLASSES, settings, torch.Generator().manual_seed(0))
     torch.testing.assert_close(together.masks, alone.masks, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("images", "of"), [(30, [3] * 10), (19, [2] * 9 + [1]), (4, [1] * 8), (90, [5] * 18)], ids=str)
+def test_an_epoch_is_one_pass_in_batches_small_enough_for_its_steps(
+    images: int, of: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(neural_cleanse, "_step", lambda model, pixels, *_: seen.append(len(pixels)))
+    settings = make_defense("neural-cleanse", **{**QUICK, "epochs": 1, "batch": 5}).settings
+    pixels, chance = to_pixels(planted.noise(images).images), torch.Generator().manual_seed(0)
+    search(planted.network(0.0), pixels, planted.CLASSES, settings, chance)
+    assert seen == of
 
 
 def test_the_cost_follows_good_and_bad_epochs() -> None:
