@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,6 +76,27 @@ def test_mean_and_pixel_gradients_are_those_of_plain_double_backward(
     direction = random_direction(expected)
     slope = plain_pixel_gradient(model, pixels, labels, direction)
     assert relative_error(source.pixel_gradient(pixels, labels, direction), slope) < 1e-9
+
+
+def assert_slope_is_that_of_two_passes(
+    source: ParameterGradients, pixels: Tensor, labels: Tensor, chunk: int, tolerance: float = 1e-10
+) -> None:
+    """`slope` against `mean`, then `pixel_gradient`, which are compared with plain double backward elsewhere."""
+    outer = partial(cosine_distance, target=random_direction(source.weights, 7))
+    loss, direction = outer(source.mean(pixels, labels))
+    found, slope = source.slope(pixels, labels, outer, chunk)
+    assert found.item() == pytest.approx(loss.item(), rel=tolerance)
+    assert relative_error(slope, source.pixel_gradient(pixels, labels, direction)) < tolerance
+    assert not slope.requires_grad
+    assert not found.requires_grad
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [2, SAMPLES])
+def test_slope_in_one_pass_is_that_of_two(
+    network: tuple[Classifier, ParameterGradients, Tensor, Tensor], chunk: int
+) -> None:
+    assert_slope_is_that_of_two_passes(*network[1:], chunk)
 
 
 def sequence(*layers: nn.Module) -> nn.Module:
@@ -158,6 +180,39 @@ def test_chunks_change_nothing(smooth: Callable[..., Classifier], chunk: int) ->
         source.pixel_gradient(pixels, labels, direction, chunk),
         source.pixel_gradient(pixels, labels, direction, 100), rtol=1e-12, atol=1e-12,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+@pytest.mark.parametrize("body", BODIES)
+def test_slope_is_exact_in_any_chunks_and_wherever_batchnorm_stands(
+    smooth: Callable[..., Classifier], body: str, chunk: int
+) -> None:
+    assert_slope_is_that_of_two_passes(ParameterGradients(smooth(body)), *samples(8, 7), chunk)
+
+
+@pytest.mark.parametrize("name", ["convnet", "mobilenet-v2"])
+def test_slope_in_single_precision_is_that_of_two_passes(make_model: Callable[..., Classifier], name: str) -> None:
+    pixels, labels = samples(8, dtype=torch.float32)
+    pixels = pixels.to(memory_format=torch.channels_last)
+    assert_slope_is_that_of_two_passes(ParameterGradients(make_model(name, size=8)), pixels, labels, 100, 1e-4)
+
+
+class InBfloat16(Classifier):
+    def forward(self, pixels: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(pixels).float()
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_slope_follows_a_networks_own_arithmetic(make_model: Callable[..., Classifier], chunk: int) -> None:
+    model, (pixels, labels) = make_model(size=8), samples(8, dtype=torch.float32)
+    outer = partial(cosine_distance, target=random_direction(ParameterGradients(model).weights))
+    loss, expected = ParameterGradients(model).slope(pixels, labels, outer)
+    model.__class__ = InBfloat16
+    rounded, found = ParameterGradients(model).slope(pixels, labels, outer, chunk)
+    assert found.dtype == torch.float32
+    assert 1e-4 < relative_error(found, expected) < 0.25  # eight bits, and ReLUs that switch
+    assert rounded.item() == pytest.approx(loss.item(), abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["convnet", "lenet"])
