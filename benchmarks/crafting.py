@@ -3,8 +3,8 @@
 One surrogate, one restart, 100 poisons, eps 16. All contenders attack the same network with the same bases and the same
 target, one optimiser step on all 100 poisons at a time. The matching loss at the end is computed by one function, on
 the rounded poisons without augmentation, in float32. `gm in bfloat16` takes the surrogate's convolutions in bfloat16,
-cosine and sums in float32; that it ends no worse is for its loss here to show. The row of ART also tells how few steps of `gm`, in twentieths, end no worse
-than ART does after all of its steps, and how many times sooner that is.
+cosine and sums in float32; that it ends no worse is for its loss here to show. The row of ART also tells how few steps
+of `gm`, in twentieths, end no worse than ART does after all of its steps, and how many times sooner that is.
 """
 
 from __future__ import annotations
