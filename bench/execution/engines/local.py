@@ -106,7 +106,15 @@ class _Pool:
                 ended = list(self._ended())
         finally:
             if self._running:
+                self._wait_until_handed_out()
                 _end_workers()
+
+    def _wait_until_handed_out(self) -> None:
+        """loky's thread ends with a traceback when the pool is ended before it has taken a unit that was submitted just
+        now. It takes them at once, since it holds more than there are processes."""
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline and not all(f.running() or f.done() for f in self._running):
+            time.sleep(0.005)
 
     def _begin(self, index: int) -> None:
         # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
