@@ -108,8 +108,10 @@ def _handler(number: signal.Signals) -> Kept:
 
 
 def _set_environment(before: dict[str, str]) -> None:
-    os.environ.clear()
+    """Never empty on the way: other threads read it."""
     os.environ.update(before)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 def _set_numpy_state(state: bytes) -> None:

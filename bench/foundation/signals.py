@@ -1,16 +1,21 @@
 """A command that is told to end (SIGTERM, SIGHUP) ends as after Ctrl-C: its processes stop and its folders go.
 
-An interrupt that comes from a signal is Stopped: a bare KeyboardInterrupt was raised by a plug-in."""
+An interrupt that comes from a signal is Stopped: a bare KeyboardInterrupt was raised by a plug-in. Where Python happens
+to be in a destructor or in a callback of a weak reference, it ignores what is raised there: then the signal comes again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+PAUSE = 0.02  # seconds until an interrupt that Python ignored comes again
 
 
 class Stopped(KeyboardInterrupt):
@@ -18,6 +23,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.code = 128 + number
 
 
@@ -33,12 +39,42 @@ def ending_cleanly() -> Iterator[None]:
         heard = []
     for number in heard:
         signal.signal(number, _stop if number in SIGNALS else _interrupt)
+    hook, again = sys.unraisablehook, _Again(sys.unraisablehook)
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        again.cancel()
+        if sys.unraisablehook is again:
+            sys.unraisablehook = hook
         for number in heard:
             if signal.getsignal(number) in (_stop, _interrupt):
                 signal.signal(number, handlers[number])
+
+
+class _Again:
+    """Hears of exceptions that Python ignores. A Stopped comes again in a moment, from outside; others go to `others`."""
+
+    def __init__(self, others: Callable[[sys.UnraisableHookArgs], object]) -> None:
+        self.others = others
+        self.timers: list[threading.Timer] = []
+
+    def __call__(self, ignored: sys.UnraisableHookArgs) -> None:
+        error = ignored.exc_value
+        if not isinstance(error, Stopped):
+            self.others(ignored)
+            return
+        if error.number in SIGNALS:
+            signal.signal(error.number, _stop)
+        timer = threading.Timer(PAUSE, os.kill, (os.getpid(), error.number))
+        timer.daemon = True
+        self.timers.append(timer)
+        timer.start()
+
+    def cancel(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+            timer.join()
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

@@ -16,14 +16,14 @@ PAGE_FAULTS = """
 import resource, torch
 from bench.foundation.allocator import keep_freed_memory
 print(keep_freed_memory())
-for _ in range(3):
+for _ in range(20):  # until a hole of this size is left where small blocks do not lie
     torch.ones(4_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(40):
     torch.ones(4_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-PAGES = 20 * 16_000_000 // 4096
+PAGES = 40 * 16_000_000 // 4096
 
 
 def in_a_process(**settings: str) -> tuple[str, int]:

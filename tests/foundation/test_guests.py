@@ -49,6 +49,26 @@ def test_what_a_guest_changes_is_put_back_and_named(what: str) -> None:
     assert changes == []
 
 
+def test_the_environment_is_never_empty_while_it_is_put_back() -> None:
+    missing, stop = [], threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            if "A_SETTING_OF_THE_USER" not in os.environ:
+                missing.append(1)
+
+    reader = threading.Thread(target=read, daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A_SETTING_OF_THE_USER", "1")
+        reader.start()
+        for number in range(50):
+            with guest():
+                os.environ[f"A_GUEST_WAS_HERE_{number}"] = "1"
+        stop.set()
+        reader.join()
+    assert missing == []
+
+
 def test_it_is_put_back_when_the_guest_fails_too() -> None:
     with pytest.raises(ZeroDivisionError), guest():
         torch.set_default_dtype(torch.float64)

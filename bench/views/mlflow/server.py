@@ -69,16 +69,22 @@ def ensure_home() -> None:
         os.environ["HOME"] = "/"
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client that keeps quiet and does not wait long for a dead server."""
-    ensure_home()
+def keep_quiet() -> None:
+    """What MLflow is told through the environment, before it is imported. A run does so before plug-ins run: they are
+    guests that have what they change in the environment put back, and must not be held to account for this."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # stdout carries results
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client that keeps quiet and does not wait long for a dead server."""
+    ensure_home()
+    keep_quiet()
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # for a process that has imported MLflow before
-        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+        logging.getLogger(name).setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "CRITICAL").upper())
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     if (file := file_of(uri)) is not None:
         ensure(file)

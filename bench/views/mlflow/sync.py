@@ -22,7 +22,7 @@ from bench.views.cells import by_cell
 from bench.views.mlflow.book import Book, Images
 from bench.views.mlflow.database import unhurried_disk
 from bench.views.mlflow.patience import Paced, limit
-from bench.views.mlflow.server import connect, default_uri, only_writer
+from bench.views.mlflow.server import connect, default_uri, keep_quiet, only_writer
 
 REPAIR = "see that it is an MLflow server or a file that can be written (a SQLite file may also be removed)"
 DRIVER = "install that driver, or name the one that you have, as in postgresql+psycopg2://"
@@ -87,6 +87,8 @@ class Tracker:
         self._waiting: list[tuple[Record, Image | None]] = []
         self._closing = self._failing = self._reported = False
         self._thread: threading.Thread | None = None
+        if uri is not None:
+            keep_quiet()
 
     def add(self, record: Record, image: Image | None = None) -> None:
         """Queue a finished record; image: gives the PNG of its poisons when the record is logged, None without."""
