@@ -1,7 +1,7 @@
 """A command that is told to end (SIGTERM, SIGHUP) ends as after Ctrl-C: its processes stop and its folders go.
 
 An interrupt that comes from a signal is Stopped: a bare KeyboardInterrupt was raised by a plug-in. Where Python happens
-to be in a destructor or in a callback of a weak reference, it ignores what is raised there: then the signal comes again.
+to be in a destructor or a callback of a weak reference, it ignores what is raised there: then the signal comes again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def ending_cleanly() -> Iterator[None]:
 
 
 class _Again:
-    """Hears of exceptions that Python ignores. A Stopped comes again in a moment, from outside; others go to `others`."""
+    """Hears of exceptions that Python ignores. A Stopped comes again from outside; others go to `others`."""
 
     def __init__(self, others: Callable[[sys.UnraisableHookArgs], object]) -> None:
         self.others = others
