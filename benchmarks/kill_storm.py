@@ -1,6 +1,6 @@
-"""SIGKILL at random moments: of a tracked run with all that it started, and of a first tracking.
+"""SIGKILL at random moments: of a tracked run with all that it started, of a first tracking, and of long trainings.
 
-    python benchmarks/kill_storm.py [--kills 100] [--first 30] [--seed 0]
+    python benchmarks/kill_storm.py [--kills 100] [--first 30] [--long 20] [--seed 0]
 
 A run is killed up to some seconds after a stage of it has begun, Python's start and tracking included (a moment that
 may be past its end), and started again until one ends by itself; then its output folder is checked and a new one begun.
@@ -8,6 +8,10 @@ Its records must equal those of a run that nobody killed, and after `sync` MLflo
 them. After every command that was not killed nothing may be left in the temporary directory, in /dev/shm or in
 `scratch/` under the output folder; that command is `sync` after one kill in four, and else the run. A first tracking
 (`sync` of all records into a file that is not there yet) is killed once; the next `sync` must bring the store in step.
+
+Long trainings are three victims side by side, each of over two minutes, which are killed again and again until there
+have been so many kills. Records must equal those of undisturbed victims; what a kill costs is the age of the oldest of
+the last checkpoints at that moment, at most their interval and the moment that one is late.
 """
 
 from __future__ import annotations
@@ -24,9 +28,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench.storage.making import INTERVAL  # noqa: E402
+from bench.storage.records import Records  # noqa: E402
 from tests.aftermath import RUN, assert_in_step, records  # noqa: E402
 from tests.kills import SHARED, STAGES, Kills, after, stage  # noqa: E402
 
+LONG = (
+    "run",
+    "--attack",
+    "random-noise",
+    "--defense",
+    "friends-b",
+    "--trials",
+    "1",
+    "--jobs",
+    "3",
+    "--tracking",
+    "none",
+)
+LATE = 10.0  # seconds; friendly noise is made between two steps
 LATEST = 0.2  # of a kill after a stage has begun, in times of a whole tracked run
 SYNC = 0.25  # share of kills after which the next command is `sync`
 
@@ -99,10 +119,55 @@ def first_tracking(kills: Kills, folder: Path, undisturbed: Path, number: int, c
     return hit
 
 
+def long_trainings(kills: Kills, folder: Path, number: int, epochs: int, chance: random.Random) -> str:
+    """What was killed and what it cost, in words."""
+    run = (*LONG, "--set", f"train.epochs={epochs}", "--out")
+    began = time.monotonic()
+    kills.finish(*run, str(folder / "calm"))
+    calm = time.monotonic() - began
+    wanted = records(folder / "calm")
+    shortest = min(record["seconds"]["train"] for record in Records(folder / "calm" / "records").all())
+    assert shortest > 120, f"a victim takes {shortest:.0f} s only; fix: --epochs"
+    done, folders, ages, busy = 0, 0, [], 0.0
+    while done < number or folders == 0:
+        out = folder / f"long-{folders}"
+        while True:
+            latest = chance.uniform(10.0, 75.0) if done < number else float("inf")
+            began = time.monotonic()
+            said = kills.kill(after(latest, lambda said: "\nto do: " in said), *run, str(out))
+            busy += time.monotonic() - began
+            if said is None:
+                break
+            done += 1
+            ages += [
+                age for age in _ages(out) if age < latest
+            ]  # others are of a victim that this attempt did not reach
+            print(f"kill {done}: {len(records(out))} records; checkpoints of {ages[-3:]} s", flush=True)
+        assert records(out) == wanted, "records differ"
+        assert not list((out / "store" / "checkpoints").rglob("*.safetensors")), "a checkpoint stays"
+        folders += 1
+    assert max(ages) < INTERVAL + LATE, f"{max(ages):.1f} s were lost"
+    return (
+        f"{done} kills in {folders} runs of three victims of {shortest:.0f} s or more: records equal; at most "
+        f"{max(ages):.1f} s since the last checkpoint; {busy / folders:.0f} s a run, {calm:.0f} s undisturbed"
+    )
+
+
+def _ages(out: Path) -> list[float]:
+    """Seconds since the last checkpoint of each work that has one."""
+    last: dict[str, float] = {}
+    for path in (out / "store" / "checkpoints").rglob("[!.]*.safetensors"):
+        key = path.name.split("-")[0]
+        last[key] = max(last.get(key, 0.0), path.stat().st_mtime)
+    return [round(time.time() - written, 1) for written in last.values()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--first", type=int, default=30)
+    parser.add_argument("--long", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=300, help="of a long training")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance = random.Random(options.seed)
@@ -111,6 +176,8 @@ def main() -> None:
         folder, kills = Path(place), Kills(Path(place) / "tmp")
         kills.temporary.mkdir()
         os.environ["TMPDIR"] = str(kills.temporary)
+        if options.long:
+            print(long_trainings(kills, folder, options.long, options.epochs, chance), flush=True)
         undisturbed, tracked = folder / "undisturbed", folder / "tracked"
         kills.finish(*RUN, "--out", str(undisturbed), "--jobs", "2", "--tracking", "none")
         if options.first:
