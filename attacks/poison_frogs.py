@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.attacks.crafting.feature_matching import FeatureSettings, match_features, mean_over, stages
-from bench.plugin import Attack, Classifier, Field, Poisons, Scene, Settings, frozen, register, to_pixels
+from bench.plugin import Attack, Classifier, Field, Poisons, Scene, Settings, frozen, register, resumable, to_pixels
 
 
 class PoisonFrogsSettings(FeatureSettings):
@@ -82,7 +82,12 @@ class ForwardBackward(Attack):
             value, slope = collisions(surrogates, pixels, aims)
             running = torch.ones(len(base), dtype=torch.bool, device=scene.device)
             losses = [value.mean().item()]
-            for step_index in range(settings.steps):
+            state = {"losses": losses, "at": (pixels, slope, value, step, running)}
+            kept = resumable("crafting", state, scene.seed, settings.as_dict(), scene.bases.ids, base)
+            pixels, slope, value, step, running = state["at"]
+            for step_index in range(len(losses) - 1, settings.steps):
+                if not running.any():
+                    break
                 moved = pixels - step * unit**2 * slope  # a step in the normalised image
                 if settings.beta:
                     moved = (moved + step * settings.beta * base) / (1 + step * settings.beta)
@@ -98,9 +103,10 @@ class ForwardBackward(Attack):
                 pixels, slope = torch.where(taken, moved, pixels), torch.where(taken, new_slope, slope)
                 value = torch.where(better, new_value, value)
                 losses.append(value.mean().item())
+                state["at"] = pixels, slope, value, step, running
+                kept.step()
                 scene.report(step_index + 1, settings.steps, {"loss": losses[-1]})
-                if not running.any():
-                    break
+            kept.end()
         return scene.poisons(pixels - base, losses=[losses], final_losses=[losses[-1]])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from bench.plugin import (
     find,
     frozen,
     register,
+    resumable,
     to_pixels,
 )
 
@@ -77,11 +78,15 @@ def friendly_noise(
     """
     bound, device = settings.zeta / 255, data.images.device
     batch = settings.batch or images_at_once(device)
-    noise = torch.empty(data.images.shape, dtype=torch.int8, device=device)
+    state: dict[str, Any] = {"noise": torch.zeros_like(data.images, dtype=torch.int8), "done": 0, "stream": stream}
+    kept = resumable("friendly noise", state, settings.as_dict(), data.images, dict(model.state_dict()))
+    noise = state["noise"]
     with frozen(model):
-        for start in range(0, len(data), batch):
+        for start in range(state["done"], len(data), batch):
             images = data.images[start : start + batch]
-            noise[start : start + len(images)] = _optimise(model, to_pixels(images), bound, settings, stream)
+            noise[start : start + len(images)] = _optimise(model, to_pixels(images), bound, settings, state["stream"])
+            state["done"] = start + batch
+            kept.step()
             if report is not None:
                 report("friendly noise", min(start + batch, len(data)), len(data))
     return noise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from bench.plugin import (
     frozen,
     known_clean,
     register,
+    resumable,
     to_pixels,
     torch_stream,
     train,
@@ -174,11 +176,16 @@ def search(
     active = torch.arange(classes, device=device)
     batch = min(settings.batch, max(len(pixels) // settings.steps, 1))
     passes = math.ceil(settings.steps / math.ceil(len(pixels) / batch))
-    epochs = 0
+    state: dict[str, Any] = {"free": free.detach(), "optimizer": optimizer, "costs": vars(costs), "chance": chance}
+    state |= {"best": (best, norms, landmark, idle), "active": active, "epochs": 0}
+    kept = resumable("search for triggers", state, dict(model.state_dict()), pixels, settings.as_dict())
+    free.data.copy_(state["free"])
+    state["free"] = free.detach()
+    (best, norms, landmark, idle), active, epochs = state["best"], state["active"], state["epochs"]
     with frozen(model):
         while epochs < settings.epochs and len(active):
             for _ in range(passes):
-                for rows in torch.randperm(len(pixels), generator=chance, device=device).split(batch):
+                for rows in torch.randperm(len(pixels), generator=state["chance"], device=device).split(batch):
                     _step(model, pixels[rows], free, active, costs.values, optimizer)
             current = torch.tanh(free.detach()) / 2 + 0.5
             size = current[:, 0].flatten(1).sum(1)
@@ -194,7 +201,10 @@ def search(
             settled = norms.isfinite() & costs.turned & (idle >= settings.stop)
             active = active[~settled[active]]
             epochs += 1
+            state |= {"best": (best, norms, landmark, idle), "active": active, "epochs": epochs}
+            kept.step()
             report(epochs)
+    kept.end()
     met_once = norms.isfinite()
     best[~met_once] = (torch.tanh(free.detach()) / 2 + 0.5)[~met_once]
     masks = best[:, :1]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.plugin import Report, TrialFailed, torch_stream
+from bench.plugin import Report, TrialFailed, resumable, torch_stream
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,18 @@ def denoise_images(
 ) -> Tensor:
     """uint8 [n, 3, h, w] denoised, rounded half up. An image's noise depends on `seed` and its id alone, so that the
     result does not depend on chunk or order."""
-    cleaned = torch.empty_like(images)
-    names = ids.tolist()
-    for start in range(0, len(images), chunk):
+    state: dict[str, Any] = {"cleaned": torch.zeros_like(images), "done": 0}
+    kept = resumable("denoising", state, denoiser.identity, images, ids, step, seed, chunk)
+    cleaned, names = state["cleaned"], ids.tolist()
+    for start in range(state["done"], len(images), chunk):
         some = images[start : start + chunk]
         noise = noise_by_name(seed, names[start : start + chunk], some)
         pixels = one_shot(denoiser, some.to(torch.float32) / 255, noise, step)
         cleaned[start : start + chunk] = (pixels * 255 + 0.5).floor().to(torch.uint8)
+        state["done"] = start + chunk
+        kept.step()
         report("denoising", min(start + chunk, len(images)), len(images))
+    kept.end()
     return cleaned
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.defenses.diffusion.schedule import cosine_schedule, step_for
-from bench.plugin import Report, TrialFailed, torch_stream
+from bench.plugin import Report, TrialFailed, resumable, torch_stream
 
 MULTIPLE = 4
 """The side of the images must be a multiple of it: two halvings."""
@@ -107,8 +108,11 @@ def fit_unet(
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     chance = torch_stream(images.device, seed, "fit")
     warm_up = min(100, steps / 10)
-    total = torch.zeros((), device=images.device)
-    for step in range(steps):
+    state: dict[str, Any] = {"model": model, "mean": mean, "optimizer": optimizer, "chance": chance, "step": 0}
+    state["total"] = torch.zeros((), device=images.device)
+    kept = resumable("denoiser", state, images, width, steps, batch, seed)
+    chance = state["chance"]
+    for step in range(state["step"], steps):
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min((step + 1) / warm_up, 1) * (1 - step / steps)
         rows = torch.randint(len(images), (batch,), generator=chance, device=images.device)
@@ -121,13 +125,16 @@ def fit_unet(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        total += loss.detach()
+        state["total"] += loss.detach()
         share = min(0.999, (1 + step) / (10 + step))
         with torch.no_grad():
             for average, weight in zip(mean.parameters(), model.parameters(), strict=True):
                 average.lerp_(weight, 1 - share)
+        state["step"] = step + 1
         if step + 1 == steps or (step + 1) % 50 == 0:
-            if not torch.isfinite(total):
+            if not torch.isfinite(state["total"]):
                 raise TrialFailed(f"the denoiser's loss is not finite after {step + 1} steps")
             report("denoiser", step + 1, steps)
+        kept.step()
+    kept.end()
     return mean.eval()

@@ -17,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.authoring.tiny import Killed, Mortal, World
+from bench.defenses.diffusion.schedule import Denoiser, denoise_images
+from bench.defenses.diffusion.unet import fit_unet, new_unet
+from bench.defenses.friends import FriendsSettings, friendly_noise
+from bench.defenses.neural_cleanse import NeuralCleanseSettings, Triggers, search
 from bench.foundation.errors import DiskFull, TrialFailed
 from bench.foundation.registry import find
 from bench.foundation.settings import Settings
@@ -26,7 +30,7 @@ from bench.science.composition import Composition
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Job, Services
 from bench.science.memory import Reader, Unstorable, Writer, survey
-from bench.science.training import Recipe, Run, Trained, train
+from bench.science.training import Recipe, Run, Trained, to_pixels, train
 from bench.science.victim import train_behind
 from bench.storage import making as storage
 from bench.storage.making import making
@@ -172,7 +176,9 @@ def test_a_defense_goes_on_with_its_state(training: Callable[..., Trained], stor
     assert_same(whole, finished(store, lambda: training(instance())))
 
 
-@pytest.mark.parametrize(("name", "after"), [("gm", 1), ("gm", 3), ("cp", 1), ("sleeper", 9), ("metapoison", 1)])
+@pytest.mark.parametrize(
+    ("name", "after"), [("gm", 1), ("gm", 3), ("cp", 1), ("pf-original", 1), ("sleeper", 9), ("metapoison", 1)]
+)
 def test_a_killed_crafting_ends_with_the_same_poisons(store: Store, name: str, after: int) -> None:
     def go() -> Any:
         return World(find("attack", name)).craft()
@@ -182,6 +188,65 @@ def test_a_killed_crafting_ends_with_the_same_poisons(store: Store, name: str, a
     poisons = finished(store, go)
     assert torch.equal(poisons.images, whole.images)
     assert poisons.provenance == whole.provenance
+
+
+def test_a_killed_denoiser_ends_with_the_same_bits(store: Store) -> None:
+    images = torch.randint(0, 256, (24, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+    def fit() -> dict[str, Tensor]:
+        return fit_unet(images, 8, 6, 4, seed=3).state_dict()
+
+    whole = fit()
+    killed(store, 2, fit)
+    killed(store, 2, fit)
+    again = finished(store, fit)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_killed_denoising_ends_with_the_same_images(store: Store) -> None:
+    images = torch.randint(0, 256, (10, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    network = new_unet(8, seed=0).eval()
+    denoiser = Denoiser(network.noise, network.alphas, {}, "untrained")
+
+    @torch.no_grad()
+    def go() -> Tensor:
+        return denoise_images(denoiser, images, torch.arange(10), 100, seed=3, chunk=3)
+
+    whole = go()
+    killed(store, 2, go)
+    assert torch.equal(finished(store, go), whole)
+
+
+def test_a_killed_search_for_triggers_ends_with_the_same(
+    store: Store, make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
+    model, images = make_small(), make_images()
+    settings = NeuralCleanseSettings(epochs=8, steps=2, patience=1, threshold=0.3)
+
+    def go() -> Triggers:
+        return search(model, to_pixels(images.images), 3, settings, torch.Generator().manual_seed(1))
+
+    whole = go()
+    killed(store, 3, go)
+    killed(store, 2, go)
+    again = finished(store, go)
+    assert whole.epochs == again.epochs > 5
+    for name in ("masks", "patterns", "norms", "met"):
+        assert torch.equal(getattr(whole, name), getattr(again, name)), name
+
+
+def test_killed_friendly_noise_ends_with_the_same(
+    store: Store, make_small: Callable[..., Classifier], make_images: Callable[..., Images]
+) -> None:
+    model, images, settings = make_small(), make_images(), FriendsSettings(batch=4, steps=3)
+
+    def go() -> Tensor:
+        return friendly_noise(model, images, settings, torch.Generator().manual_seed(1))
+
+    whole = go()
+    killed(store, 2, go)
+    killed(store, 2, go)
+    assert torch.equal(finished(store, go), whole)
 
 
 def test_a_defense_that_cannot_be_kept_starts_again_and_says_so(
