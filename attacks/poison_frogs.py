@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ class ForwardBackward(Attack):
             value, slope = collisions(surrogates, pixels, aims)
             running = torch.ones(len(base), dtype=torch.bool, device=scene.device)
             losses = [value.mean().item()]
-            state = {"losses": losses, "at": (pixels, slope, value, step, running)}
+            state: dict[str, Any] = {"losses": losses, "at": (pixels, slope, value, step, running)}
             kept = resumable("crafting", state, scene.seed, settings.as_dict(), scene.bases.ids, base)
             pixels, slope, value, step, running = state["at"]
             for step_index in range(len(losses) - 1, settings.steps):
