@@ -46,6 +46,7 @@ LONG = (
     "--tracking",
     "none",
 )
+LEAST = 120.0  # seconds of a long training
 LATE = 10.0  # seconds; friendly noise is made between two steps
 LATEST = 0.2  # of a kill after a stage has begun, in times of a whole tracked run
 SYNC = 0.25  # share of kills after which the next command is `sync`
@@ -127,7 +128,7 @@ def long_trainings(kills: Kills, folder: Path, number: int, epochs: int, chance:
     calm = time.monotonic() - began
     wanted = records(folder / "calm")
     shortest = min(record["seconds"]["train"] for record in Records(folder / "calm" / "records").all())
-    assert shortest > 120, f"a victim takes {shortest:.0f} s only; fix: --epochs"
+    assert shortest > LEAST, f"a victim takes {shortest:.0f} s only; fix: --epochs"
     done, folders, ages, busy = 0, 0, [], 0.0
     while done < number or folders == 0:
         out = folder / f"long-{folders}"

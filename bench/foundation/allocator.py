@@ -13,12 +13,16 @@ import os
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 LARGEST_BLOCK = 1 << 30  # bytes
 LARGEST_IN_OLD_GLIBC = 1 << 25
+PROBE = 100_000  # bytes: less than glibc maps by itself
 
 
-class _Symbol(ctypes.Structure):
-    _fields_ = (
-        ("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p), ("address", ctypes.c_void_p),
-    )  # fmt: skip
+class _Statistics(ctypes.Structure):
+    """What mallinfo2 returns, glibc 2.33 and later."""
+
+    _fields_ = [(f"_{i}", ctypes.c_size_t) for i in range(7)] + [
+        ("in_use", ctypes.c_size_t),
+        ("_8", ctypes.c_size_t * 2),
+    ]
 
 
 @functools.cache
@@ -27,17 +31,23 @@ def keep_freed_memory() -> bool:
     if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     try:
-        process = ctypes.CDLL(None)
-        if not (_is_glibc(process) and process.mallopt(M_TRIM_THRESHOLD, LARGEST_BLOCK)):
+        glibc = ctypes.CDLL("libc.so.6")
+        if not (_allocates(glibc) and glibc.mallopt(M_TRIM_THRESHOLD, LARGEST_BLOCK)):
             return False
-        return any(process.mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST_BLOCK, LARGEST_IN_OLD_GLIBC))
-    except (OSError, AttributeError, TypeError):  # no glibc
+        return any(glibc.mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST_BLOCK, LARGEST_IN_OLD_GLIBC))
+    except (OSError, AttributeError, TypeError):  # no glibc, or one before 2021
         return False
 
 
-def _is_glibc(process: ctypes.CDLL) -> bool:
-    """Whether `malloc` is glibc's own, and no other's that was preloaded or linked."""
-    process.gnu_get_libc_version  # noqa: B018  (AttributeError elsewhere)
-    found = _Symbol()
-    address = ctypes.cast(process.malloc, ctypes.c_void_p)
-    return bool(process.dladdr(address, ctypes.byref(found))) and os.path.basename(found.file).startswith(b"libc.so")
+def _allocates(glibc: ctypes.CDLL) -> bool:
+    """Whether this process's `malloc` takes its memory from glibc, and not from an allocator that was preloaded or
+    linked. Names and addresses do not tell: that of a function may be that of a stub in the program."""
+    glibc.mallinfo2.restype = _Statistics
+    process = ctypes.CDLL(None)
+    process.malloc.restype, process.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    process.free.restype, process.free.argtypes = None, [ctypes.c_void_p]
+    before = glibc.mallinfo2().in_use
+    block = process.malloc(PROBE)
+    grown = glibc.mallinfo2().in_use - before
+    process.free(block)
+    return bool(PROBE <= grown < 2 * PROBE)

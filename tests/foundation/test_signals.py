@@ -43,6 +43,7 @@ def test_what_is_ignored_already_stays_ignored() -> None:
 IGNORED = """
 import os, signal, sys, time, weakref
 from bench.foundation.signals import Stopped, ending_cleanly
+signal.signal(int(sys.argv[1]), signal.SIG_DFL)  # also where the tests themselves run in the background
 class Thing: pass
 def ignored(_):
     os.kill(os.getpid(), int(sys.argv[1]))
