@@ -19,10 +19,7 @@ PROBE = 100_000  # bytes: less than glibc maps by itself
 class _Statistics(ctypes.Structure):
     """What mallinfo2 returns, glibc 2.33 and later."""
 
-    _fields_ = [(f"_{i}", ctypes.c_size_t) for i in range(7)] + [
-        ("in_use", ctypes.c_size_t),
-        ("_8", ctypes.c_size_t * 2),
-    ]
+    _fields_ = (("_", ctypes.c_size_t * 7), ("in_use", ctypes.c_size_t), ("__", ctypes.c_size_t * 2))
 
 
 @functools.cache
