@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from bench.defenses.neural_cleanse import NeuralCleanseSettings, Triggers, searc
 from bench.foundation.errors import DiskFull, TrialFailed
 from bench.foundation.registry import find
 from bench.foundation.settings import Settings
-from bench.science.checkpoint import resumable
+from bench.science.checkpoint import clock, resumable
 from bench.science.classifier import Classifier
 from bench.science.composition import Composition
 from bench.science.dataset import Images
@@ -247,6 +248,23 @@ def test_killed_friendly_noise_ends_with_the_same(
     killed(store, 2, go)
     killed(store, 2, go)
     assert torch.equal(finished(store, go), whole)
+
+
+def test_seconds_count_what_was_spent_before_the_kill(store: Store) -> None:
+    def go() -> float:
+        began, state = clock(), {"step": 0}
+        kept = resumable("work", state)
+        while state["step"] < 4:
+            time.sleep(0.1)
+            state["step"] += 1
+            kept.step()
+        kept.end()
+        return clock() - began
+
+    killed(store, 3, go)
+    began = time.perf_counter()
+    seconds = finished(store, go)
+    assert seconds > time.perf_counter() - began + 0.25
 
 
 def test_a_defense_that_cannot_be_kept_starts_again_and_says_so(
