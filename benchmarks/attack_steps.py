@@ -87,7 +87,7 @@ def make_scene(size: int, args: argparse.Namespace, device: torch.device) -> tup
     """One trial on the photographs, a surrogate that was really trained on them, and a workshop that works."""
     dataset = photographs(size, max(100, args.poisons))
     data, model = dataset.train.to(device), network("convnet", dataset, device)
-    recipe = Recipe(epochs=args.epochs, batch=64, lr=0.05, schedule="one-cycle")
+    recipe = Recipe(epochs=args.epochs, batch=64, lr=0.05, schedule="one-cycle", precision="float32")
     history: list[Classifier] = []
     train(model, data, recipe, seed=1, report=lambda *_: history.append(copy.deepcopy(model).eval()))
     again = recipe.model_copy(update={"epochs": args.retraining_epochs})

@@ -73,7 +73,7 @@ def make_scene(size: int, epochs: int, device: torch.device) -> tuple[Scene, Cla
     """One trial on the photographs and a surrogate that was really trained on them."""
     dataset = photographs(size)
     data, model = dataset.train.to(device), network("convnet", dataset, device)
-    recipe = Recipe(epochs=epochs, batch=64, lr=0.05, schedule="one-cycle")
+    recipe = Recipe(epochs=epochs, batch=64, lr=0.05, schedule="one-cycle", precision="float32")  # for all contenders
     train(model, data, recipe, seed=1)
     return scene_of(dataset, model, recipe, POISONS, EPS), model
 
