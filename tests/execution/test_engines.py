@@ -83,6 +83,25 @@ def test_a_killed_process_costs_its_unit_only(run: Run) -> None:
     assert "killed twice" in str(done["die"].error)
 
 
+kept: list[bytearray] = []
+
+
+def keep_memory(unit: str, heartbeat: Heartbeat) -> int:
+    """More than loky takes for a leak, and for longer than it waits before it looks again."""
+    kept.append(bytearray(b"1" * 200_000_000))
+    time.sleep(1.1)
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_a_worker_that_keeps_memory_stays(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    engine = Local(2, quiet=True)
+    with engine.open(tmp_path):
+        pids = {done.result for done in engine.run(Schedule.of("test", [str(i) for i in range(8)]), keep_memory)}
+    assert len(pids) == 2
+    assert [str(warning.message) for warning in recwarn if "worker stopped" in str(warning.message)] == []
+
+
 PARENT = """
 import sys
 from pathlib import Path

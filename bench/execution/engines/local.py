@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import get_reusable_executor, process_executor
 from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
@@ -118,7 +119,7 @@ class _Pool:
 
     def _begin(self, index: int) -> None:
         # Not with the first unit: a parent that is killed before it hands one out would leave workers that wait for it.
-        life = {"initializer": _end_with, "initargs": (os.getpid(),), "timeout": None, "env": self._environment}
+        life = {"initializer": _start_worker, "initargs": (os.getpid(),), "timeout": None, "env": self._environment}
         try:
             pool = get_reusable_executor(self._jobs, **life)  # a new one after a process was killed
             future = pool.submit(_in_worker, index, self._schedule.steps[index].unit, *self._shared)
@@ -201,6 +202,12 @@ def _take_slot(slots: tuple[str, ...]) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"all {len(slots)} slots are taken")
         time.sleep(0.2)
+
+
+def _start_worker(parent: int) -> None:
+    # Memory that is kept on purpose (`keep_freed_memory`) is no leak, for which loky would replace the worker.
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+    _end_with(parent)
 
 
 def _end_with(parent: int) -> None:
