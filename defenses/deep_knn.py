@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from bench.defenses.shared.filtering import Filter, declared_rate
-from bench.plugin import Field, Report, Services, Settings, register
+from bench.plugin import Field, Report, Services, Settings, register, resumable
 
 
 class DeepKnnSettings(Settings):
@@ -52,8 +52,11 @@ def neighbour_votes(
     """Counts of the labels of each sample's k nearest neighbours: int64 [n, classes]. A sample is excluded by its row,
     not as its own nearest neighbour, so that duplicates vote. Ties in distance go to the lower row."""
     squares = features.square().sum(1)
-    votes = torch.empty(len(features), classes, dtype=torch.int64, device=features.device)
-    for start in range(0, len(features), chunk):
+    none = torch.zeros(len(features), classes, dtype=torch.int64, device=features.device)
+    state: dict[str, Any] = {"votes": none, "done": 0}
+    kept = resumable("neighbours", state, features, labels, k)
+    votes = state["votes"]
+    for start in range(state["done"], len(features), chunk):
         queries = features[start : start + chunk]
         rows = torch.arange(start, start + len(queries), device=features.device)
         # |a - b|^2 without the sample's own square, which is the same for all its neighbours.
@@ -67,6 +70,9 @@ def neighbour_votes(
             nearer, tied = distances[i] < farthest[i], torch.nonzero(distances[i] == farthest[i]).flatten()
             votes[start + i] = torch.bincount(labels[nearer], minlength=classes)
             votes[start + i] += torch.bincount(labels[tied[: k - int(nearer.sum())]], minlength=classes)
+        state["done"] = start + chunk
+        kept.step()
         if report is not None:
             report("neighbours", min(start + chunk, len(features)), len(features))
+    kept.end()
     return votes

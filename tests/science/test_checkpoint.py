@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.authoring.tiny import Killed, Mortal, World
+from bench.defenses.deep_knn import neighbour_votes
 from bench.defenses.diffusion.schedule import Denoiser, denoise_images
 from bench.defenses.diffusion.unet import fit_unet, new_unet
 from bench.defenses.friends import FriendsSettings, friendly_noise
@@ -247,6 +248,18 @@ def test_killed_friendly_noise_ends_with_the_same(
     whole = go()
     killed(store, 2, go)
     killed(store, 2, go)
+    assert torch.equal(finished(store, go), whole)
+
+
+def test_killed_votes_of_neighbours_end_as_the_same(store: Store) -> None:
+    chance = torch.Generator().manual_seed(1)
+    features, labels = torch.randn(30, 4, generator=chance), torch.randint(0, 3, (30,), generator=chance)
+
+    def go() -> Tensor:
+        return neighbour_votes(features, labels, 5, 3, chunk=7)
+
+    whole = go()
+    killed(store, 3, go)
     assert torch.equal(finished(store, go), whole)
 
 
