@@ -133,7 +133,7 @@ def long_trainings(kills: Kills, folder: Path, number: int, epochs: int, chance:
     while done < number or folders == 0:
         out = folder / f"long-{folders}"
         while True:
-            latest = chance.uniform(10.0, 75.0) if done < number else float("inf")
+            latest = chance.uniform(10.0, 60.0) if done < number else float("inf")
             began = time.monotonic()
             said = kills.kill(after(latest, lambda said: "\nto do: " in said), *run, str(out))
             busy += time.monotonic() - began
