@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from bench.defenses.random_noise import draw_noise
-from bench.defenses.shared.outputs import images_at_once
+from bench.defenses.shared.outputs import images_at_once, outputs_of
 from bench.plugin import (
     Batch,
     Classifier,
@@ -31,6 +33,9 @@ from bench.plugin import (
 )
 
 REFERENCE_BATCH = 128  # the batch size that the paper's learning rates assume
+RATES = (100.0, 50.0, 20.0, 10.0)  # the paper's grid, section 4.1
+TRIED_ON = 1024  # training images
+UNCHANGED = 0.99  # share of them whose prediction a friendly noise leaves as it is
 
 
 class FriendsSettings(Settings):
@@ -41,7 +46,11 @@ class FriendsSettings(Settings):
     zeta: int = Field(16, ge=1, le=127, description="bound of the friendly noise, levels of 255")
     start: int = Field(5, ge=0, le=10000, description="epoch at which the friendly noise is made (def_epoch)")
     steps: int = Field(20, ge=1, le=1000, description="SGD steps on the friendly noise")
-    lr: float = Field(100.0, gt=0, le=1e5, description="learning rate at a batch of 128, scaled to any other")
+    lr: Annotated[float, Field(gt=0, le=1e5)] | Literal["search"] = Field(
+        100.0,
+        description="learning rate at a batch of 128, scaled to any other; search: of 100, 50, 20 and 10 that "
+        "with the largest noise that leaves 99 % of the network's predictions on 1,024 training images as they are",
+    )
     lambda_: float = Field(1.0, ge=0, le=1e4, description="weight of the reward for large noise")
     objective: Literal["released", "paper"] = Field(
         "released",
@@ -68,14 +77,63 @@ def friendly_noise(
     settings: FriendsSettings,
     stream: torch.Generator,
     report: Report | None = None,
+    note: Callable[[dict[str, float]], None] = lambda effect: None,
 ) -> Tensor:
     """FRIENDS, Algorithm 1: for each image the largest perturbation that leaves the model's output unchanged.
 
     data: uint8 images on the model's device, un-augmented. Returns int8 [n, 3, h, w], levels of 255 in [-zeta, zeta].
     The model is used in eval mode and left as it was; TrialFailed if its outputs are not finite. The loss is a sum over
     images divided by the reference batch of 128, so that every image takes the same steps whatever the batch size
-    (eval mode makes images independent).
+    (eval mode makes images independent). note: hears of the `effect` of the noise, and of the learning rate.
     """
+    if settings.lr == "search":
+        settings = settings.model_copy(update={"lr": found_rate(model, data, settings, stream)})
+    noise = _noise_of_all(model, data, settings, stream, report)
+    note({"lr": float(settings.lr), **effect(model, data.images, noise, settings.zeta)})
+    return noise
+
+
+def effect(model: Classifier, images: Tensor, noise: Tensor, zeta: int) -> dict[str, float]:
+    """What noise int8 [n, 3, h, w] does to images uint8 and to the network's outputs on them: what a defender can see.
+
+    divergence: mean KL(f(x) || f(clip(x + e))); unchanged: share of predictions; size: mean |e|, levels of 255; at the
+    bound: share of values with |e| = zeta.
+    """
+    chunk = images_at_once(images.device)
+    moved = (images.to(torch.int16) + noise).clamp_(0, 255).to(torch.uint8)
+    before, after = (F.log_softmax(outputs_of(model, some, chunk=chunk), dim=1) for some in (images, moved))
+    return {
+        "divergence": (before.exp() * (before - after)).sum(1).mean().item(),
+        "unchanged": (before.argmax(1) == after.argmax(1)).float().mean().item(),
+        "size": noise.abs().float().mean().item(),
+        "at the bound": (noise.abs() == zeta).float().mean().item(),
+    }
+
+
+def found_rate(model: Classifier, data: Images, settings: FriendsSettings, stream: torch.Generator) -> float:
+    """Of RATES that whose noise is largest among those that are friendly, on at most TRIED_ON images; if none is, the
+    most friendly. All begin with the same noise, and `stream` ends where they began."""
+    rows = torch.randperm(len(data), generator=stream, device=stream.device)[:TRIED_ON]
+    some, state = data.subset(rows.to(data.images.device)), stream.get_state()
+    effects = {}
+    for rate in RATES:
+        stream.set_state(state)
+        noise = _noise_of_all(model, some, settings.model_copy(update={"lr": rate}), stream)
+        effects[rate] = effect(model, some.images, noise, settings.zeta)
+    stream.set_state(state)
+    friendly = [rate for rate in RATES if effects[rate]["unchanged"] >= UNCHANGED]
+    if friendly:
+        return max(friendly, key=lambda rate: effects[rate]["size"])
+    return max(RATES, key=lambda rate: effects[rate]["unchanged"])
+
+
+def _noise_of_all(
+    model: Classifier,
+    data: Images,
+    settings: FriendsSettings,
+    stream: torch.Generator,
+    report: Report | None = None,
+) -> Tensor:
     bound, device = settings.zeta / 255, data.images.device
     batch = settings.batch or images_at_once(device)
     state: dict[str, Any] = {"noise": torch.zeros_like(data.images, dtype=torch.int8), "done": 0, "stream": stream}
@@ -113,7 +171,7 @@ def _optimise(
         loss = (divergence - settings.lambda_ * reward) / REFERENCE_BATCH
         slope = torch.autograd.grad(loss, leaf)[0]
         velocity.mul_(0.9).add_(slope)
-        noise = leaf.detach() - settings.lr * (slope + 0.9 * velocity)  # Nesterov
+        noise = leaf.detach() - float(settings.lr) * (slope + 0.9 * velocity)  # Nesterov
     if not torch.isfinite(noise).all():  # as int8 it would look like noise
         raise TrialFailed("friendly noise: the network's outputs are not finite; fix: a smaller train.lr")
     return torch.round(noise.clamp(-bound, bound) * 255).to(torch.int8)
@@ -144,7 +202,8 @@ class Friends(Defense):
                 epochs = max(self.settings.start, 1)
                 model = services.fit(run.data, self.settings.source_model, epochs, "source")
             stream = run.stream("friendly")
-            run.side["friendly"] = friendly_noise(model, run.data, self.settings, stream, services.report)
+            note = functools.partial(services.note, "friendly noise")
+            run.side["friendly"] = friendly_noise(model, run.data, self.settings, stream, services.report, note)
 
     def attacker_view(self, data: Images, ids: Tensor, services: Services, stream: torch.Generator) -> Transform:
         """Friendly noise optimised once for `ids`, on a network that is trained for `start` epochs on `data`."""

@@ -7,7 +7,8 @@ import json
 import reprlib
 import types
 import typing
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -68,14 +69,18 @@ def _one_line(cls: type[Settings], error: ValidationError, where: str) -> str:
 
 def allowed(field: FieldInfo) -> str:
     """The type and the bounds of a field, for people: `whole number, 1 to 255`."""
+    return _with_limits(field.annotation, field.metadata)
+
+
+def _with_limits(kind: Any, rules: Iterable[Any]) -> str:
     bounds = {}
-    for rule in field.metadata:
+    for rule in rules:
         for bound in ("ge", "gt", "le", "lt", "min_length"):
             if getattr(rule, bound, None) is not None:
                 bounds[bound] = getattr(rule, bound)
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "min_length": "length at least"}
     limits = ", ".join(f"{words[name]} {value:g}" for name, value in bounds.items())
-    return ", ".join(part for part in (_type_name(field.annotation), limits) if part)
+    return ", ".join(part for part in (_type_name(kind), limits) if part)
 
 
 def describe(cls: type[Settings], variant: dict[str, Any]) -> str:
@@ -90,11 +95,17 @@ def describe(cls: type[Settings], variant: dict[str, Any]) -> str:
 
 def _type_name(kind: Any) -> str:
     origin = get_origin(kind)
+    if origin is Annotated:
+        bare, *fields = get_args(kind)
+        return _with_limits(bare, [rule for field in fields for rule in field.metadata])
+    if origin is Literal and len(get_args(kind)) == 1:
+        return str(get_args(kind)[0])
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(kind))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(choice) for choice in get_args(kind))
+        names = [_type_name(choice) for choice in get_args(kind)]
+        return (", or " if any("," in name for name in names) else " or ").join(names)
     if origin is tuple:
         return f"list of {_type_name(get_args(kind)[0])}"
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
+    plain = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "nothing"}
+    return plain.get(kind, getattr(kind, "__name__", str(kind)))

@@ -466,6 +466,64 @@ def test_progress_counts_images(model: Classifier, make_images: Callable[..., Im
     assert seen == [("friendly noise", done, 10) for done in (4, 8, 10)]
 
 
+def test_the_effect_is_what_the_noise_does(model: Classifier, make_images: Callable[..., Images]) -> None:
+    data = make_images(30, low=70, high=180)
+    noise = noise_of(model, data, lr=3.0, zeta=12)
+    seen = friends.effect(model, data.images, noise, 12)
+    reference = copy.deepcopy(model).double()
+    with torch.no_grad():
+        before, after = (reference((data.images + e).double() / 255).argmax(1) for e in (0 * noise, noise))
+    assert seen["divergence"] == pytest.approx(divergence(model, data, noise.float()), rel=1e-3)
+    assert seen["unchanged"] == pytest.approx((before == after).double().mean().item())
+    assert seen["size"] == pytest.approx(noise.double().abs().mean().item())
+    assert seen["at the bound"] == pytest.approx(((noise == 12) | (noise == -12)).double().mean().item())
+
+
+def effects(model: Classifier, data: Images, **changes: Any) -> dict[float, dict[str, float]]:
+    """Of the noise of each rate of the paper's grid, beginning where the search begins."""
+    settings = {rate: settings_of(lr=rate, **changes) for rate in (100.0, 50.0, 20.0, 10.0)}
+    found = {}
+    for rate, chosen in settings.items():
+        stream = torch_stream("cpu", 0)
+        some = data.subset(torch.randperm(len(data), generator=stream)[:1024])
+        found[rate] = friends.effect(model, some.images, friendly_noise(model, some, chosen, stream), chosen.zeta)
+    return found
+
+
+@pytest.mark.parametrize("unchanged", [0.0, 0.5, 0.9, 1.1])
+def test_the_search_takes_the_largest_noise_that_is_friendly(
+    model: Classifier, make_images: Callable[..., Images], monkeypatch: pytest.MonkeyPatch, unchanged: float
+) -> None:
+    notes: list[dict[str, float]] = []
+    data = make_images(40, low=70, high=180)
+    monkeypatch.setattr(friends, "UNCHANGED", unchanged)
+    noise = friendly_noise(model, data, settings_of(lr="search"), torch_stream("cpu", 0), note=notes.append)
+    tried = effects(model, data)
+    allowed = {rate: of["size"] for rate, of in tried.items() if of["unchanged"] >= unchanged}
+    best = max(allowed, key=lambda rate: allowed[rate]) if allowed else max(tried, key=lambda r: tried[r]["unchanged"])
+    assert len({of["size"] for of in tried.values()}) == 4
+    stream = torch_stream("cpu", 0)
+    torch.randperm(len(data), generator=stream)
+    assert torch.equal(noise, friendly_noise(model, data, settings_of(lr=best), stream))
+    assert notes[0]["lr"] == best and notes[0] == {"lr": best, **friends.effect(model, data.images, noise, 16)}
+
+
+def test_the_search_looks_at_no_more_images_than_it_says(
+    model: Classifier, make_images: Callable[..., Images], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(friends, "TRIED_ON", 6)
+    seen: list[int] = []
+    real = friends._noise_of_all
+
+    def spy(model: Classifier, data: Images, *more: Any) -> Tensor:
+        seen.append(len(data))
+        return real(model, data, *more)
+
+    monkeypatch.setattr(friends, "_noise_of_all", spy)
+    noise_of(model, make_images(20), lr="search")
+    assert seen == [6, 6, 6, 6, 20]
+
+
 VARIANTS = [("friends-u", "uniform", 16), ("friends-b", "bernoulli", 16), ("friends-g", "gaussian", 16)]
 
 
