@@ -32,7 +32,7 @@ from opacus.accountants import RDPAccountant  # noqa: E402
 
 from tests.plugins import make_defense
 
-NAMES = ["convnet", "lenet", "resnet18", "vgg11", "mobilenet-v2", "alexnet"]
+NAMES = ["convnet", "lenet", "resnet18", "resnet20", "vgg11", "mobilenet-v2", "alexnet"]
 PLAIN: dict[str, Any] = {"drops": (), "augment": "none", "flip": False}
 
 

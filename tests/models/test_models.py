@@ -11,12 +11,19 @@ from torch import Tensor, nn
 
 from bench.foundation.errors import BadInput
 from bench.foundation.registry import find, names
+from bench.models.resnet20 import Shortcut
 from bench.science.classifier import Classifier, Normalise, build_model, frozen
 from bench.science.dataset import Images
 from bench.science.training import Recipe, make_optimizer, train
 
 SMALLEST = {"alexnet": 16, "lenet": 16}
-WEIGHTS = {"convnet": 279_466, "resnet18": 11_170_000, "mobilenet-v2": 2_240_000, "vgg11": 9_220_000}
+WEIGHTS = {
+    "convnet": 279_466,
+    "resnet18": 11_170_000,
+    "resnet20": 269_722,
+    "mobilenet-v2": 2_240_000,
+    "vgg11": 9_220_000,
+}
 
 
 def build(name: str, size: int | None = None, seed: int = 0, classes: int = 3) -> Classifier:
@@ -197,6 +204,14 @@ def test_the_stages_of_the_convnet_are_the_ends_of_its_resolutions() -> None:
 def test_the_stages_of_resnet18_are_those_of_its_four_resolutions() -> None:
     stages = build("resnet18", 32).eval().stages(torch.rand(1, 3, 32, 32))
     assert [stage.shape[1] for stage in stages] == [64 * 1024, 128 * 256, 256 * 64, 512 * 16, 512]
+
+
+def test_a_shortcut_without_weights_thins_the_image_and_adds_empty_channels() -> None:
+    x = torch.rand(2, 4, 6, 6)
+    found = Shortcut(4, 2)(x)
+    assert found.shape == (2, 8, 3, 3)
+    assert torch.equal(found[:, 2:6], x[:, :, ::2, ::2])
+    assert not found[:, :2].any() and not found[:, 6:].any()
 
 
 def test_a_body_that_is_no_sequence_has_its_features_alone(wrap: Callable[..., Classifier]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.science.classifier import Classifier
 from bench.science.gradients import ParameterGradients, cosine_distance, inner
 
-SIZES = {"convnet": 8, "resnet18": 8, "mobilenet-v2": 8, "vgg11": 8, "lenet": 16, "alexnet": 16}
+SIZES = {"convnet": 8, "resnet18": 8, "resnet20": 8, "mobilenet-v2": 8, "vgg11": 8, "lenet": 16, "alexnet": 16}
 SAMPLES = 3
 
 
