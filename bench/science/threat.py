@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.foundation.errors import BadInput
+from bench.foundation.errors import BadInput, nearest
 from bench.foundation.settings import Settings
 from bench.science.dataset import Dataset, Images
 from bench.science.seeds import numpy_stream
@@ -48,11 +48,28 @@ class Threat(Settings):
         0.05, gt=0, le=0.5, description="share of the training set that a defender knows to be clean, if he asks for it"
     )
     placement: Literal["random", "corner"] = Field("random", description="where a trigger is pasted")
+    pair: str = Field(
+        "",
+        description="names of two classes, with a comma: images of the first are to be taken for the second in every "
+        "trial; empty: drawn in each",
+    )
 
     @property
     def architectures(self) -> tuple[str, ...]:
         """The architectures of `surrogate`, in turn; empty for the victim's."""
         return tuple(name.strip() for name in self.surrogate.split(",")) if self.surrogate else ()
+
+    def pair_of(self, dataset: Dataset) -> tuple[int, int] | None:
+        """The classes of `pair`, None if they are drawn. BadInput for names that the data set does not have."""
+        if not self.pair:
+            return None
+        names = [name.strip() for name in self.pair.split(",")]
+        for name in names:
+            if name not in dataset.classes:
+                raise BadInput(f"threat.pair: '{dataset.name}' has no class '{name}'{nearest(name, dataset.classes)}")
+        if len(names) != 2 or names[0] == names[1]:
+            raise BadInput(f"threat.pair '{self.pair}'; allowed: two different classes, such as '{_example(dataset)}'")
+        return dataset.classes.index(names[0]), dataset.classes.index(names[1])
 
     def trigger(self, size: int) -> Trigger:
         """The trigger of backdoor attacks on images of `size` pixels."""
@@ -84,13 +101,19 @@ class Trial:
         }
 
 
+def _example(dataset: Dataset) -> str:
+    return ",".join(dataset.classes[:2])
+
+
 def victim_size(dataset: Dataset, threat: Threat) -> int:
     """How many images the victim trains on."""
     return threat.per_class * len(dataset.classes) if threat.per_class else len(dataset.train)
 
 
 def check_budget(dataset: Dataset, threat: Threat) -> None:
-    """BadInput unless every class has images enough for the budget and for the targets, and the trigger fits."""
+    """BadInput unless every class has images enough for the budget and for the targets, the trigger fits, and the data
+    set has the classes of the pair."""
+    threat.pair_of(dataset)
     size = dataset.train.images.shape[2]
     if threat.patch > size:
         raise BadInput(f"threat.patch {threat.patch}: the images have {size} pixels; allowed: at most {size}")
@@ -111,7 +134,8 @@ def check_budget(dataset: Dataset, threat: Threat) -> None:
 
 
 def draw_trial(dataset: Dataset, threat: Threat, seed: int, index: int) -> Trial:
-    """Draw trial `index` of a study: uniform source class, another class as adversarial, distinct random bases of it.
+    """Draw trial `index` of a study: uniform source class, another class as adversarial (unless the threat model names
+    both), distinct random bases of it.
 
     This is the single-class threat model of Witches' Brew: bases come from the target class.
     Trial i does not depend on how many trials are run, nor on attack or defense.
@@ -121,6 +145,7 @@ def draw_trial(dataset: Dataset, threat: Threat, seed: int, index: int) -> Trial
     count = len(dataset.classes)
     source_class = int(chance.integers(count))
     target_class = int((source_class + 1 + chance.integers(count - 1)) % count)
+    source_class, target_class = threat.pair_of(dataset) or (source_class, target_class)
     of_true = dataset.test.ids[dataset.test.labels == source_class].numpy()
     of_adversarial = dataset.train.ids[dataset.train.labels == target_class].numpy()
     targets = chance.choice(of_true, size=threat.targets, replace=False)

@@ -56,6 +56,32 @@ def test_more_budget_or_targets_keep_the_classes(make_dataset: Callable[..., Dat
     assert [(t.source_class, t.target_class) for t in small] == [(t.source_class, t.target_class) for t in large]
 
 
+def test_a_named_pair_is_that_of_every_trial_and_changes_no_other_draw(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset(12)
+    first, second = dataset.classes[2], dataset.classes[0]
+    named = trials(dataset, 20, pair=f"{first}, {second}")
+    assert {(trial.source_class, trial.target_class) for trial in named} == {(2, 0)}
+    for trial in named:
+        assert (dataset.train.labels[torch.isin(dataset.train.ids, trial.base_ids)] == 0).all()
+        assert (dataset.test.labels[torch.isin(dataset.test.ids, trial.target_ids)] == 2).all()
+    for drawn, trial in zip(trials(dataset, 20), named, strict=True):
+        if (drawn.source_class, drawn.target_class) == (2, 0):
+            assert torch.equal(drawn.target_ids, trial.target_ids) and torch.equal(drawn.base_ids, trial.base_ids)
+
+
+def test_a_pair_that_cannot_be_is_refused_in_one_line(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset(12)
+    one, other = dataset.classes[:2]
+    for pair, said in (
+        (one, "two different classes"),
+        (f"{one},{one}", "two different classes"),
+        (f"{one},{other},{one}", "two different classes"),
+        (f"{one},{other}x", f"has no class '{other}x'"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            draw_trial(dataset, Threat(pair=pair), 0, 0)
+
+
 def test_all_ordered_pairs_of_classes_are_equally_likely(make_dataset: Callable[..., Dataset]) -> None:
     dataset, n, classes = make_dataset(32, classes=4), 1200, 4
     counts = torch.zeros(classes, classes)

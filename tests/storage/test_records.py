@@ -98,11 +98,11 @@ def test_a_record_that_no_reader_would_take_is_not_written(records: Records, cha
 
 def test_records_of_older_versions_read_as_those_of_today() -> None:
     new = record(adapted_to=["noise-b"], attack="adaptive")
-    new["settings"]["protocol"]["threat"] |= {"holdout": 0.05, "per_class": 0, "white_box": True}
+    new["settings"]["protocol"]["threat"] |= {"holdout": 0.05, "per_class": 0, "white_box": True, "pair": ""}
     old: dict[str, Any] = json.loads(json.dumps(new))
     old["draw"]["true_class"] = old["draw"].pop("source_class")
     old["draw"]["adversarial_class"] = old["draw"].pop("target_class")
-    for name in ("holdout", "per_class", "white_box"):
+    for name in ("holdout", "per_class", "white_box", "pair"):
         del old["settings"]["protocol"]["threat"][name]
     old["poisons"]["adapted_to"], new["poisons"]["adapted_to"] = "noise-b", "noise-b"
     for name in ("adapted_to", "variants", "notes", "external", "seeds", "surrogates"):
