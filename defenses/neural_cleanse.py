@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from bench.defenses.shared.outputs import images_at_once
 from bench.plugin import (
@@ -136,6 +136,12 @@ class Costs:
         self.risen = torch.zeros(classes, dtype=torch.bool, device=device)
         self.fallen = torch.zeros_like(self.risen)
 
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
     @property
     def turned(self) -> Tensor:
         return self.risen & self.fallen
@@ -165,50 +171,62 @@ def search(
     shrunk by 1 % for `stop` epochs while its cost has gone both up and down. An epoch passes over the images once, in
     batches small enough for `settings.steps` steps; more often only if there are fewer images than that.
     """
-    device, (_, _, h, w) = pixels.device, pixels.shape
-    start = torch.rand((classes, 4, h, w), generator=chance, device=device)
-    free = torch.atanh((start - 0.5) * 1.999).requires_grad_()
-    optimizer = torch.optim.Adam([free], lr=settings.lr, betas=(0.5, 0.9))
-    costs = Costs(classes, settings.cost, settings.patience, device)
-    best = torch.tanh(free.detach()) / 2 + 0.5
-    norms = torch.full((classes,), torch.inf, device=device)
-    landmark, idle = norms.clone(), torch.zeros(classes, dtype=torch.long, device=device)
-    active = torch.arange(classes, device=device)
-    batch = min(settings.batch, max(len(pixels) // settings.steps, 1))
-    passes = math.ceil(settings.steps / math.ceil(len(pixels) / batch))
-    state: dict[str, Any] = {"free": free.detach(), "optimizer": optimizer, "costs": vars(costs), "chance": chance}
-    state |= {"best": (best, norms, landmark, idle), "active": active, "epochs": 0}
-    kept = resumable("search for triggers", state, dict(model.state_dict()), pixels, settings.as_dict())
-    free.data.copy_(state["free"])
-    state["free"] = free.detach()
-    (best, norms, landmark, idle), active, epochs = state["best"], state["active"], state["epochs"]
+    found = _Search(classes, pixels, settings, chance)
+    kept = resumable("search for triggers", vars(found), dict(model.state_dict()), pixels)
     with frozen(model):
-        while epochs < settings.epochs and len(active):
-            for _ in range(passes):
-                for rows in torch.randperm(len(pixels), generator=state["chance"], device=device).split(batch):
-                    _step(model, pixels[rows], free, active, costs.values, optimizer)
-            current = torch.tanh(free.detach()) / 2 + 0.5
-            size = current[:, 0].flatten(1).sum(1)
-            met = torch.zeros_like(costs.risen)
-            rates = successes(model, pixels, current[active, :1], current[active, 1:], active)
-            met[active] = rates >= settings.threshold
-            smaller = met & (size < norms)
-            best[smaller], norms[smaller] = current[smaller], size[smaller]
-            shrunk = norms < 0.99 * landmark
-            idle = torch.where(shrunk, 0, idle + 1)
-            landmark = torch.where(shrunk, norms, landmark)
-            costs.epoch(met)
-            settled = norms.isfinite() & costs.turned & (idle >= settings.stop)
-            active = active[~settled[active]]
-            epochs += 1
-            state |= {"best": (best, norms, landmark, idle), "active": active, "epochs": epochs}
+        while found.epochs < settings.epochs and len(found.active):
+            found.epoch(model, pixels)
             kept.step()
-            report(epochs)
+            report(found.epochs)
     kept.end()
-    met_once = norms.isfinite()
-    best[~met_once] = (torch.tanh(free.detach()) / 2 + 0.5)[~met_once]
-    masks = best[:, :1]
-    return Triggers(masks, best[:, 1:], masks.flatten(1).sum(1), met_once, epochs)
+    return found.triggers()
+
+
+class _Search:
+    """Where a search is: the variables, the best masks and patterns, and which classes go on."""
+
+    def __init__(self, classes: int, pixels: Tensor, settings: NeuralCleanseSettings, chance: Generator) -> None:
+        device, (_, _, h, w) = pixels.device, pixels.shape
+        start = torch.rand((classes, 4, h, w), generator=chance, device=device)
+        self.settings, self.chance, self.epochs = settings, chance, 0
+        self.free = nn.ParameterList([torch.atanh((start - 0.5) * 1.999)])
+        self.optimizer = torch.optim.Adam(self.free.parameters(), lr=settings.lr, betas=(0.5, 0.9))
+        self.costs = Costs(classes, settings.cost, settings.patience, device)
+        self.best = self.now()
+        self.norms = torch.full((classes,), torch.inf, device=device)
+        self.landmark, self.idle = self.norms.clone(), torch.zeros(classes, dtype=torch.long, device=device)
+        self.active = torch.arange(classes, device=device)
+
+    def now(self) -> Tensor:
+        """Masks and patterns, [classes, 4, h, w]."""
+        return torch.tanh(self.free[0].detach()) / 2 + 0.5
+
+    def epoch(self, model: Classifier, pixels: Tensor) -> None:
+        batch = min(self.settings.batch, max(len(pixels) // self.settings.steps, 1))
+        for _ in range(math.ceil(self.settings.steps / math.ceil(len(pixels) / batch))):
+            for rows in torch.randperm(len(pixels), generator=self.chance, device=pixels.device).split(batch):
+                _step(model, pixels[rows], self.free[0], self.active, self.costs.values, self.optimizer)
+        self._measure(model, pixels)
+        self.epochs += 1
+
+    def _measure(self, model: Classifier, pixels: Tensor) -> None:
+        current, active, settings = self.now(), self.active, self.settings
+        size = current[:, 0].flatten(1).sum(1)
+        met = torch.zeros_like(self.costs.risen)
+        met[active] = successes(model, pixels, current[active, :1], current[active, 1:], active) >= settings.threshold
+        smaller = met & (size < self.norms)
+        self.best[smaller], self.norms[smaller] = current[smaller], size[smaller]
+        shrunk = self.norms < 0.99 * self.landmark
+        self.idle = torch.where(shrunk, 0, self.idle + 1)
+        self.landmark = torch.where(shrunk, self.norms, self.landmark)
+        self.costs.epoch(met)
+        settled = self.norms.isfinite() & self.costs.turned & (self.idle >= settings.stop)
+        self.active = active[~settled[active]]
+
+    def triggers(self) -> Triggers:
+        met = self.norms.isfinite()
+        best = torch.where(met.view(-1, 1, 1, 1), self.best, self.now())
+        return Triggers(best[:, :1], best[:, 1:], best[:, :1].flatten(1).sum(1), met, self.epochs)
 
 
 def _step(
