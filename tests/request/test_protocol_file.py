@@ -81,7 +81,7 @@ def test_another_data_set_keeps_the_settings_that_it_knows() -> None:
         (["train.epoch=3"], "unknown key 'train.epoch'; did you mean 'epochs'?"),
         (["trian.epochs=3"], "did you mean 'train.'?"),
         (["threat.eps"], "write key=value"),
-        (["model=resnet"], "unknown model 'resnet'; did you mean 'resnet18'?"),
+        (["model=resnet-18"], "unknown model 'resnet-18'; did you mean 'resnet18'?"),
         (["train.schedule=steps"], "one of step, one-cycle"),
         (["train.drops=[5, 3]"], "rising epochs"),
         (["train.momentum=0"], "nesterov"),
