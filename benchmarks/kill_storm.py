@@ -33,19 +33,7 @@ from bench.storage.records import Records  # noqa: E402
 from tests.aftermath import RUN, assert_in_step, records  # noqa: E402
 from tests.kills import SHARED, STAGES, Kills, after, stage  # noqa: E402
 
-LONG = (
-    "run",
-    "--attack",
-    "random-noise",
-    "--defense",
-    "friends-b",
-    "--trials",
-    "1",
-    "--jobs",
-    "3",
-    "--tracking",
-    "none",
-)
+LONG = ["run", "--attack", "random-noise", "--defense", "friends-b", "--trials", "1", "--jobs", "3", "--tracking", "none"]
 LEAST = 120.0  # seconds of a long training
 LATE = 10.0  # seconds; friendly noise is made between two steps
 LATEST = 0.2  # of a kill after a stage has begun, in times of a whole tracked run
@@ -130,7 +118,7 @@ def long_trainings(kills: Kills, folder: Path, number: int, epochs: int, chance:
     shortest = min(record["seconds"]["train"] for record in Records(folder / "calm" / "records").all())
     assert shortest > LEAST, f"a victim takes {shortest:.0f} s only; fix: --epochs"
     done, folders, ages, busy = 0, 0, [], 0.0
-    while done < number or folders == 0:
+    while done < number:
         out = folder / f"long-{folders}"
         while True:
             latest = chance.uniform(10.0, 60.0) if done < number else float("inf")
@@ -140,10 +128,9 @@ def long_trainings(kills: Kills, folder: Path, number: int, epochs: int, chance:
             if said is None:
                 break
             done += 1
-            ages += [
-                age for age in _ages(out) if age < latest
-            ]  # others are of a victim that this attempt did not reach
-            print(f"kill {done}: {len(records(out))} records; checkpoints of {ages[-3:]} s", flush=True)
+            of_this = [age for age in _ages(out) if age < latest]  # others are of what it did not take up
+            ages += of_this
+            print(f"kill {done}: {len(records(out))} records; checkpoints of {of_this} s", flush=True)
         assert records(out) == wanted, "records differ"
         assert not list((out / "store" / "checkpoints").rglob("*.safetensors")), "a checkpoint stays"
         folders += 1

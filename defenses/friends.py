@@ -77,7 +77,7 @@ def friendly_noise(
     settings: FriendsSettings,
     stream: torch.Generator,
     report: Report | None = None,
-    note: Callable[[dict[str, float]], None] = lambda effect: None,
+    note: Callable[[dict[str, float]], None] | None = None,
 ) -> Tensor:
     """FRIENDS, Algorithm 1: for each image the largest perturbation that leaves the model's output unchanged.
 
@@ -89,7 +89,8 @@ def friendly_noise(
     if settings.lr == "search":
         settings = settings.model_copy(update={"lr": found_rate(model, data, settings, stream)})
     noise = _noise_of_all(model, data, settings, stream, report)
-    note({"lr": float(settings.lr), **effect(model, data.images, noise, settings.zeta)})
+    if note is not None:
+        note({"lr": float(settings.lr), **effect(model, data.images, noise, settings.zeta)})
     return noise
 
 

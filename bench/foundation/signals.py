@@ -33,10 +33,11 @@ def ending_cleanly() -> Iterator[None]:
     this process clears up. What is ignored already (`nohup`) stays so; outside the main thread, which alone hears
     signals, nothing changes.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
     heard = [number for number, handler in handlers.items() if handler is not signal.SIG_IGN]
-    if threading.current_thread() is not threading.main_thread():
-        heard = []
     for number in heard:
         signal.signal(number, _stop if number in SIGNALS else _interrupt)
     hook, again = sys.unraisablehook, _Again(sys.unraisablehook)

@@ -84,7 +84,7 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # for a process that has imported MLflow before
-        logging.getLogger(name).setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "CRITICAL").upper())
+        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     if (file := file_of(uri)) is not None:
         ensure(file)
