@@ -33,7 +33,8 @@ from bench.storage.records import Records  # noqa: E402
 from tests.aftermath import RUN, assert_in_step, records  # noqa: E402
 from tests.kills import SHARED, STAGES, Kills, after, stage  # noqa: E402
 
-LONG = ["run", "--attack", "random-noise", "--defense", "friends-b", "--trials", "1", "--jobs", "3", "--tracking", "none"]
+ONCE = ("--trials", "1", "--jobs", "3", "--tracking", "none")
+LONG = ("run", "--attack", "random-noise", "--defense", "friends-b", *ONCE)
 LEAST = 120.0  # seconds of a long training
 LATE = 10.0  # seconds; friendly noise is made between two steps
 LATEST = 0.2  # of a kill after a stage has begun, in times of a whole tracked run
