@@ -44,7 +44,9 @@ class FriendsSettings(Settings):
     noise: Literal["uniform", "bernoulli", "gaussian", "none"] = Field("bernoulli", description="random noise")
     mu: int = Field(16, ge=1, le=255, description="size of the random noise, levels of 255")
     zeta: int = Field(16, ge=1, le=127, description="bound of the friendly noise, levels of 255")
-    start: int = Field(5, ge=0, le=10000, description="epoch at which the friendly noise is made (def_epoch)")
+    start: int = Field(
+        5, ge=0, le=10000, description="epoch at which the friendly noise is made (def_epoch); in transfer 0"
+    )
     steps: int = Field(20, ge=1, le=1000, description="SGD steps on the friendly noise")
     lr: Annotated[float, Field(gt=0, le=1e5)] | Literal["search"] = Field(
         100.0,
@@ -186,13 +188,15 @@ class Friends(Defense):
     """FRIENDS (Liu, Yang, Mirzasoleiman, NeurIPS 2022), Algorithms 1 and 2; `friendly` is the friendly noise alone.
 
     At first x + random noise; from epoch `start` on clip(x + friendly noise) + random noise, the friendly noise being
-    optimised once, on the network of that epoch. All of it before augmentation; the random noise is redrawn at every
-    step and not clipped (released code). Assumes: the training set alone. Cost: 20 steps x 2 forward-equivalents over
-    the training set (13 epochs' worth); about 1 with a small `source_model`. The noise is stored as int8.
+    optimised once, on the network of that epoch: 5, and in transfer, whose features are trained already, 0 (section
+    4.3). All of it before augmentation; the random noise is redrawn at every step and not clipped (released code).
+    Assumes: the training set alone. Cost: 20 steps x 2 forward-equivalents over the training set (13 epochs' worth);
+    about 1 with a small `source_model`. The noise is stored as int8.
     """
 
     Settings = FriendsSettings
     settings: FriendsSettings
+    by_scenario = {"transfer": {"start": 0}}  # section 4.3
 
     def epoch(self, run: Run, epoch: int) -> None:
         run.side["noise"] = run.stream("noise")

@@ -14,9 +14,9 @@ class MyAttack(Attack):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -108,6 +108,8 @@ class Attack(ABC):
     """
 
     Settings: ClassVar[type[AnySettings]] = AnySettings
+    by_scenario: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """As of a defense."""
     uses_surrogates: ClassVar[bool] = True
     poisons_data: ClassVar[bool] = True
     selects_bases: ClassVar[bool] = False

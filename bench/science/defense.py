@@ -13,7 +13,7 @@ and its random streams. Nothing that it is given leads to the target, the trigge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,6 +41,8 @@ class Defense:
     Settings: ClassVar[type[AnySettings]] = AnySettings
     needs: ClassVar[tuple[str, ...]] = ()
     """Knowledge beyond the training set: poison_rate, clean_holdout, external_model, attack_family."""
+    by_scenario: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings that have another default in a scenario, as in {"transfer": {"start": 0}}; a variant's stand."""
     beside: tuple[str, ...] = ()
     """Names of the other defenses in a composition."""
 

@@ -1,6 +1,7 @@
 """Attacks and defenses as they are asked for: found once, with their settings, and handed on.
 
-Precedence of settings: default of the plug-in < variant (`friends-b`) < protocol file < --set < `name[setting=value]`.
+Precedence of settings: default of the plug-in, which may depend on the scenario < variant (`friends-b`) < protocol file
+< --set < `name[setting=value]`.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def select_attacks(references: Sequence[str], protocol: Protocol, changes: Chang
     return [
         SelectedAttack(
             parse(reference)[0], plugin.name, plugin.make,
-            build(plugin.make.Settings, _values(plugin, protocol.attack_settings, changes, bracketed), "attack"),
+            build(plugin.make.Settings, _values(plugin, protocol, changes, bracketed), "attack"),
         )
         for reference, plugin, bracketed in asked
     ]  # fmt: skip
@@ -148,7 +149,6 @@ def select_defenses(
 ) -> list[SelectedDefense]:
     """The defenses with their settings, compositions as one. BadInput as for attacks, and with the reason where the
     hooks of several do not go together. protocol: None outside a study."""
-    of_protocol = protocol.defense_settings if protocol is not None else {}
     references = list(dict.fromkeys(references))
     singles = [single for reference in references for single in composed(reference) or [reference]]
     plugins = {single: _found("defense", single) for single in singles}
@@ -157,10 +157,10 @@ def select_defenses(
     for reference in references:
         parts = composed(reference)
         if parts:
-            selected.append(_composition([_part(part, plugins, parts, of_protocol, changes) for part in parts]))
+            selected.append(_composition([_part(part, plugins, parts, protocol, changes) for part in parts]))
             continue
         plugin, bracketed = plugins[reference]
-        values = _values(plugin, of_protocol, changes, bracketed)
+        values = _values(plugin, protocol, changes, bracketed)
         settings = build(plugin.make.Settings, values, "defense")
         selected.append(SelectedDefense(parse(reference)[0], plugin.name, plugin.make, settings))
     return selected
@@ -170,7 +170,7 @@ def _part(
     reference: str,
     plugins: dict[str, tuple[Plugin, dict[str, Any]]],
     parts: Sequence[str],
-    of_protocol: dict[str, dict[str, Any]],
+    protocol: Protocol | None,
     changes: Changes,
 ) -> SelectedDefense:
     """A part of a composition. A setting without an owner goes to the parts that know it."""
@@ -182,7 +182,7 @@ def _part(
         if kind == "defense" and "." not in name and name not in all_fields:
             raise BadInput(f"unknown key '{key}'{nearest(name, all_fields)}")
     of_part = [(key, value) for key, value in changes if key.count(".") > 1 or key.partition(".")[2] in fields]
-    values = _values(plugin, of_protocol, of_part, bracketed)
+    values = _values(plugin, protocol, of_part, bracketed)
     return SelectedDefense(
         parse(reference)[0], plugin.name, plugin.make, build(plugin.make.Settings, values, "defense")
     )
@@ -219,10 +219,17 @@ def _check_owners(kind: str, changes: Changes, labels: Sequence[str]) -> None:
             raise BadInput(f"--set {key}: no {kind} '{owner}' in this run{nearest(owner, labels)}")
 
 
-def _values(
-    plugin: Plugin, of_protocol: dict[str, dict[str, Any]], changes: Changes, bracketed: dict[str, Any]
-) -> dict[str, Any]:
-    values = {**plugin.variant, **of_protocol.get(plugin.name, {})}
+def _in_study(plugin: Plugin, protocol: Protocol | None) -> dict[str, Any]:
+    """What differs from the defaults before a user changes anything; protocol: None outside a study."""
+    if protocol is None:
+        return plugin.variant
+    of_kind = {"attack": protocol.attack_settings, "defense": protocol.defense_settings}[plugin.kind]
+    in_scenario = plugin.make.by_scenario.get(protocol.threat.scenario, {})
+    return {**in_scenario, **plugin.variant, **of_kind.get(plugin.name, {})}
+
+
+def _values(plugin: Plugin, protocol: Protocol | None, changes: Changes, bracketed: dict[str, Any]) -> dict[str, Any]:
+    values = dict(_in_study(plugin, protocol))
     for key, value in changes:
         section, _, name = key.partition(".")
         owner, _, setting = name.rpartition(".")

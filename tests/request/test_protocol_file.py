@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,36 @@ def test_precedence_is_default_variant_protocol_set(tmp_path: Path) -> None:
     values = chosen.settings.as_dict()
     assert (values["noise"], values["mu"], values["steps"], values["zeta"]) == ("bernoulli", 5, 9, 16)
     assert protocol.threat.eps == 8
+
+
+@pytest.mark.parametrize("name", ["quick-transfer", "benchmark-transfer", "cifar10-transfer"])
+@pytest.mark.parametrize("defense", ["friends-u", "friends-b", "friends-g", "friendly", "spectral+friends-b"])
+def test_in_transfer_friendly_noise_is_made_at_the_beginning(name: str, defense: str) -> None:
+    assert _written(defense, name)["start"] == 0
+    assert _written(defense, name, ["defense.start=3"])["start"] == 3
+    assert _written(defense, name, ["threat.scenario=finetune"])["start"] == 5
+
+
+def test_epic_has_the_schedules_of_its_papers() -> None:
+    names = ("every", "start", "stop")
+    expected = {"cifar10-scratch": (1, 5, 0), "cifar10-scratch-40": (2, 5, 0), "cifar10-transfer": (1, 1, 10)}
+    for name, schedule in expected.items():
+        for defense in ("epic-0.1", "epic-0.2", "epic-0.3"):
+            assert tuple(_written(defense, name)[each] for each in names) == schedule
+
+
+def test_a_protocol_file_counts_more_than_the_scenario(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('model = "convnet"\n[threat]\nscenario = "transfer"\n[defense.friends-b]\nstart = 2\n')
+    assert _written("friends-b", str(file))["start"] == 2
+    assert _written("friends-u", str(file))["start"] == 0
+
+
+def _written(defense: str, protocol: str, sets: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a defense, or of the last part of a composition, as records have them."""
+    (chosen,) = select_defenses([defense], *resolve(protocol, sets))
+    values = chosen.values()
+    return values[chosen.parts[-1].label] if chosen.parts else values
 
 
 def test_a_setting_can_be_meant_for_one_defense() -> None:
