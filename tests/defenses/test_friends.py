@@ -485,13 +485,13 @@ def effects(model: Classifier, data: Images, **changes: Any) -> dict[float, dict
     found = {}
     for rate, chosen in settings.items():
         stream = torch_stream("cpu", 0)
-        some = data.subset(torch.randperm(len(data), generator=stream)[:1024])
+        some = data.subset(torch.randperm(len(data), generator=stream)[:512])
         found[rate] = friends.effect(model, some.images, friendly_noise(model, some, chosen, stream), chosen.zeta)
     return found
 
 
 @pytest.mark.parametrize("unchanged", [0.0, 0.5, 0.9, 1.1])
-def test_the_search_takes_the_largest_noise_that_is_friendly(
+def test_the_search_takes_the_highest_rate_whose_noise_is_friendly(
     model: Classifier, make_images: Callable[..., Images], monkeypatch: pytest.MonkeyPatch, unchanged: float
 ) -> None:
     notes: list[dict[str, float]] = []
@@ -499,8 +499,8 @@ def test_the_search_takes_the_largest_noise_that_is_friendly(
     monkeypatch.setattr(friends, "UNCHANGED", unchanged)
     noise = friendly_noise(model, data, settings_of(lr="search"), torch_stream("cpu", 0), note=notes.append)
     tried = effects(model, data)
-    allowed = {rate: of["size"] for rate, of in tried.items() if of["unchanged"] >= unchanged}
-    best = max(allowed, key=lambda rate: allowed[rate]) if allowed else max(tried, key=lambda r: tried[r]["unchanged"])
+    allowed = [rate for rate, of in tried.items() if of["unchanged"] >= unchanged]
+    best = max(allowed) if allowed else max(tried, key=lambda r: tried[r]["unchanged"])
     assert len({of["size"] for of in tried.values()}) == 4
     stream = torch_stream("cpu", 0)
     torch.randperm(len(data), generator=stream)
@@ -512,6 +512,7 @@ def test_the_search_looks_at_no_more_images_than_it_says(
     model: Classifier, make_images: Callable[..., Images], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(friends, "TRIED_ON", 6)
+    monkeypatch.setattr(friends, "UNCHANGED", 1.1)  # so that every rate is tried
     seen: list[int] = []
     real = friends._noise_of_all
 

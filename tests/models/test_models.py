@@ -19,6 +19,7 @@ from bench.science.training import Recipe, make_optimizer, train
 SMALLEST = {"alexnet": 16, "lenet": 16}
 WEIGHTS = {
     "convnet": 279_466,
+    "convnet4": 251_872,
     "resnet18": 11_170_000,
     "resnet20": 269_722,
     "mobilenet-v2": 2_240_000,
