@@ -118,12 +118,18 @@ def _peak_mib() -> float:
 
 def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure, axes = plt.subplots(1, len(curves), figsize=(2.6 * len(curves), 2.4), squeeze=False, layout="constrained")
     for axis, (part, points) in zip(axes[0], curves.items(), strict=True):
         sizes = [point["size"] for point in points]
         axis.loglog(sizes, [point["seconds"] for point in points], "o-", color="#0072B2")
         axis.set(xlabel=part, title=f"slope {slope(points):.2f}", ylabel="seconds")
+        axis.set_xticks([sizes[0], sizes[-1]])
+        axis.set_yticks([points[0]["seconds"], points[-1]["seconds"]])
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_minor_formatter(NullFormatter())
+            side.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
     figure.savefig(path, dpi=150)
 
 
