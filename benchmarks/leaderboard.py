@@ -1,6 +1,6 @@
 """Seconds and memory of `python -m bench leaderboard` over many trial records on disk, start of Python included.
 
-    python benchmarks/leaderboard.py [--records 10000 100000] [--repeats 5] [--json]
+    python benchmarks/leaderboard.py [--records 10000 100000] [--repeats 5] [--forms json] [--json]
 
 The records are made up, sealed, with the fields and the size of real ones (40 epochs of history, 100 steps of
 crafting, 40 base ids: 8 kB): one file each, and once more as lines of one file. The files have just been written, so
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from bench.storage.record import checked, sealed
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIALS, ATTACKS = 20, 5
+FORMS = ("table", "json", "html", "table of one file")
 SETTINGS = {
     "protocol": {
         "name": "made-up", "version": 1, "model": "convnet",
@@ -45,27 +47,24 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed calls of each format, after one that is not timed"
     )
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="which to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
-    results = [measure(records, args.repeats) for records in args.records]
+    results = [measure(records, args.repeats, args.forms) for records in args.records]
     if args.json:
         print(json.dumps(results))
 
 
-def measure(records: int, repeats: int) -> dict[str, Any]:
+def measure(records: int, repeats: int, forms: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         size = write(Path(folder), records)
         print(f"{records} records, {size / records / 1e3:.1f} kB each; load {os.getloadavg()[0]:.1f}")
         found = {}
-        for form, place in (
-            ("table", folder),
-            ("json", folder),
-            ("html", folder),
-            ("table", f"{folder}/records.jsonl"),
-        ):
+        for name in forms:
+            place = f"{folder}/records.jsonl" if name.endswith("one file") else folder
+            form = name.partition(" ")[0]
             timed = [call(place, form) for _ in range(repeats + 1)][1:]
             wall, cpu, mib = zip(*timed, strict=True)
-            name = form if place == folder else f"{form} of one file"
             found[name] = {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "mib": max(mib)}
             print(f"{name:18} wall {found[name]['wall']:.2f} s, cpu {found[name]['cpu']:.2f} s, {max(mib):.0f} MiB")
     return {"records": records, "bytes": size, "found": found}

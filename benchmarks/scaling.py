@@ -79,8 +79,8 @@ def slope(points: list[dict[str, float]]) -> float:
 def point(args: argparse.Namespace, part: str, size: int) -> dict[str, float]:
     if part == "records":  # a process without torch starts the command: the peak of a child begins with its parent's
         script = Path(__file__).with_name("leaderboard.py")
-        command = [sys.executable, str(script), "--records", str(size), "--repeats", "2", "--json"]
-        ran = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [sys.executable, str(script), "--records", str(size), "--repeats", "2", "--forms", "json"]
+        ran = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
         found = json.loads(ran.stdout.splitlines()[-1])[0]["found"]["json"]
         return {"seconds": found["cpu"], "wall": found["wall"], "mib": found["mib"]}
     device = start(args)

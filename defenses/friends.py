@@ -127,7 +127,7 @@ def found_rate(model: Classifier, data: Images, settings: FriendsSettings, strea
         if unchanged[rate] >= UNCHANGED:
             break
     stream.set_state(state)
-    return max(unchanged, key=lambda rate: (unchanged[rate] >= UNCHANGED, unchanged[rate]))
+    return max(unchanged, key=lambda rate: unchanged[rate])
 
 
 def _noise_of_all(

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from bench.models.convnet import convolutional_network
 from bench.plugin import register
 
 
@@ -9,10 +10,4 @@ from bench.plugin import register
 def convnet4(size: int) -> tuple[nn.Module, int]:
     """A 4x4 convolution of stride 2 and three of 3x3, each with BatchNorm and ReLU; pooling after the second and the
     fourth, then global average pooling."""
-    layers: list[nn.Module] = []
-    previous = 3
-    for width, kernel, stride, pooled in ((48, 4, 2, False), (64, 3, 1, True), (128, 3, 1, False), (128, 3, 1, True)):
-        layers += [nn.Conv2d(previous, width, kernel, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if pooled else []
-        previous = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), previous
+    return convolutional_network([(48, 4, 2, False), (64, 3, 1, True), (128, 3, 1, False), (128, 3, 1, True)])
