@@ -112,6 +112,37 @@ class SurrogateTraining(Task):
 
 
 @dataclass(frozen=True, eq=False)
+class Reference(Task):
+    """What a clean network classifies right, which alone may be targets."""
+
+    kind = "kept"
+    plural = "reference networks"
+
+    @classmethod
+    def of(cls, study: Study, out: Path) -> Reference:
+        return cls(study, out, key_of(identities(study).right()))
+
+    @classmethod
+    def wanted(cls, study: Study, out: Path) -> Iterator[Task]:
+        """For the draw of a trial."""
+        if study.protocol.threat.eligible == "correct":
+            yield cls.of(study, out)
+
+    def __str__(self) -> str:
+        return "reference network"
+
+    def expected_key(self) -> str:
+        return self.of(self.study, self.out).key
+
+    def run(self, space: Workspace) -> None:
+        space.networks.right()
+
+    def needs(self) -> Iterator[Task]:
+        if self.study.protocol.pretrained:
+            yield Pretraining.of(self.study, self.out, self.study.protocol.model, 0)
+
+
+@dataclass(frozen=True, eq=False)
 class Crafting(Task):
     """The poisons of an attack in a trial."""
 
@@ -136,6 +167,7 @@ class Crafting(Task):
         save(self.out, crafted, poisons, case.clean, space.store.say)
 
     def needs(self) -> Iterator[Task]:
+        yield from Reference.wanted(self.study, self.out)
         if self.attack.make.uses_surrogates:
             for k in range(self.study.protocol.threat.surrogates):
                 yield SurrogateTraining.of(self.study, self.out, k, self.attack.asked.snapshots)
@@ -181,11 +213,12 @@ class VictimTraining(Task):
     def needs(self) -> Iterator[Task]:
         if self.study.protocol.pretrained:
             yield Pretraining.of(self.study, self.out, self.study.protocol.model, 0)
+        yield from Reference.wanted(self.study, self.out)
         if self.attack.make.poisons_data:
             yield Crafting.of(self.study, self.out, self.attack, self.index)
 
 
-KINDS: tuple[type[Task], ...] = (Pretraining, SurrogateTraining, Crafting, VictimTraining)
+KINDS: tuple[type[Task], ...] = (Pretraining, Reference, SurrogateTraining, Crafting, VictimTraining)
 
 
 def work(task: Task, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
