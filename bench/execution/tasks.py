@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from bench.execution.poison_image import save
 from bench.execution.recording import record_of
-from bench.execution.schedule import Schedule, Step
+from bench.execution.schedule import ANY_TIME, Schedule, Step, Turn
 from bench.foundation.errors import TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.science.crafting import poisons_of
@@ -175,21 +175,23 @@ class Crafting(Task):
 
 @dataclass(frozen=True, eq=False)
 class VictimTraining(Task):
-    """A victim of a trial behind a defense, and its record."""
+    """A victim of a trial behind a defense, and its record. turn: see `schedule`."""
 
     attack: SelectedAttack
     defense: SelectedDefense
     index: int
     victim: int = 0
+    turn: Turn = ANY_TIME
     plural = "victims"
     stored = False  # what it makes is a record; whether that is there its caller knows
 
     @classmethod
     def of(
-        cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int, victim: int = 0
-    ) -> VictimTraining:
+        cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int, victim: int = 0,
+        turn: Turn = ANY_TIME,
+    ) -> VictimTraining:  # fmt: skip
         key = identities(study).record(attack, defense, index, victim)["key"]
-        return cls(study, out, key, attack, defense, index, victim)
+        return cls(study, out, key, attack, defense, index, victim, turn)
 
     @property
     def case(self) -> Case:
@@ -246,9 +248,9 @@ def missing(tasks: Iterable[Task], found: dict[str, Task] | None = None) -> dict
 def scheduled(tasks: Mapping[str, Task], seconds: Iterable[float]) -> Schedule:
     """Of `missing` tasks, each with the seconds that it may take."""
     places = {key: place for place, key in enumerate(tasks)}
-    return Schedule(
-        [
-            Step(task, task.plural, tuple(places[need.key] for need in task.needs() if need.key in places), each)
-            for task, each in zip(tasks.values(), seconds, strict=True)
-        ]
-    )
+    steps = []
+    for task, each in zip(tasks.values(), seconds, strict=True):
+        needs = tuple(places[need.key] for need in task.needs() if need.key in places)
+        turn = task.turn if isinstance(task, VictimTraining) else ANY_TIME
+        steps.append(Step(task, task.plural, needs, each, turn))
+    return Schedule(steps)
