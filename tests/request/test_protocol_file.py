@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.foundation.errors import BadInput
+from bench.foundation.registry import find
 from bench.request.protocol_file import protocol_names, resolve
 from bench.science.selection import select_attacks, select_defenses
 
@@ -197,3 +198,21 @@ def test_a_bad_protocol_file_stops_with_one_line(tmp_path: Path, text: str) -> N
 def test_an_unknown_protocol_offers_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'quick'"):
         resolve("quik", [])
+
+
+@pytest.mark.parametrize(
+    ("by_scenario", "complaint"),
+    [
+        ({"tranfer": {"mu": 8}}, "unknown scenario 'tranfer'; did you mean 'transfer'?"),
+        ({"finetune": {"mux": 8}}, "unknown key 'finetune.mux'; did you mean 'mu'?"),
+        ({"finetune": {"mu": -1}}, "bad value for 'finetune.mu'"),
+    ],
+)
+def test_what_a_plugin_mistypes_for_a_scenario_is_told_in_every_scenario(
+    by_scenario: dict[str, dict[str, int]], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find("defense", "friends-b").make, "by_scenario", by_scenario)
+    protocol, rest = resolve("quick", [])  # from scratch
+    with pytest.raises(BadInput, match="^defense 'friends-b', by_scenario: ") as told:
+        select_defenses(["none", "epic-0.1+friends-b"], protocol, rest)
+    assert complaint in str(told.value)
