@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.execution.past import Past
 from bench.execution.plan import Plan
-from bench.execution.tasks import KINDS, Crafting, Task, VictimTraining, missing, scheduled
+from bench.execution.tasks import KINDS, Crafting, Reference, Task, VictimTraining, missing, scheduled
 from bench.storage.records import read
 from bench.views.text import draw
 
@@ -50,13 +50,15 @@ def _effort(victims: Sequence[VictimTraining], past: Past, width: int, out: Path
         return "to make: nothing; every trial has its record"
     tasks = missing(victims)
     made = Counter(type(task) for task in tasks.values())
-    counts = ", ".join(f"{made[kind]} {kind.plural}" for kind in KINDS)
+    counts = ", ".join(f"{made[kind]} {kind.plural}" for kind in KINDS if made[kind] or kind is not Reference)
     told = [(task, past.seconds(task)) for task in tasks.values()]
     unknown = Counter(_kind(task) for task, seconds in told if seconds is None)
     schedule = scheduled(tasks, (seconds or 0.0 for _, seconds in told))
     # No sooner than the longest chain, and no sooner than all of it on all workers.
     total = max(*schedule.ways, sum(seconds or 0.0 for _, seconds in told) / width)
     lines = [f"to make: {counts} (what the store under {out} holds is not counted)"]
+    if made[Reference]:
+        lines.append("targets are drawn when the reference network is trained, among what it classifies right")
     if total:
         lines.append(f"estimate: {_duration(total)} with {width} at a time, from {past.count} records under {out}")
         if unknown:

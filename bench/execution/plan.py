@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.execution.schedule import ANY_TIME
 from bench.execution.tasks import VictimTraining
 from bench.foundation.errors import BadInput
 from bench.foundation.guests import guest
@@ -43,11 +44,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Part:
-    """A request in one of its protocols: what gets a table of its own."""
+    """A request in one of its protocols: what gets a table of its own. place: among the parts, where its trials are to
+    be made one after another and before those of later parts."""
 
     title: str
     study: Study
     cells: tuple[Cell, ...]
+    place: int | None = None
 
     def victims(self, out: Path) -> dict[str, VictimTraining]:
         """One task for every cell, trial and victim, by the key of its record, in order. Of equal cells the first
@@ -55,7 +58,8 @@ class Part:
         tasks: dict[str, VictimTraining] = {}
         for cell in self.cells:
             for index, victim in itertools.product(cell.trials, range(cell.study.protocol.victims)):
-                task = VictimTraining.of(cell.study, out, cell.attack, cell.defense, index, victim)
+                turn = (self.place, index) if self.place is not None else ANY_TIME
+                task = VictimTraining.of(cell.study, out, cell.attack, cell.defense, index, victim, turn)
                 tasks.setdefault(task.key, task)
         return tasks
 
@@ -92,7 +96,7 @@ def plan(requests: Sequence[Request], device: str = "cpu", threads: int = 1) -> 
     """Every request in every one of its protocols. BadInput in one line."""
     asked = [(request, protocol) for request in requests for protocol in request.protocols]
     with guest():  # settings of plug-ins are checked by their code
-        return Plan(tuple(_part(request, protocol, device, threads) for request, protocol in asked))
+        return Plan(tuple(_part(*each, place, device, threads) for place, each in enumerate(asked)))
 
 
 def prepare_study(request: Request, protocol_name: str, device: str = "cpu", threads: int = 1) -> tuple[Study, Changes]:
@@ -108,7 +112,7 @@ def prepare_study(request: Request, protocol_name: str, device: str = "cpu", thr
     return study, changes
 
 
-def _part(request: Request, protocol_name: str, device: str, threads: int) -> Part:
+def _part(request: Request, protocol_name: str, place: int, device: str, threads: int) -> Part:
     study, changes = prepare_study(request, protocol_name, device, threads)
     if request.poisons is not None:
         attacks = [_imported(request.poisons, study)]
@@ -122,7 +126,8 @@ def _part(request: Request, protocol_name: str, device: str, threads: int) -> Pa
         _check_distance(study, request.poisons, trials)
     pairs = _pairs(attacks, defenses, study, request.only)
     title = ", ".join([f"protocol {study.protocol.name}", f"seed {request.seed}", *request.set])
-    return Part(title, study, tuple(Cell(study, attack, defense, trials) for attack, defense in pairs))
+    cells = tuple(Cell(study, attack, defense, trials) for attack, defense in pairs)
+    return Part(title, study, cells, place if request.order == "trials" else None)
 
 
 def _pairs(

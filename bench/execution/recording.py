@@ -152,7 +152,8 @@ def _chance(case: Case, attack: SelectedAttack) -> dict[str, Any]:
     if attack.make.uses_surrogates:
         count = case.study.protocol.threat.surrogates
         seeds["surrogates"] = [case.study.surrogate_seed(k) for k in range(count)]
-    return {"draw": case.trial.as_dict(), "seeds": seeds}
+    # What has failed may have done so before its trial was drawn.
+    return {**({"draw": case.trial.as_dict()} if case.drawn else {}), "seeds": seeds}
 
 
 def _external(study: Study, defense: SelectedDefense) -> dict[str, Any]:

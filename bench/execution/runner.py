@@ -1,6 +1,7 @@
 """A plan carried out: what the records already hold, and the rest, each task as soon as what it needs is there.
 
 pretrained networks once per study, in the scenarios `transfer` and `finetune`
+reference networks  once per study, with threat.eligible=correct
 surrogates          once per study, shared by all attacks
 poisons             once per attack and trial, shared by all defenses
 victims             one for every cell and trial, each with its record

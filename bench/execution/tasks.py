@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from bench.execution.poison_image import save
 from bench.execution.recording import record_of
-from bench.execution.schedule import Schedule, Step
+from bench.execution.schedule import ANY_TIME, Schedule, Step, Turn
 from bench.foundation.errors import TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.science.crafting import poisons_of
@@ -112,6 +112,37 @@ class SurrogateTraining(Task):
 
 
 @dataclass(frozen=True, eq=False)
+class Reference(Task):
+    """What a clean network classifies right, which alone may be targets."""
+
+    kind = "kept"
+    plural = "reference networks"
+
+    @classmethod
+    def of(cls, study: Study, out: Path) -> Reference:
+        return cls(study, out, key_of(identities(study).right()))
+
+    @classmethod
+    def wanted(cls, study: Study, out: Path) -> Iterator[Task]:
+        """For the draw of a trial."""
+        if study.protocol.threat.eligible == "correct":
+            yield cls.of(study, out)
+
+    def __str__(self) -> str:
+        return "reference network"
+
+    def expected_key(self) -> str:
+        return self.of(self.study, self.out).key
+
+    def run(self, space: Workspace) -> None:
+        space.networks.right()
+
+    def needs(self) -> Iterator[Task]:
+        if self.study.protocol.pretrained:
+            yield Pretraining.of(self.study, self.out, self.study.protocol.model, 0)
+
+
+@dataclass(frozen=True, eq=False)
 class Crafting(Task):
     """The poisons of an attack in a trial."""
 
@@ -136,6 +167,7 @@ class Crafting(Task):
         save(self.out, crafted, poisons, case.clean, space.store.say)
 
     def needs(self) -> Iterator[Task]:
+        yield from Reference.wanted(self.study, self.out)
         if self.attack.make.uses_surrogates:
             for k in range(self.study.protocol.threat.surrogates):
                 yield SurrogateTraining.of(self.study, self.out, k, self.attack.asked.snapshots)
@@ -143,21 +175,23 @@ class Crafting(Task):
 
 @dataclass(frozen=True, eq=False)
 class VictimTraining(Task):
-    """A victim of a trial behind a defense, and its record."""
+    """A victim of a trial behind a defense, and its record. turn: see `schedule`."""
 
     attack: SelectedAttack
     defense: SelectedDefense
     index: int
     victim: int = 0
+    turn: Turn = ANY_TIME
     plural = "victims"
     stored = False  # what it makes is a record; whether that is there its caller knows
 
     @classmethod
     def of(
-        cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int, victim: int = 0
-    ) -> VictimTraining:
+        cls, study: Study, out: Path, attack: SelectedAttack, defense: SelectedDefense, index: int, victim: int = 0,
+        turn: Turn = ANY_TIME,
+    ) -> VictimTraining:  # fmt: skip
         key = identities(study).record(attack, defense, index, victim)["key"]
-        return cls(study, out, key, attack, defense, index, victim)
+        return cls(study, out, key, attack, defense, index, victim, turn)
 
     @property
     def case(self) -> Case:
@@ -181,11 +215,12 @@ class VictimTraining(Task):
     def needs(self) -> Iterator[Task]:
         if self.study.protocol.pretrained:
             yield Pretraining.of(self.study, self.out, self.study.protocol.model, 0)
+        yield from Reference.wanted(self.study, self.out)
         if self.attack.make.poisons_data:
             yield Crafting.of(self.study, self.out, self.attack, self.index)
 
 
-KINDS: tuple[type[Task], ...] = (Pretraining, SurrogateTraining, Crafting, VictimTraining)
+KINDS: tuple[type[Task], ...] = (Pretraining, Reference, SurrogateTraining, Crafting, VictimTraining)
 
 
 def work(task: Task, heartbeat: Heartbeat) -> tuple[Record | None, list[str]]:
@@ -213,9 +248,9 @@ def missing(tasks: Iterable[Task], found: dict[str, Task] | None = None) -> dict
 def scheduled(tasks: Mapping[str, Task], seconds: Iterable[float]) -> Schedule:
     """Of `missing` tasks, each with the seconds that it may take."""
     places = {key: place for place, key in enumerate(tasks)}
-    return Schedule(
-        [
-            Step(task, task.plural, tuple(places[need.key] for need in task.needs() if need.key in places), each)
-            for task, each in zip(tasks.values(), seconds, strict=True)
-        ]
-    )
+    steps = []
+    for task, each in zip(tasks.values(), seconds, strict=True):
+        needs = tuple(places[need.key] for need in task.needs() if need.key in places)
+        turn = task.turn if isinstance(task, VictimTraining) else ANY_TIME
+        steps.append(Step(task, task.plural, needs, each, turn))
+    return Schedule(steps)

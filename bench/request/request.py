@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,9 @@ class Request(Settings):
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="study seed")
     set: tuple[str, ...] = Field((), description="key=value, as of --set")
     only: bool = Field(False, description="without the undefended cells and the clean controls")
+    order: Literal["longest", "trials"] = Field(
+        "longest", description="of work: what takes longest first, or trial by trial, one request after another"
+    )
     dataset: str | None = Field(None, description="another data set, such as folder:PATH")
     data: Path | None = Field(None, strict=False, description="where data sets look for their files")
     setups: Path | None = Field(None, strict=False, description="trials from a poison_setups pickle")

@@ -4,6 +4,7 @@
     protocols = ["cifar10-scratch"]     # what stands here holds for every [[block]] that does not say otherwise
     attacks = ["gm"]
     trials = 20
+    order = "trials"                    # trial 0 behind all defenses, then trial 1, ...; then the next block
     [[block]]
     defenses = ["none", "friends-b"]
     [[block]]

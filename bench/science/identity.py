@@ -91,6 +91,32 @@ class Identities:
     def surrogate_keys(self) -> list[str]:
         return [key_of(self.surrogate(k)) for k in range(self.study.protocol.threat.surrogates)]
 
+    @_once
+    def reference(self) -> Identity:
+        """The clean network that tells what may be a target: the victim's own training, with a seed of its own."""
+        model = self.study.protocol.model
+        return {
+            "kind": "reference",
+            **self.common(),
+            "per_class": self.study.protocol.threat.per_class,
+            "start": self.start(model, 0),
+            "recipe": self.study.protocol.train.as_dict(),
+            "seed": derive(self.study.seed, "reference"),
+            "code": self.model_code(model),
+        }
+
+    def right(self) -> Identity:
+        """What the reference network classifies right."""
+        return {"kind": "right", "network": key_of(self.reference())}
+
+    def draw(self, case: Case) -> Identity:
+        """A trial, or what it is drawn by where a network has a say in that."""
+        threat = self.study.protocol.threat
+        if self.study.listed is not None or threat.eligible == "any":
+            return case.trial.as_dict()
+        shapes = {name: getattr(threat, name) for name in ("pair", "targets", "budget")}
+        return {"index": case.index, "seed": self.study.seed, **shapes, "among": key_of(self.right())}
+
     def cached_by_defense(self, name: str, inputs: Identity) -> Identity:
         """Something that a defense keeps: the rest of what shapes it is in `inputs`."""
         return {"kind": f"cached by a defense: {name}", "inputs": inputs, "numerics": self.common()["numerics"]}
@@ -132,7 +158,7 @@ class Identities:
 
     @_once
     def poisons(self, attack: SelectedAttack, case: Case) -> Identity:
-        return {**self._attack(attack), "trial": case.trial.as_dict(), "seed": case.attack_seed(attack)}
+        return {**self._attack(attack), "trial": self.draw(case), "seed": case.attack_seed(attack)}
 
     @_once
     def cell(self, attack: SelectedAttack, defense: SelectedDefense) -> Identity:

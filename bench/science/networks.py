@@ -16,6 +16,7 @@ from bench.foundation import fingerprint
 from bench.science.classifier import Classifier, build_network
 from bench.science.dataset import Images
 from bench.science.defense import Defense, Services
+from bench.science.evaluation import ModelPredictor, predict
 from bench.science.identity import identities
 from bench.science.precision import resolved
 from bench.science.seeds import derive
@@ -90,6 +91,23 @@ class Networks:
         title, recipe = f"surrogate {k + 1}/{study.protocol.threat.surrogates}", study.protocol.surrogate
         start = self._surrogate_start(k)
         return self.trained(Training(identities(study).surrogate(k), study.attacker_data, start, recipe, title))
+
+    def right(self) -> Tensor:
+        """Ids [m] of the test images that the reference network classifies right, the only ones that may be targets
+        with threat.eligible=correct."""
+        identity = identities(self.study).right()
+        return self.store.get_or_make("kept", key_of(identity), self._make_right).tensors["ids"]
+
+    def _make_right(self) -> Made:
+        study, identity = self.study, identities(self.study).reference()
+        start = self.start_in_scenario(study.protocol.model, identity["seed"])
+        training = Training(identity, study.attacker_data, start, study.protocol.train, "reference network")
+        network, artefact = self.trained(training)
+        network.precision = resolved(training.recipe.precision, study.device)  # judged as victims are
+        test = study.dataset.test
+        predictions = predict(ModelPredictor(network), test.images, study.device).argmax(1)
+        meta = {"identity": identities(study).right(), "seconds": artefact.meta["seconds"]}
+        return {"ids": test.ids[predictions == test.labels]}, meta
 
     def snapshots(self, k: int, epochs: Sequence[int]) -> tuple[list[Classifier], Artefact]:
         """The k-th surrogate as it was after each of `epochs` of its training, in eval mode. Same training as

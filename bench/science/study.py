@@ -117,6 +117,8 @@ class Study:
         """Everything that can be wrong before long work starts. BadInput in one line."""
         dataset = check(self.dataset)
         check_budget(dataset, self.protocol.threat)
+        if self.listed is not None and self.protocol.threat.eligible != "any":
+            raise BadInput("threat.eligible=correct: the list brings its own targets; fix: --set threat.eligible=any")
         if self.protocol.pretrained:
             pretraining = check(self.pretrain_dataset)
             if pretraining.train.images.shape[2] != self.size:
@@ -141,6 +143,22 @@ class Study:
         if (index, victim) not in self._cases:
             self._cases[index, victim] = Case(self, index, victim)
         return self._cases[index, victim]
+
+    def draw_by(self, right: Callable[[], Tensor]) -> None:
+        """right: gives the ids of the test images that may be targets; comes from whoever has this study's networks."""
+        self._right[:] = [right]
+
+    @functools.cached_property
+    def _right(self) -> list[Callable[[], Tensor]]:
+        return []
+
+    def draw(self, index: int) -> Trial:
+        """Trial `index`. BadInput if that takes a trained network and nobody has offered one by `draw_by`."""
+        if self.protocol.threat.eligible == "any":
+            return draw_trial(self.dataset, self.protocol.threat, self.seed, index)
+        if not self._right:
+            raise BadInput("threat.eligible=correct: only a run can draw targets; fix: --set threat.eligible=any")
+        return draw_trial(self.dataset, self.protocol.threat, self.seed, index, self._right[0]())
 
     def triggered(self, trial: Trial) -> Shown:
         """All test images of the source class with the trigger; places depend on study and trial, not on the attack."""
@@ -172,7 +190,12 @@ class Case:
         study = self.study
         if study.listed is not None:
             return study.listed.trial(self.index, study.dataset)
-        return draw_trial(study.dataset, study.protocol.threat, study.seed, self.index)
+        return study.draw(self.index)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the trial is known, or can be without training a network."""
+        return "trial" in vars(self) or self.study.protocol.threat.eligible == "any"
 
     @functools.cached_property
     def shown(self) -> Shown | None:

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.foundation.errors import BadInput, nearest
+from bench.foundation.errors import BadInput, TrialFailed, nearest
 from bench.foundation.settings import Settings
 from bench.science.dataset import Dataset, Images
 from bench.science.seeds import numpy_stream
@@ -52,6 +53,12 @@ class Threat(Settings):
         "",
         description="names of two classes, with a comma: images of the first are to be taken for the second in every "
         "trial; empty: drawn in each",
+    )
+    eligible: Literal["any", "correct"] = Field(
+        "any",
+        description="which test images of the source class may be targets: any, or only those that a clean network "
+        "classifies correctly; it is trained once for all trials, as the victim is. Triggers are shown on all images "
+        "of the class either way (`asr_conditional` counts those that the victim itself classifies correctly)",
     )
 
     @property
@@ -133,12 +140,14 @@ def check_budget(dataset: Dataset, threat: Threat) -> None:
         raise BadInput(f"threat.targets {threat.targets}: the smallest class has only {fewest} test images")
 
 
-def draw_trial(dataset: Dataset, threat: Threat, seed: int, index: int) -> Trial:
+def draw_trial(dataset: Dataset, threat: Threat, seed: int, index: int, right: Tensor | None = None) -> Trial:
     """Draw trial `index` of a study: uniform source class, another class as adversarial (unless the threat model names
     both), distinct random bases of it.
 
     This is the single-class threat model of Witches' Brew: bases come from the target class.
-    Trial i does not depend on how many trials are run, nor on attack or defense.
+    Trial i does not depend on how many trials are run, nor on attack or defense. right: the only test ids that may be
+    targets; the classes, the bases and every target that is among them stay as they would be without it. TrialFailed
+    when there are too few.
     """
     check_budget(dataset, threat)
     chance = numpy_stream(seed, "trial", index)
@@ -150,6 +159,16 @@ def draw_trial(dataset: Dataset, threat: Threat, seed: int, index: int) -> Trial
     of_adversarial = dataset.train.ids[dataset.train.labels == target_class].numpy()
     targets = chance.choice(of_true, size=threat.targets, replace=False)
     bases = chance.choice(of_adversarial, size=threat.poisons(victim_size(dataset, threat)), replace=False)
+    if right is not None:
+        # The targets and the others in random order are all images of the class in random order.
+        others = numpy_stream(seed, "trial", index, "others").permutation(np.setdiff1d(of_true, targets))
+        in_order = np.concatenate([targets, others])
+        targets = in_order[np.isin(in_order, right.numpy())][: threat.targets]
+        if len(targets) < threat.targets:
+            raise TrialFailed(
+                f"the clean network classifies {len(targets)} test images of class '{dataset.classes[source_class]}' "
+                f"right, but a trial needs {threat.targets}; fix: --set threat.eligible=any, or more training epochs"
+            )
     return Trial(index, torch.from_numpy(targets), source_class, target_class, torch.from_numpy(bases))
 
 

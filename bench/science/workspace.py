@@ -30,7 +30,9 @@ class Workspace:
     def at(cls, study: Study, out: Path, report: Report, say: Callable[[str], None]) -> Workspace:
         keep_freed_memory()
         torch.set_num_threads(study.threads)  # keys say so, whoever makes what they stand for
-        return cls(study, Store(out / "store", say), report)
+        space = cls(study, Store(out / "store", say), report)
+        study.draw_by(lambda: space.networks.right())
+        return space
 
     @functools.cached_property
     def networks(self) -> Networks:

@@ -8,7 +8,7 @@ from typing import Any
 
 # What older versions did not write, with what then held.
 _RENAMED = {"true_class": "source_class", "adversarial_class": "target_class"}
-_LATER_SETTINGS = {"holdout": 0.05, "per_class": 0, "white_box": True, "pair": ""}  # of the threat model
+_LATER_SETTINGS = {"holdout": 0.05, "per_class": 0, "white_box": True, "pair": "", "eligible": "any"}  # of the threat
 _LATER_FIELDS = {
     "victim": "0",
     **dict.fromkeys(("error", "outcome", "filter", "revision", "memory_peak_mib"), "null"),

@@ -21,7 +21,7 @@ from bench.execution.engines.base import Done, Engine
 from bench.execution.engines.dask import Dask
 from bench.execution.engines.local import Local
 from bench.execution.engines.slurm import Slurm, SlurmSettings
-from bench.execution.schedule import Schedule
+from bench.execution.schedule import Schedule, Step
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.progress import Heartbeat
 from bench.foundation.scratch import scratch_folder
@@ -116,6 +116,21 @@ def test_failures_and_killed_processes_cost_only_themselves(name: str, tmp_path:
     assert done["fail"].error == "a clean cause" and "Traceback" in done["fail"].trace
     assert "killed twice" in str(done["die"].error)
     assert all(done[unit].result[1] != os.getpid() for unit in ("a", "b", once))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "dask", "slurm"])
+def test_every_engine_takes_turns(name: str, tmp_path: Path) -> None:
+    """One worker, to which the longest comes last."""
+    steps = [Step(str(number), "test", seconds=number, turn=(number // 2, -number)) for number in range(6)]
+    with contextlib.ExitStack() as stack:
+        engine: Engine = Local(1, quiet=True)
+        if name == "dask":
+            engine = Dask(stack.enter_context(cluster(workers=1)).scheduler_address, quiet=True)
+        elif name == "slurm":
+            engine = Slurm(SlurmSettings(cluster="local", time=5, parallel=1), quiet=True)
+        stack.enter_context(engine.open(tmp_path))
+        assert [done.unit for done in engine.run(Schedule(steps), work)] == ["1", "0", "3", "2", "5", "4"]
 
 
 @pytest.mark.slow

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.execution.past import Past, expected
-from bench.execution.schedule import Schedule, Step
+from bench.execution.plan import plan
+from bench.execution.schedule import ANY_TIME, Schedule, Step
 from bench.execution.tasks import Crafting, SurrogateTraining, VictimTraining, missing, scheduled
+from bench.request.request import Request
 from tests.plans import prepare
 from tests.tiny import ATTACK_SETS, SETS
 
@@ -61,6 +64,21 @@ def test_what_stands_on_a_failure_is_never_handed_out() -> None:
     schedule.end(QUICK, True)
     assert names(schedule) == ["long victim", "short victim"]
     assert (schedule.done["poisons"], schedule.totals["poisons"]) == (2, 2)
+
+
+def test_a_lower_turn_comes_before_a_longer_way_and_what_it_needs_comes_with_it() -> None:
+    turns = {"short victim": (0, 0), "long victim": (0, 1), "last victim": (1, 0)}
+    schedule = Schedule([replace(step, turn=turns.get(step.unit, ANY_TIME)) for step in STUDY])
+    assert done_by_one(schedule) == [
+        "surrogate", "quick poisons", "short victim", "long victim", "slow poisons", "last victim", "clean victim"
+    ]  # fmt: skip
+
+
+def done_by_one(schedule: Schedule) -> list[Any]:
+    """The units in the order in which a worker alone does them."""
+    shop = Shop(schedule, 1)
+    shop.run()
+    return [schedule.steps[place].unit for place, _, _ in shop.log]
 
 
 @dataclass
@@ -121,6 +139,19 @@ def test_the_tasks_of_a_study_need_what_is_not_there_yet(tmp_path: Path) -> None
             assert not needs
     order = [type(schedule.steps[place].unit) for place in schedule]
     assert order == [SurrogateTraining] * 2 + [VictimTraining] * 2  # the victims of the clean control
+
+
+def test_trial_by_trial_whole_comparisons_end_first_and_blocks_follow_one_another(tmp_path: Path) -> None:
+    """Though what comes late takes longest, by its epochs: poisons, and all of the second block."""
+    common = Request(set=(*SETS, "trials=3"), only=True, order="trials")
+    first = common.changed(defenses=("none", "friends-b"))
+    second = common.changed(attacks=("random-noise",), defenses=("friends-b",), set=(*common.set, "train.epochs=9"))
+    tasks = missing(plan([first, second]).victims(tmp_path).values())
+    order = done_by_one(scheduled(tasks, expected(tasks.values(), Past([]))))
+    victims = [(task.attack.label, task.index) for task in order if isinstance(task, VictimTraining)]
+    assert victims == [("gm", n // 2) for n in range(6)] + [("random-noise", n) for n in range(3)]
+    crafted = [at for at, task in enumerate(order) if isinstance(task, Crafting) and task.attack.label == "gm"]
+    assert crafted == [2, 5, 8], "each just before the two victims of its trial, after two surrogates"
 
 
 def test_what_the_store_holds_is_no_task_and_nothing_waits_for_it(tmp_path: Path) -> None:

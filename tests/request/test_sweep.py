@@ -196,6 +196,7 @@ def test_blocks_take_what_stands_above_them(tmp_path: Path) -> None:
         ("attacks = 'gm'", "bad value for 'attacks': 'gm'; allowed: list of text"),
         ("attacks = []", "bad value for 'attacks'"),
         ("trials = 0", "bad value for 'trials': 0; allowed: whole number or nothing, at least 1"),
+        ("order = 'trial'", "bad value for 'order': 'trial'; allowed: one of longest, trials"),
         ("[[block]]\ntrials = 'x'", "bad value for 'block 1.trials': 'x'"),
         ("[block]\ntrials = 1", "write each block under a line [[block]]"),
         ("block = []", "write each block under a line [[block]]"),

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from bench.foundation.errors import BadInput
+from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.settings import build
 from bench.science.dataset import Dataset, Images
 from bench.science.threat import Threat, Trial, check_budget, draw_trial, victim_data, victim_size
+
+GOLDEN = [
+    (2, 0, [85, 71], [14, 31, 11]),
+    (1, 0, [67, 40], [7, 5, 26]),
+    (2, 1, [110, 115], [53, 62, 55]),
+]  # written by the version before `threat.eligible`
 
 
 def trials(dataset: Dataset, n: int, seed: int = 0, **threat: Any) -> list[Trial]:
@@ -67,6 +73,45 @@ def test_a_named_pair_is_that_of_every_trial_and_changes_no_other_draw(make_data
     for drawn, trial in zip(trials(dataset, 20), named, strict=True):
         if (drawn.source_class, drawn.target_class) == (2, 0):
             assert torch.equal(drawn.target_ids, trial.target_ids) and torch.equal(drawn.base_ids, trial.base_ids)
+
+
+def among(dataset: Dataset, right: list[int], n: int, **threat: Any) -> list[Trial]:
+    return [draw_trial(dataset, Threat(budget=0.1, **threat), 0, index, torch.tensor(right)) for index in range(n)]
+
+
+def test_only_what_is_right_becomes_a_target_and_nothing_else_moves(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset(60)
+    right = dataset.test.ids[dataset.test.ids % 3 != 0].tolist()
+    for trial, free in zip(among(dataset, right, 30, targets=3), trials(dataset, 30, targets=3), strict=True):
+        targets, kept = trial.target_ids.tolist(), [i for i in free.target_ids.tolist() if i in right]
+        assert targets[: len(kept)] == kept and set(targets) <= set(right) and len(set(targets)) == 3
+        assert set(dataset.test.labels[dataset.test.rows_of(trial.target_ids)].tolist()) == {trial.source_class}
+        assert {**trial.as_dict(), "target_ids": 0} == {**free.as_dict(), "target_ids": 0}
+
+
+def test_where_all_are_right_trials_are_those_of_any(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset(60)
+    drawn = among(dataset, dataset.test.ids.tolist(), 10, targets=2)
+    assert [t.as_dict() for t in drawn] == [t.as_dict() for t in trials(dataset, 10, targets=2)]
+
+
+def test_right_images_are_equally_likely_targets(make_dataset: Callable[..., Dataset]) -> None:
+    dataset, n = make_dataset(30), 1000
+    right = dataset.test.ids[dataset.test.labels == 1][:8].tolist()
+    drawn = among(dataset, right, n, pair=f"{dataset.classes[1]},{dataset.classes[0]}")
+    counts = torch.tensor([sum(int(t.target_ids[0]) == each for t in drawn) for each in right])
+    assert counts.sum() == n and ((counts - n / 8) ** 2 / (n / 8)).sum() < 24.3  # 0.999 quantile, 7 degrees of freedom
+
+
+def test_too_few_right_images_fail_the_trial(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset(30)
+    with pytest.raises(TrialFailed, match="classifies 0 test images of class 'class .' right, but a trial needs 2"):
+        among(dataset, [], 1, targets=2)
+
+
+def test_trials_are_drawn_as_they_always_were() -> None:
+    drawn = trials(unbalanced(40, 30, 50), 3, seed=7, targets=2, budget=0.02)
+    assert [(t.source_class, t.target_class, t.target_ids.tolist(), t.base_ids.tolist()) for t in drawn] == GOLDEN
 
 
 def test_a_pair_that_cannot_be_is_refused_in_one_line(make_dataset: Callable[..., Dataset]) -> None:

@@ -138,12 +138,12 @@ class _Futures:
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def begin(self, indices: Iterable[int]) -> None:
-        """Hand them to dask, which begins those with the longest way to the end first."""
+        """Hand them to dask, which begins those first whose rank is lowest."""
         for index in indices:
             step = self._schedule.steps[index]
             key = f"bench-{step.title.replace(' ', '-')}-{index}-{uuid.uuid4().hex[:8]}"
             task = (attempt_there, step.unit, self._work, self._posts[index])
-            priority = self._schedule.ways[index]
+            priority = -self._schedule.ranks[index]
             future = self._client.submit(*task, key=key, pure=False, retries=0, priority=priority)
             self._running[key] = index, future
             future.add_done_callback(self._end)
