@@ -22,6 +22,7 @@ from bench.foundation.guests import guest
 from bench.foundation.registry import Plugin, find, names
 from bench.foundation.settings import build
 from bench.science.evaluation import Predictor, predict
+from bench.science.selection import check_scenarios
 from bench.science.training import to_pixels
 
 OPEN = ("bench.plugin", "bench.attacks", "bench.defenses")
@@ -103,6 +104,13 @@ def _settings_survive(world: World) -> None:
     must(pickle.loads(pickle.dumps(chosen)) == chosen, "settings change on their way to a worker process")
     for name, field in settings_class.model_fields.items():
         must(bool(field.description), f"setting '{name}' has no description")
+
+
+def _knows_its_scenarios(world: World) -> None:
+    try:
+        check_scenarios(world.plugin)
+    except BadInput as error:
+        must(False, str(error))
 
 
 def _looks_behind_nothing(world: World) -> None:
@@ -250,6 +258,7 @@ def _all_as_before(world: World, otherwise: str) -> None:
 COMMON_RULES: tuple[tuple[str, Rule], ...] = (
     ("has a card", _has_a_card),
     ("settings are described and survive a round trip", _settings_survive),
+    ("defaults of a scenario are for one that there is, and settings that there are", _knows_its_scenarios),
     ("imports bench.plugin alone and looks behind nothing that it is handed", _looks_behind_nothing),
 )
 ATTACK_RULES: tuple[tuple[str, Rule], ...] = (

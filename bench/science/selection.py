@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from bench.foundation.errors import BadInput, nearest
 from bench.foundation.names import LONGEST_COMPOSED
@@ -21,6 +21,9 @@ from bench.science.composition import Composition
 from bench.science.defense import Defense
 from bench.science.protocol import Protocol
 from bench.science.references import composed, parse
+from bench.science.threat import Threat
+
+SCENARIOS: tuple[str, ...] = get_args(Threat.model_fields["scenario"].annotation)
 
 Changes = Sequence[tuple[str, Any]]
 """Items of --set for plug-ins: ("defense.mu", 8) goes to every defense, ("defense.friends-b.mu", 8) to that one."""
@@ -206,7 +209,22 @@ def load_files(kind: str, references: Sequence[str]) -> None:
 
 def _found(kind: str, reference: str) -> tuple[Plugin, dict[str, Any]]:
     name, bracketed = parse(reference)
-    return find(kind, name), bracketed
+    plugin = find(kind, name)
+    check_scenarios(plugin)
+    return plugin, bracketed
+
+
+def check_scenarios(plugin: Plugin) -> None:
+    """BadInput for a scenario in the plug-in's `by_scenario` that does not exist, or a setting there that the plug-in
+    does not know: in another scenario nobody would notice."""
+    for scenario, values in plugin.make.by_scenario.items():
+        where = f"{plugin.kind} '{plugin.name}', by_scenario"
+        if scenario not in SCENARIOS:
+            raise BadInput(f"{where}: unknown scenario '{scenario}'{nearest(scenario, SCENARIOS)}")
+        try:
+            build(plugin.make.Settings, {**values, **plugin.variant}, scenario)
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
 
 
 def _check_owners(kind: str, changes: Changes, labels: Sequence[str]) -> None:

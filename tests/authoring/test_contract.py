@@ -203,6 +203,12 @@ class Broken(Defense):
     '''A defense that asks for what no defender has, for the test of the contract.'''
     needs = ("target",)
 """,
+    "unknown scenario": """
+@register("defense", "{name}")
+class Broken(Defense):
+    '''A defense with another default in a scenario that nobody has heard of, for the test of the contract.'''
+    by_scenario = {"fine-tune": {}}
+""",
     "asks for no training": """
 @register("defense", "{name}")
 class Broken(Defense):

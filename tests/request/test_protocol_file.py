@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.foundation.errors import BadInput
+from bench.foundation.registry import find
 from bench.request.protocol_file import protocol_names, resolve
 from bench.science.selection import select_attacks, select_defenses
 
@@ -41,6 +42,26 @@ def test_friends_table_1_is_what_the_paper_says() -> None:
     (friends,) = select_defenses(["friends-b"], protocol)
     published = {"noise": "bernoulli", "mu": 16, "zeta": 16, "start": 5, "steps": 20}
     assert {name: friends.settings.as_dict()[name] for name in published} == published
+
+
+def test_the_replication_is_what_its_source_ran() -> None:
+    protocol, _ = resolve("replication-dog-bird", [])
+    victim, attacker, threat = protocol.train, protocol.surrogate, protocol.threat
+    assert protocol.model == "resnet20" and protocol.victims == 4
+    assert (victim.epochs, victim.batch, victim.drops) == (50, 125, (40,))
+    assert (attacker.epochs, attacker.batch, attacker.drops) == (60, 128, (35, 45))
+    for recipe in (victim, attacker):
+        assert (recipe.lr, recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.1, 0.9, False, 0)
+        assert (recipe.schedule, recipe.augment, recipe.flip) == ("step", "none", False)
+    assert (threat.pair, threat.eligible) == ("bird,dog", "correct")
+    assert (threat.eps, threat.budget, threat.surrogates) == (8, 0.02, 5)
+    (gm,) = select_attacks(["gm"], protocol)
+    assert {"steps": 250, "restarts": 8, "rule": "sign-adam", "decay": False}.items() <= gm.settings.as_dict().items()
+    mean_deviation = sum((0.2470, 0.2435, 0.2616)) / 3  # of CIFAR-10's channels
+    assert gm.settings.as_dict()["lr"] * mean_deviation == pytest.approx(1 / 255, rel=0.01)
+    friends, epic = _written("friends-b", protocol.name), _written("epic-0.1", protocol.name)
+    assert {"mu": 8, "zeta": 16, "start": 5, "steps": 30, "lr": 100, "lambda_": 1}.items() <= friends.items()
+    assert {"fraction": 0.1, "every": 2, "start": 10, "stop": 40}.items() <= epic.items()
 
 
 def test_precedence_is_default_variant_protocol_set(tmp_path: Path) -> None:
@@ -177,3 +198,21 @@ def test_a_bad_protocol_file_stops_with_one_line(tmp_path: Path, text: str) -> N
 def test_an_unknown_protocol_offers_the_nearest() -> None:
     with pytest.raises(BadInput, match="did you mean 'quick'"):
         resolve("quik", [])
+
+
+@pytest.mark.parametrize(
+    ("by_scenario", "complaint"),
+    [
+        ({"tranfer": {"mu": 8}}, "unknown scenario 'tranfer'; did you mean 'transfer'?"),
+        ({"finetune": {"mux": 8}}, "unknown key 'finetune.mux'; did you mean 'mu'?"),
+        ({"finetune": {"mu": -1}}, "bad value for 'finetune.mu'"),
+    ],
+)
+def test_what_a_plugin_mistypes_for_a_scenario_is_told_in_every_scenario(
+    by_scenario: dict[str, dict[str, int]], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find("defense", "friends-b").make, "by_scenario", by_scenario)
+    protocol, rest = resolve("quick", [])  # from scratch
+    with pytest.raises(BadInput, match="^defense 'friends-b', by_scenario: ") as told:
+        select_defenses(["none", "epic-0.1+friends-b"], protocol, rest)
+    assert complaint in str(told.value)
