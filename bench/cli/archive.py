@@ -31,9 +31,9 @@ def pack(out: Path, file: Path, most: int | None) -> int:
 @click.argument("file", type=options.PATH, metavar="FILE")
 @click.argument("out", type=options.PATH, metavar="OUT")
 def unpack(file: Path, out: Path) -> int:
-    """Put what `pack` wrote into an output folder, a new one or one with other work.
+    """Put what `pack` wrote into an output folder.
 
-    All of FILE is checked before anything is written; what is under OUT stays.
+    OUT may be new, or hold other work, which stays. All of FILE is checked before anything is written.
     """
     from bench.foundation.progress import say
     from bench.storage import archive
