@@ -12,6 +12,8 @@ them stand seeds, trials, precision, revision and the commands that make the rec
 `X.jsonl` are leaderboards of it, `python -m bench leaderboard --records X.jsonl --format md`.
 
 Without --write it prints what differs, and k/n or an interval in prose, which comes from nowhere; then it exits with 1.
+What others measured stands between `<!-- quoted: WHOSE, WHERE -->` and `<!-- /quoted -->`; ours beside it, in a table
+too, is a mark with `show`.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from bench.views.leaderboard import Entry, leaderboard
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- records: ", "<!-- /records -->"
 MARKED = re.compile(rf"({BEGIN}(?P<what>[^>]*?) -->)(?:(?!{BEGIN}).)*?({END})", re.S)
+QUOTED = re.compile(r"<!-- quoted: [^>]+ -->.*?<!-- /quoted -->", re.S)
 CODE = re.compile(r"^(?:    [^\n]*|```.*?^```)$", re.S | re.M)
 LOOSE = re.compile(r"(?<![\w.,/-])\d+/\d+(?![\w./-])|\[[+-]?\d+(?:\.\d+)?, ?[+-]?\d+(?:\.\d+)?\]")
 SUMMARY = ("success", "rate [95 %]", "clean acc. [95 %]", "drop", "against none")
@@ -126,13 +129,15 @@ def differing(root: Path) -> dict[Path, tuple[str, str]]:
 
 
 def loose(root: Path) -> list[str]:
-    """Successes k/n and intervals that stand in a page with marks, but outside of them."""
+    """Successes k/n and intervals that stand in a page with marks, but outside of them, of code and of quotations."""
     faults = []
     for page in pages(root):
         if not MARKED.search(page.read_text()):
             continue
-        prose = MARKED.sub(_blank, page.read_text())
-        for number, line in enumerate(CODE.sub(_blank, prose).splitlines(), 1):
+        prose = page.read_text()
+        for elsewhere in (MARKED, QUOTED, CODE):
+            prose = elsewhere.sub(_blank, prose)
+        for number, line in enumerate(prose.splitlines(), 1):
             faults += [
                 f"{page.relative_to(root)}:{number}: '{found[0]}' stands outside of a mark; fix: say it without a "
                 "figure, or as <!-- records: FILE; attacks: A; defenses: D; show: success --><!-- /records -->"

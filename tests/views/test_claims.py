@@ -154,6 +154,8 @@ def test_a_rate_or_an_interval_in_prose_is_a_fault(
     mark = "<!-- records: records.jsonl; attacks: gm -->\n<!-- /records -->"
     page(tmp_path, f"{mark}\n\n    code: {figure}\n\n`results/2026`, 95 %, ap-0.25/0.5, 10 of 1,000\n", board)
     assert claims.loose(tmp_path) == []
+    page(tmp_path, f"{mark}\n\n<!-- quoted: Geiping, Table 1 -->\n{figure}\n<!-- /quoted -->\n", board)
+    assert claims.loose(tmp_path) == []
     page(tmp_path, f"{mark}\n\nAs we found, {figure}.\n", board)
     (fault,) = claims.loose(tmp_path)
     assert fault.startswith("results/mine/README.md:4: ") and "fix: " in fault
