@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ DEFENDED = [-1.0, -1.5, -2.0, 1.0, -0.5, -3.5, -2.25]
 CHANGES = [-4.0, -0.5, -4.5, -3.0, -1.0, -4.5, -0.25]
 
 
-def with_margins(attack: str, defense: str, margins: list[float | None], **changes: object) -> list[Record]:
+def with_margins(attack: str, defense: str, margins: Sequence[float | None], **changes: object) -> list[Record]:
     return cell(
         attack, defense, [float(m is not None and m > 0) for m in margins],
         outcome=lambda i: {"target_margin": margins[i], "backdoor": None}, **changes,
@@ -54,7 +55,7 @@ def test_below_zero_the_defense_moved_the_target_away_from_the_attackers_class(r
 
 
 def test_only_pairs_in_which_both_tell_their_margin_count(records: list[Record]) -> None:
-    margins: list[float | None] = [*DEFENDED[:5], None, None]
+    margins = [*DEFENDED[:5], None, None]
     found = of([*records[:14], *with_margins("gm", "d", margins)])
     assert found.comparison and found.comparison.n == 7 and found.comparison.margin
     assert (found.comparison.margin.n, found.comparison.margin.interval) == (5, None)

@@ -50,7 +50,8 @@ def test_pooled_the_trials_of_all_seeds_are_one_cell(records: list[Record]) -> N
     board = by_defense(leaderboard(records, pool=True))
     found = board["d"]
     assert (found.attack_label, found.figures.n, found.figures.successes) == ("gm", 12, 4)
-    assert found.figures.seeds == (1, 2, 3) and found.as_dict()["seed"] is None and found.as_dict()["seeds"] == [1, 2, 3]
+    told = found.as_dict()
+    assert found.figures.seeds == (1, 2, 3) and (told["seed"], told["seeds"]) == (None, [1, 2, 3])
     assert (found.rank, board["none"].rank) == (1, 2) and found.cell != board["none"].cell
     assert found.drop and found.drop.n == 12 and found.comparison and found.comparison.n == 12
 
