@@ -13,7 +13,7 @@ import click
 from click.shell_completion import shell_complete
 
 from bench import __version__
-from bench.cli import catalogue, exchange, figure, leaderboard, plugin, run, tracking
+from bench.cli import archive, catalogue, exchange, figure, leaderboard, plugin, run, tracking
 from bench.foundation import files
 from bench.foundation.errors import BadInput, TrialFailed
 from bench.foundation.guests import LEFT_THREADS
@@ -35,7 +35,7 @@ def commands() -> None:
 
 commands.add_command(run.run)
 commands.add_command(run.run, "sweep")
-for module in (exchange, catalogue, leaderboard, tracking, plugin, figure):
+for module in (exchange, archive, catalogue, leaderboard, tracking, plugin, figure):
     for command in module.COMMANDS:
         commands.add_command(command)
 

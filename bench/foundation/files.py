@@ -41,12 +41,19 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     DiskFull when there is no room for it.
     """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that is put at `path` in one step when the block ends well, as by `write_bytes`; else it is gone."""
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

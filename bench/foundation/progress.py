@@ -42,6 +42,37 @@ class Heartbeat:
             temporary.replace(self.path)
 
 
+class Amount:
+    """Shows how far one thing is. what: such as "packing runs.tar"; of: bytes in all."""
+
+    def __init__(self, what: str, of: int) -> None:
+        self.what, self.of, self.done = what, of, 0
+        self._plain_at = time.monotonic()
+        self._bar = _bar(what, of)
+
+    def __enter__(self) -> Amount:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.close()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.update(min(float(count), self.of - self._bar.n))
+        elif time.monotonic() - self._plain_at > PLAIN_EVERY:
+            self._plain_at = time.monotonic()
+            say(f"{self.what}: {size(self.done)} of {size(self.of)}")
+
+
+def size(count: int) -> str:
+    """Bytes for a person."""
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
+
+
 class Progress:
     """Shows a run: how many units of each kind are done, and what the running ones are at.
 

@@ -47,6 +47,12 @@ def clear_dead(out: Path) -> None:
     clear(out.resolve() / ROOT)
 
 
+def in_use(out: Path) -> bool:
+    """Whether a command works on this output folder now."""
+    clear_dead(out)
+    return any((out.resolve() / ROOT).glob("*/"))
+
+
 def clear(root: Path) -> None:
     """Remove the folders below `root` whose command has ended: nobody holds their lock."""
     for folder in root.glob("*/"):

@@ -164,7 +164,7 @@ def checked(record: Any, *, seal: bool = True) -> Record:
     return finished(record)
 
 
-def why(error: OSError | ValueError) -> str:
+def why(error: Exception) -> str:
     """Why a record cannot be read, in one printable line."""
     if isinstance(error, OSError):
         return str(error.strerror)

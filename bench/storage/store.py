@@ -32,7 +32,7 @@ def key_of(identity: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Damaged(Exception):
+class Damaged(ValueError):
     """A stored file is not what was written."""
 
 

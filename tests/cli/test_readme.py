@@ -18,7 +18,9 @@ COMMANDS = re.findall(r"python -m bench ([a-z][^\n`]*)", README)
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_of_the_readme_is_understood(line: str) -> None:
-    words = shlex.split(re.split(r"  +|, | > ", line)[0])  # what follows explains it, or is for the shell
+    words = shlex.split(
+        re.split(r"  +|, | > |; done", line)[0].replace("$seed", "0")
+    )  # the rest is for reader and shell
     context = click.Context(commands)
     name, command, rest = commands.resolve_command(context, words)
     assert name and command

@@ -55,6 +55,23 @@ def test_elsewhere_it_is_plain_lines(
     assert second == "poisons 1/1, victims 2/4 done; victim of gm 1/2"
 
 
+def test_an_amount_is_a_bar_on_a_terminal_and_plain_lines_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", 0.0)
+    with progress.Amount("packing it.tar", 3 * 2**20) as amount:
+        amount.add(2**20)
+    assert capsys.readouterr().err == "packing it.tar: 1.0 MiB of 3.0 MiB\n"
+    monkeypatch.setattr(progress, "tqdm", Widget)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    Widget.shown.clear()
+    with progress.Amount("packing it.tar", 3) as amount:
+        for _ in range(4):  # a file may have grown
+            amount.add(1)
+        assert amount._bar is not None and amount._bar.n == 3
+    assert "of 3" not in capsys.readouterr().err
+
+
 def test_a_terminal_that_is_gone_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Gone:
         def write(self, text: str) -> int:
