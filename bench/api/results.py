@@ -36,14 +36,18 @@ def records(paths: Paths = "results/runs") -> pd.DataFrame:
     )
 
 
-def leaderboard(records: pd.DataFrame | Sequence[Record], baseline: str = "none") -> pd.DataFrame:
+def leaderboard(records: pd.DataFrame | Sequence[Record], baseline: str = "none", pool: bool = False) -> pd.DataFrame:
     """Cells as a frame with one row per attack x defense, ranked within each attack: lower success first, then higher
     clean accuracy.
 
     records: what `bench.records`, `bench.run` or `bench.sweep` returned (some rows of it will do, several frames can be
     put together), or a list of records. baseline: the defense that the others are tested against, on the trials that
-    both finished. Rates, accuracies and drops are shares (0 to 1) with 95 % intervals; costs are multiples of the
-    undefended victim's training time. BadInput for what are no records, or a baseline without any.
+    both finished. pool: the trials of several seeds as one cell, with intervals that count by seeds too.
+
+    Rates, accuracies and drops are shares (0 to 1) with 95 % intervals; costs are multiples of the undefended victim's
+    training time; `comparison_difference` is the change of success, `comparison_margin` that of the target's margin in
+    logits, below 0 where the defense moved the target away from the attacker's class. BadInput for what are no records,
+    or a baseline without any.
 
         >>> bench.leaderboard(bench.records())[["attack", "defense", "success_rate", "accuracy_drop"]]
     """
@@ -51,7 +55,7 @@ def leaderboard(records: pd.DataFrame | Sequence[Record], baseline: str = "none"
     from bench.views.frames import leaderboard_frame, records_of
 
     trials = list(records) if isinstance(records, Sequence) else records_of(records)
-    return leaderboard_frame(views.leaderboard(select(trials, (), baseline), baseline))
+    return leaderboard_frame(views.leaderboard(select(trials, (), baseline), baseline, pool))
 
 
 def read(paths: Sequence[Path], say: Callable[[str], None]) -> list[Record]:

@@ -23,11 +23,12 @@ FORMATS = ("table", "md", "csv", "json", "html")
 )
 @click.option("--protocol", "protocols", multiple=True, metavar="NAME", help="Only this one; repeat it (default: all).")
 @click.option("--baseline", default="none", show_default=True, metavar="DEFENSE", help="Defense to test against.")
+@click.option("--pool", is_flag=True, help="Take the trials of all seeds of a cell together.")
 @click.option("--format", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("--to", type=options.PATH, metavar="FILE", help="Write it to FILE (default: print it).")
 def leaderboard(
     file: tuple[Path, ...], out: Path | None, records: tuple[Path, ...], protocols: tuple[str, ...], baseline: str,
-    format: str, to: Path | None,
+    pool: bool, format: str, to: Path | None,
 ) -> int:  # fmt: skip
     """Rank the defenses from trial records.
 
@@ -43,7 +44,7 @@ def leaderboard(
     trials = results.read([*folders, *paths], functools.partial(echo, err=True))
     chosen = results.select(trials, protocols, baseline)
     write = {**text.FORMATS, "html": html.page}[format]
-    board = write(leaderboard(chosen, baseline), baseline)
+    board = write(leaderboard(chosen, baseline, pool), baseline)
     if to is None:
         print(board, end="")  # its writers clean what they are given
         return 0

@@ -5,22 +5,31 @@ The distributions are scipy.special's; scipy.stats, which takes a second to impo
 A trial may have several victims: its value is their rate. Trials are independent, victims of one trial are not, so
 everything here counts by trials. What is said of such rates (`rates_interval`, `several`) becomes Clopper-Pearson's
 interval and McNemar's test where every rate is 0 or 1; benchmarks/coverage.py simulates it, next to its rivals.
+
+Trials of one seed share surrogates, so over several seeds they are not independent either: `over_seeds` counts by
+seeds, and what is shown covers both (`covering`). benchmarks/seeds.py simulates that.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from bench.foundation.bounded_mean import interval_of_mean
 
 CONFIDENCE = 0.95
 MOST_POINTS = 2**17  # of the distribution of a sum of signed differences
+MOST_RANKED = 1000  # values, of which all pairs are taken
+EXACT_RANKS = 100  # values up to which the distribution of their signed ranks is the exact one
+
+Ends = tuple[float, float]
 
 
 def interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -152,6 +161,74 @@ def sign_flips(values: Sequence[float], baseline: Sequence[float]) -> float:
     seen = abs(sum(signed))
     far = float(shares[seen : points - seen + 1].sum()) if seen else 1.0
     return min(max(far, 2.0 * 0.5 ** len(values)), 1.0)
+
+
+def typical_change(changes: Sequence[float]) -> tuple[float, Ends | None, float]:
+    """Of paired changes (at least one) of any scale: Hodges and Lehmann's estimate (the median of the means of all
+    pairs), its 95 % interval, and the two-sided p of the test that it inverts, Wilcoxon's of signed ranks.
+
+    The interval is None for fewer than six changes, for which there is none: the least p of five is 0.0625. A few
+    changes far out do not move it, and it covers where Student's t does not (benchmarks/margins.py). Of more than
+    `MOST_RANKED` changes: the mean and Student's t.
+    """
+    n = len(changes)
+    if n > MOST_RANKED:
+        return statistics.fmean(changes), mean_interval(changes), paired_test(changes, [0.0] * n)[1] or 0.0
+    values = np.asarray(changes, dtype=float)
+    first, second = _pairs(n)
+    means = np.sort(values[first] / 2 + values[second] / 2)
+    below = _signed_ranks(n)
+    above_zero = float((means > 0).sum() + (means == 0).sum() / 2)
+    p = min(1.0, 2 * float(below[math.floor(min(above_zero, len(means) - above_zero))]))
+    left_out = int((below <= (1 - CONFIDENCE) / 2).sum())
+    ends = (float(means[left_out - 1]), float(means[-left_out])) if left_out else None
+    return float(np.median(means)), ends, p
+
+
+@functools.lru_cache(maxsize=16)  # the largest have half a million
+def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Each of n with itself and with every later one."""
+    return np.triu_indices(n)
+
+
+@functools.lru_cache(maxsize=16)
+def _signed_ranks(n: int) -> NDArray[np.float64]:
+    """P(sum of the positive ones of n signed ranks <= 0, 1, ... n (n + 1) / 2) where signs are as good as drawn."""
+    sums = np.arange(n * (n + 1) // 2 + 1)
+    if n > EXACT_RANKS:
+        spread = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+        return np.asarray(special.ndtr((sums + 0.5 - sums[-1] / 2) / spread))
+    shares = (sums == 0).astype(float)
+    for rank in range(1, n + 1):
+        shares = (shares + np.concatenate([np.zeros(rank), shares[:-rank]])) / 2
+    return np.asarray(shares.cumsum())
+
+
+def over_seeds(values: Sequence[float], seeds: Sequence[Hashable]) -> tuple[Ends, float]:
+    """Interval of the mean of trials' values, and two-sided p of the test that it is zero, where what all trials of a
+    seed have in common (surrogates) varies from seed to seed: Student's t on the sums of the seeds' deviations, which
+    are the seeds' means where all have as many trials. For at least two seeds; with two it is very wide."""
+    mean = statistics.fmean(values)
+    deviations: dict[Hashable, float] = {}
+    for value, seed in zip(values, seeds, strict=True):
+        deviations[seed] = deviations.get(seed, 0.0) + value - mean
+    count = len(deviations)
+    error = math.sqrt(count / (count - 1) * math.fsum(each**2 for each in deviations.values())) / len(values)
+    half = float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * error
+    p = 2 * float(special.stdtr(count - 1, -abs(mean) / error)) if error else float(mean == 0)
+    return (mean - half, mean + half), p
+
+
+def covering(
+    ends: Ends | None, values: Sequence[float], seeds: Sequence[Hashable], limits: Ends = (-math.inf, math.inf)
+) -> Ends | None:
+    """An interval of the mean of trials' values that also covers what `over_seeds` says, within the limits; as it is
+    where all are of one seed. Both are needed: few seeds may agree by chance, and then seem to tell it exactly."""
+    if len(set(seeds)) < 2:
+        return ends
+    between, _ = over_seeds(values, seeds)
+    low, high = ends or between
+    return max(min(low, between[0]), limits[0]), min(max(high, between[1]), limits[1])
 
 
 def _check(values: Sequence[float], baseline: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Score = Annotated[float, Field(ge=-1e39, le=1e39)]  # beyond any of a network: a float32 ends before
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]  # more would be no time, and their sum no number
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -90,7 +91,7 @@ class Rates(TypedDict, total=False):
 class Judged(TypedDict, total=False):
     """What a victim did, see `science.evaluation.Outcome`; the outcome that counts repeats the trial's figures."""
 
-    target_margin: Number | None
+    target_margin: Score | None
     backdoor: Rates | None
 
 

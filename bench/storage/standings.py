@@ -21,12 +21,12 @@ KEPT = (
     *("environment", "seconds", "finished", "digest"),
 )
 ALIKE = (  # the records of a cell, or of a trial in all cells, tend to agree in these
-    *("cell", "outcome", "filter", "draw", "poisons", "settings", "knowledge", "adapted_to", "data", "code"),
-    "environment",
+    *("cell", "filter", "draw", "poisons", "settings", "knowledge", "adapted_to", "data", "code", "environment"),
 )
 _DESCRIPTION, _AFTER = b',"settings":{', b',"seconds":{'
 """All trials of a cell have the text between these in common."""
 
+_OF_THE_OUTCOME = ("target_margin", "backdoor")
 _CURVES = (b'"losses":[', b'"history":[')
 
 
@@ -95,7 +95,7 @@ class Standings:
         record = _PART.validate_json(rest, strict=True)
         if not description.keys().isdisjoint(record):
             raise LookupError
-        self._keep_once(record, ("cell", "outcome", "filter", "draw", "poisons"))
+        self._keep_once(record, ("cell", "filter", "draw", "poisons"))
         record.update(description)
         record.setdefault("victim", 0)  # of older versions
         _required(record)
@@ -113,7 +113,7 @@ class Standings:
         if draw := fields.get("draw"):
             draw.pop("base_ids", None)
         if outcome := fields.get("outcome"):
-            fields["outcome"] = {"backdoor": outcome["backdoor"]} if "backdoor" in outcome else {}
+            fields["outcome"] = {name: value for name in _OF_THE_OUTCOME if (value := outcome.get(name)) is not None}
         for name in names:
             if value := fields.get(name):
                 fields[name] = self._values.setdefault(marshal.dumps(value, 2), value)

@@ -35,11 +35,15 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_join([f"{short[name]}={values[name]}" for name in telling if name in values]) for values in every]
 
 
-def labels(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(attack, defense) of cells, each given by one of its records, told apart by what differs: protocol, seed and data
-    with the attack, the defense's own settings with the defense; cells that agree in both differ in code or platform.
-    """
-    attacks = _told_apart(records, [record["attack"] for record in records], _of_the_attack)
+def labels(records: Sequence[Record], pool: bool = False) -> list[tuple[str, str]]:
+    """(attack, defense) of cells, each given by one of its records, told apart by what differs: protocol, seed (unless
+    they pool seeds) and data with the attack, the defense's own settings with the defense; cells that agree in both
+    differ in code or platform."""
+
+    def of_the_attack(record: Record) -> dict[str, Any]:
+        return _of_the_attack(record) | ({} if pool else {"seed": record["seed"]})
+
+    attacks = _told_apart(records, [record["attack"] for record in records], of_the_attack)
     defenses = _told_apart(
         records, [record["defense"] for record in records], lambda record: record["settings"].get("defense") or {}
     )
@@ -71,11 +75,10 @@ def _alike(values: Sequence[tuple[str, ...]]) -> list[list[int]]:
 
 
 def _of_the_attack(record: Record) -> dict[str, Any]:
-    """What `cells.setting_of` digests besides the names."""
+    """What `cells.setting_of` digests besides the names and the seed."""
     return {
         **shape_of(record),
         "attack": record["settings"].get("attack") or {},
-        "seed": record["seed"],
         "data": record["data"].get("fingerprint", "")[:8],
     }
 

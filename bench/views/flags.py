@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bench.storage.record import Record
-from bench.views.cells import Cell, common_trials
+from bench.views.cells import Cell, common_trials, trial_of
 
 ENOUGH_TRIALS = 20  # the usual number; fewer leave an interval of more than +-22 points
 LARGE_DROP = 0.05  # clean accuracy that a defense without any success should not have cost: perhaps nothing was learnt
@@ -31,7 +31,7 @@ def flags_of(figures: Cell, records: Sequence[Record], drop: float | None) -> li
         flags.append(f"filtered {100 * statistics.fmean(shares):.0f} % of the training set")
     if unsealed := sum(not record.get("digest") for record in records):
         flags.append(f"{unsealed} record{'s' * (unsealed > 1)} without a digest: written by an older version")
-    outside = len({record["trial"] for record in records if _beyond_eps(record)})
+    outside = len({trial_of(record) for record in records if _beyond_eps(record)})
     if outside:
         flags.append(f"poisons beyond eps in {outside} trial{'s' * (outside > 1)}")
     return flags
@@ -54,7 +54,7 @@ def flags_of_mixture(records: Sequence[Record], *compared: Sequence[Record]) -> 
     if len(arithmetic) > 1:
         flags.append(f"{len(arithmetic)} kinds of arithmetic ({', '.join(arithmetic[:4])})")
     pairs = [pair for cell in compared for pair in common_trials(records, cell)]
-    unequal = {a["trial"] for a, b in pairs if a["poisons"].get("key") != b["poisons"].get("key")}
+    unequal = {trial_of(a) for a, b in pairs if a["poisons"].get("key") != b["poisons"].get("key")}
     if unequal:
         flags.append(f"other poisons than the cell it is compared with in {len(unequal)} trials")
     alone = _alone(records, compared)
@@ -70,9 +70,14 @@ def flags_of_precision(records: Iterable[Record]) -> list[str]:
     return [f"the board mixes precisions ({', '.join(sorted(found))})"] if len(found) > 1 else []
 
 
-def victims_of(records: Iterable[Record]) -> Counter[int]:
+def flags_of_seeds(seeds: Sequence[int], of_all: Sequence[int]) -> list[str]:
+    """For a cell of fewer seeds than its rivals."""
+    return [f"{len(seeds)} of {len(of_all)} seeds"] if len(seeds) < len(of_all) else []
+
+
+def victims_of(records: Iterable[Record]) -> Counter[tuple[int, int]]:
     """How many finished victims each trial has."""
-    return Counter(record["trial"] for record in records if record["status"] == "done")
+    return Counter(trial_of(record) for record in records if record["status"] == "done")
 
 
 def _alone(records: Sequence[Record], compared: Iterable[Sequence[Record]]) -> int:

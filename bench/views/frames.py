@@ -23,7 +23,10 @@ _NESTED = ("seconds", "outcome", "filter", "draw", "data", "code", "environment"
 _LISTS = ("knowledge", "adapted_to")
 _POISONS = ("key", "n", "eps", "max_change")
 _PUBLISHED = ("source", "file", "table", "line", "success_rate", "clean_accuracy", "trials", "differs")
-_COMPARISON = ("baseline", "n", "difference", "low", "high", "test", "p")
+_COMPARISON = (
+    *("baseline", "n", "difference", "low", "high", "test", "p"),
+    *("margin", "margin_low", "margin_high", "margin_p", "margin_n"),
+)
 CELL_COLUMNS = (
     *(
         "protocol",
@@ -32,6 +35,7 @@ CELL_COLUMNS = (
         "attack_label",
         "defense_label",
         "seed",
+        "seeds",
         "rank",
         "n",
         "victims",
@@ -45,7 +49,10 @@ CELL_COLUMNS = (
     *("flags", "cell"),
 )
 _EXACT = ("settings.", "draw.", "poisons.", "filter.", "data.")
-_WHOLE_NUMBERS = ("rank", "published_line", "published_trials", "comparison_n", "over_control_n")  # some unknown
+_WHOLE_NUMBERS = (  # some unknown
+    *("seed", "rank", "published_line", "published_trials"),
+    *("comparison_n", "comparison_margin_n", "over_control_n", "over_control_margin_n"),
+)
 
 
 def records_frame(records: Iterable[Record]) -> DataFrame:
@@ -125,4 +132,4 @@ def _record(row: dict[Any, Any]) -> Record:
 def _spread(cell: dict[str, Any]) -> dict[str, Any]:
     for part in ("published", "comparison", "over_control"):
         cell |= {f"{part}_{name}": value for name, value in (cell.pop(part) or {}).items()}
-    return {name: "; ".join(value) if isinstance(value, list) else value for name, value in cell.items()}
+    return {name: "; ".join(map(str, value)) if isinstance(value, list) else value for name, value in cell.items()}

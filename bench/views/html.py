@@ -26,7 +26,7 @@ from bench.views.leaderboard import Entry, rules
 COLUMNS = {
     "Protocol": "", "Attack": "", "Defense": "", "Rank": "ascending", "Success": "ascending",
     "Clean accuracy": "descending", "Drop": "ascending", "Cost": "ascending", "Knowledge": "", "Attack is": "",
-    "Published": "ascending", "Against {}": "ascending", "Flags": "",
+    "Published": "ascending", "Against {}": "ascending", "Margin": "ascending", "Flags": "",
 }  # fmt: skip
 COLOURS = 8
 SHAPES = (

@@ -3,26 +3,26 @@ table after a run, text, HTML, data frames and MLflow show it."""
 
 from __future__ import annotations
 
-import statistics
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.foundation.statistics import mean_interval, paired_difference, paired_test
 from bench.storage.record import Record
 from bench.views.cells import (
     Cell,
     background_of,
     by_cell,
     common_trials,
+    name_of,
+    pooled,
     precedence,
     setting_of,
     summarise,
-    trial_means,
 )
+from bench.views.comparisons import Comparison, Drop, compare, drop_and_cost
 from bench.views.differences import labels
-from bench.views.flags import flags_of, flags_of_mixture, flags_of_precision, revisions_of
+from bench.views.flags import flags_of, flags_of_mixture, flags_of_precision, flags_of_seeds, revisions_of
 from bench.views.published import Published, published
 
 UNDEFENDED = "none"
@@ -42,33 +42,39 @@ PAIRED = (
 )
 
 
+MARGIN = (
+    "margin: how far the target's score (logit) for the attacker's class is above its best other score; above 0 the "
+    "attack has succeeded. The column is its change on the same poisons against the victim that success is compared "
+    "with: negative: the defense moved the target away from the attacker's class; positive: towards it. Typical change "
+    "[95 % Hodges-Lehmann, from 6 trials on], p of Wilcoxon's signed ranks. Whatever makes a network less sure of all "
+    "images brings its margins nearer to 0; a rejected image keeps its margin"
+)
+ONE_SEED = (
+    "one seed: where an attack crafts on networks of its own, all trials of a cell share them. With others it may do "
+    "better or worse in all trials at once, and no interval here tells by how much: `run --seed 1` has others, "
+    "`leaderboard --pool` takes the trials of all seeds together"
+)
+SEVERAL_SEEDS = (
+    "several seeds: trials of one seed share the networks that the attack crafts on. So every interval also covers "
+    "what Student's t over seeds says, and no p is below that of its test; more seeds narrow it more than more trials"
+)
+
+
 def rules(entries: Iterable[Entry]) -> tuple[str, ...]:
     """What a reader of the figures must know."""
-    several = any(entry.figures.victims > entry.figures.n for entry in entries)
-    return (RULE, SUCCESS, PAIRED, *([SEVERAL] if several else []))
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Clean accuracy lost against the undefended cell, mean over n common trials; interval: 95 % (Student)."""
-
-    mean: float
-    interval: tuple[float, float] | None
-    n: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Success less that of the baseline on n common trials, with a 95 % interval, and the p of a paired test; p is None
-    where there is no spread to judge by."""
-
-    baseline: str
-    n: int
-    difference: float
-    low: float
-    high: float
-    test: str
-    p: float | None
+    shown = list(entries)
+    compared = [paired for entry in shown for paired in (entry.comparison, entry.over_control) if paired]
+    attacks = [len(entry.figures.seeds) for entry in shown if entry.kind != "control" and entry.figures.n]
+    notes = {
+        RULE: True,
+        SUCCESS: True,
+        PAIRED: True,
+        MARGIN: any(paired.margin for paired in compared),
+        SEVERAL: any(entry.figures.victims > entry.figures.n for entry in shown),
+        ONE_SEED: 1 in attacks,
+        SEVERAL_SEEDS: any(len(entry.figures.seeds) > 1 for entry in shown),
+    }
+    return tuple(note for note, holds in notes.items() if holds)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,6 @@ class Entry:
 
     cell: str
     setting: str
-    seed: int
     figures: Cell
     attack_label: str
     defense_label: str
@@ -108,7 +113,8 @@ class Entry:
             "attack": figures.attack,
             "defense": figures.defense,
             "protocol": figures.protocol,
-            "seed": self.seed,
+            "seed": figures.seeds[0] if len(figures.seeds) == 1 else None,
+            "seeds": list(figures.seeds),
             "attack_label": self.attack_label,
             "defense_label": self.defense_label,
             "n": figures.n,
@@ -131,8 +137,8 @@ class Entry:
             "attack_kind": self.kind,
             "adapted_to": list(self.adapted_to),
             "published": self.published.as_dict() if self.published else None,
-            "comparison": asdict(self.comparison) if self.comparison else None,
-            "over_control": asdict(self.over_control) if self.over_control else None,
+            "comparison": self.comparison.as_dict() if self.comparison else None,
+            "over_control": self.over_control.as_dict() if self.over_control else None,
             "flags": list(self.flags),
             "cell": self.cell,
         }
@@ -144,6 +150,7 @@ class _Trials:
 
     records: list[Record]
     setting: str
+    background: list[Any]
     attack_label: str
     defense_label: str
 
@@ -164,15 +171,18 @@ class _Trials:
         return any((record["outcome"] or {}).get("backdoor") for record in self.records)
 
 
-def leaderboard(records: Iterable[Record], baseline: str = UNDEFENDED) -> list[Entry]:
+def leaderboard(records: Iterable[Record], baseline: str = UNDEFENDED, pool: bool = False) -> list[Entry]:
     """All cells: by protocol and attack as they first come, within an attack by rank.
 
     records: finished or failed, as `bench.storage.records` reads them; of several with one key that of most
-    `precedence` counts. baseline: name of the defense that the others are tested against.
+    `precedence` counts. baseline: name of the defense that the others are tested against. pool: cells that differ in
+    nothing but the seed are one.
     """
-    groups = by_cell(records)
-    names = labels([group[0] for group in groups])
-    cells = [_Trials(group, setting_of(group[0]), *pair) for group, pair in zip(groups, names, strict=True)]
+    groups = pooled(by_cell(records)) if pool else by_cell(records)
+    cells = [
+        _Trials(group, setting_of(group[0], pool), background_of(group[0], pool), *names)
+        for group, names in zip(groups, labels([group[0] for group in groups], pool), strict=True)
+    ]
     controls = [cell for cell in cells if cell.undefended and cell.poisons_nothing]
     settings: dict[str, dict[str, list[_Trials]]] = {}
     for cell in cells:
@@ -188,7 +198,9 @@ def leaderboard(records: Iterable[Record], baseline: str = UNDEFENDED) -> list[E
 
 def _of_setting(cells: Sequence[_Trials], controls: Sequence[_Trials], baseline: str) -> list[Entry]:
     undefended, bases = ([c for c in cells if c.first["defense"] == name] for name in (UNDEFENDED, baseline))
-    return _ranked([_entry(cell, undefended, bases, controls) for cell in cells])
+    entries = [_entry(cell, undefended, bases, controls) for cell in cells]
+    every = sorted({seed for entry in entries for seed in entry.figures.seeds})
+    return _ranked([replace(e, flags=(*e.flags, *flags_of_seeds(e.figures.seeds, every))) for e in entries])
 
 
 def _ranked(entries: list[Entry]) -> list[Entry]:
@@ -211,16 +223,14 @@ def _entry(
     )
     control = None
     if cell.undefended and not cell.poisons_nothing:
-        background = background_of(first)
-        control = _nearest(cell, [c for c in controls if background_of(c.first) == background])
-    drop, cost = _lost(cell.records, bare.records) if bare else (None, None)
+        control = _nearest(cell, [c for c in controls if c.background == cell.background])
+    drop, cost = drop_and_cost(cell.records, bare.records) if bare else (None, None)
     compared = [bare, base] if bare is not base else [bare]
     mixture = flags_of_mixture(cell.records, *(other.records for other in compared if other))
     adapted_to = tuple(dict.fromkeys(name for record in cell.records for name in record["adapted_to"]))
     return Entry(
-        cell=first["cell"],
+        cell=name_of(cell.records),
         setting=cell.setting,
-        seed=first["seed"],
         figures=figures,
         attack_label=cell.attack_label,
         defense_label=cell.defense_label,
@@ -231,8 +241,8 @@ def _entry(
         rank=None,
         drop=drop,
         train_cost=cost,
-        comparison=_compare(cell, base, base.defense_label) if base else None,
-        over_control=_compare(cell, control, control.attack_label) if control else None,
+        comparison=compare(cell.records, base.records, base.defense_label) if base else None,
+        over_control=compare(cell.records, control.records, control.attack_label) if control else None,
         flags=(*flags_of(figures, cell.records, drop.mean if drop else None), *mixture),
     )
 
@@ -250,26 +260,3 @@ def _nearest(cell: _Trials, candidates: Sequence[_Trials]) -> _Trials | None:
         )
 
     return max(candidates, key=fit, default=None) if len(candidates) != 1 else candidates[0]
-
-
-def _lost(ours: Sequence[Record], undefended: Sequence[Record]) -> tuple[Drop | None, float | None]:
-    """Drop of clean accuracy and cost of training against the undefended cell, on common trials."""
-    pairs = common_trials(ours, undefended)
-    if not pairs:
-        return None, None
-    differences = [(bare["clean_accuracy"] or 0.0) - (record["clean_accuracy"] or 0.0) for record, bare in pairs]
-    lost = trial_means([record for record, _ in pairs], differences)
-    seconds, bare_seconds = (sum(pair[side]["seconds"].get("train", 0.0) for pair in pairs) for side in (0, 1))
-    cost = seconds / bare_seconds if bare_seconds > 0 else None
-    return Drop(statistics.fmean(lost), mean_interval(lost), len(lost)), cost
-
-
-def _compare(cell: _Trials, base: _Trials, label: str) -> Comparison | None:
-    pairs = common_trials(cell.records, base.records)
-    if not pairs:
-        return None
-    successes = [[pair[side]["success"] or 0.0 for pair in pairs] for side in (0, 1)]
-    ours, theirs = (trial_means([record for record, _ in pairs], each) for each in successes)
-    several = len(pairs) > len(ours) and set().union(*successes) <= {0.0, 1.0}
-    test, p = paired_test(ours, theirs, several)
-    return Comparison(label, len(ours), *paired_difference(ours, theirs, several), test, p)

@@ -11,12 +11,13 @@ from typing import Any
 from tabulate import SEPARATING_LINE, tabulate
 
 from bench.foundation.shown import plain
+from bench.views.comparisons import Comparison, MarginChange
 from bench.views.flags import ENOUGH_TRIALS
-from bench.views.leaderboard import UNDEFENDED, Comparison, Entry, rules
+from bench.views.leaderboard import UNDEFENDED, Entry, rules
 
 HEAD = (
     *("rank", "attack", "defense", "success", "rate [95 %]", "clean acc. [95 %]", "drop", "cost", "knowledge"),
-    *("attack is", "published", "against {baseline}", "flags"),
+    *("attack is", "published", "against {baseline}", "margin", "flags"),
 )
 RUN_HEAD = ("rank", "attack", "defense", "", "success", "rate [95 %]", "clean acc.", "drop", "craft s", "train s")
 RIGHT = {"rank", "drop", "cost", "craft s", "train s"}
@@ -97,7 +98,8 @@ def _run_row(entry: Entry) -> list[str]:
 
 def _against(paired: Comparison, baseline: str) -> str:
     points = f"{100 * paired.difference:+.0f} points of success [{100 * paired.low:+.0f}, {100 * paired.high:+.0f}]"
-    return f"against {baseline}: {points}, paired, {paired.n} trials"
+    moved = f", margin {logits(paired.margin)}" if paired.margin else ""
+    return f"against {baseline}: {points}{moved}, paired, {paired.n} trials"
 
 
 def draw(head: Sequence[str], rows: Rows, form: str = "simple") -> str:
@@ -115,9 +117,11 @@ def percent(rate: float, digits: int = 0) -> str:
 
 
 def count(entry: Entry) -> str:
+    """13/20 (5 seeds, 40 victims)"""
     figures = entry.figures
-    victims = f" ({figures.victims} victims)" if figures.victims > figures.n else ""
-    return f"{round(figures.successes, 4):g}/{figures.n}{victims}"
+    parts = [f"{len(figures.seeds)} seeds"] if len(figures.seeds) > 1 else []
+    parts += [f"{figures.victims} victims"] if figures.victims > figures.n else []
+    return f"{round(figures.successes, 4):g}/{figures.n}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def trained(entries: Sequence[Entry]) -> str:
@@ -151,7 +155,23 @@ def comparison(entry: Entry) -> str:
     if paired is None:
         return "-"
     points = f"{100 * paired.difference:+.0f} [{100 * paired.low:+.0f}, {100 * paired.high:+.0f}]"
-    return f"{points} {probability(paired.p)}, n = {paired.n}{SHORT.get(paired.test, '')}"
+    return f"{points} {probability(paired.p)}, n = {paired.n}{SHORT.get(paired.test.partition(' and ')[0], '')}"
+
+
+def margin(entry: Entry) -> str:
+    """-4.6 [-6.6, -2.7] p = 0.0039"""
+    paired = entry.comparison
+    if paired is None or paired.margin is None:
+        return "-"
+    fewer = f", n = {paired.margin.n}" if paired.margin.n < paired.n else ""
+    return f"{logits(paired.margin)} {probability(paired.margin.p)}{fewer}"
+
+
+def logits(margin: MarginChange) -> str:
+    """-4.6 [-6.6, -2.7]; -0.18 [-0.26, -0.10]"""
+    digits = 1 if abs(margin.typical) >= 1 else 2
+    ends = ", ".join(f"{end:+.{digits}f}" for end in margin.interval or ())
+    return f"{margin.typical:+.{digits}f}" + (f" [{ends}]" if ends else "")
 
 
 def probability(p: float | None) -> str:
@@ -250,6 +270,7 @@ def _row(entry: Entry, notes: dict[str, int]) -> list[str]:
         kind(entry),
         printed,
         comparison(entry),
+        margin(entry),
         "; ".join(entry.flags),
     ]
 

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bench.foundation.statistics import (
+    MOST_RANKED,
     _wilson,
+    covering,
     interval,
     mcnemar,
     mean_interval,
+    over_seeds,
     paired_difference,
     paired_test,
     spread,
+    typical_change,
 )
 
 
@@ -99,3 +103,76 @@ NUMBERS = st.floats(0, 1) | st.floats(-1e12, 1e12) | st.integers(0, 10000).map(l
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 def test_the_spread_is_that_of_the_standard_library_to_the_last_bit(values: list[float]) -> None:
     assert spread(values) == statistics.stdev(values)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 20, 60, 100])
+def test_the_test_of_a_typical_change_is_scipys_of_signed_ranks(n: int) -> None:
+    changes = np.random.default_rng(n).normal(-0.4, 1, n)
+    assert typical_change(changes.tolist())[2] == pytest.approx(stats.wilcoxon(changes, method="exact").pvalue)
+
+
+def test_beyond_a_hundred_changes_ranks_are_as_good_as_normal() -> None:
+    changes = stats.norm.ppf((np.arange(150) + 0.5) / 150) - 0.15
+    exact = stats.wilcoxon(changes, method="exact").pvalue
+    assert 0.001 < exact < 0.2 and typical_change(changes.tolist())[2] == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("n", [6, 9, 30])
+def test_the_interval_of_a_typical_change_holds_the_shifts_that_the_test_does_not_refute(n: int) -> None:
+    changes = np.random.default_rng(n).standard_t(2, n)  # with changes far out
+    typical, ends, _ = typical_change(changes.tolist())
+    assert ends is not None and ends[0] < typical < ends[1]
+    for end, inside in ((ends[0], 1e-6), (ends[1], -1e-6)):
+        assert stats.wilcoxon(changes - end - inside, method="exact").pvalue > 0.05
+        assert stats.wilcoxon(changes - end + inside, method="exact").pvalue <= 0.05
+
+
+def test_a_typical_change_by_hand() -> None:
+    # Means of pairs of 1, 2 and 6: 1, 1.5, 2, 3.5, 4, 6.
+    assert typical_change([6.0, 1.0, 2.0]) == (2.75, None, 0.25)
+    assert typical_change([0.0] * 10) == (0.0, (0.0, 0.0), 1.0)  # a defense that changes nothing
+    assert typical_change([-1.0] * 7 + [-1e39]) == (-1.0, (-5e38, -1.0), 2 * 0.5**8)  # one far out
+
+
+def test_very_many_changes_are_judged_by_students_t() -> None:
+    changes = np.random.default_rng(0).normal(-0.05, 1, MOST_RANKED + 1)
+    mean, ends, p = typical_change(changes.tolist())
+    assert mean == pytest.approx(changes.mean()) and ends == mean_interval(changes.tolist())
+    assert p == pytest.approx(stats.ttest_1samp(changes, 0).pvalue)
+
+
+def test_equally_many_trials_of_each_seed_are_judged_by_the_means_of_the_seeds() -> None:
+    values = np.random.default_rng(0).normal(0.3, 1, (5, 20)) + np.arange(5)[:, None] / 4
+    ends, p = over_seeds(values.ravel().tolist(), np.repeat(range(5), 20).tolist())
+    means = stats.ttest_1samp(values.mean(1), 0)
+    assert ends == pytest.approx(tuple(means.confidence_interval())) and p == pytest.approx(means.pvalue)
+
+
+def test_unequal_seeds_by_hand() -> None:
+    # Mean 0.5; the deviations of the seeds add up to 1, 0 and -1, so the error is sqrt(3 / 2 * 2) / 8.
+    values, seeds = [1.0, 1.0, 1.0, 0.0, 0.5, 0.5, 0.0, 0.0], [3, 3, 3, 3, 4, 4, 5, 5]
+    half = stats.t.ppf(0.975, 2) * math.sqrt(3) / 8
+    assert over_seeds(values, seeds)[0] == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_seeds_that_agree_by_chance_do_not_make_an_interval_narrow() -> None:
+    ends = interval(20, 40)
+    assert over_seeds([1.0, 0.0] * 20, [0] * 20 + [1] * 20)[0] == (0.5, 0.5)
+    assert covering(ends, [1.0, 0.0] * 20, [0] * 20 + [1] * 20) == ends
+    assert covering(ends, [1.0, 0.0] * 20, [7] * 40) == ends and covering(None, [1.0, 0.0], [7, 7]) is None
+    assert covering(None, [1.0, 0.0], [0, 1], (0.0, 1.0)) == (0.0, 1.0)
+
+
+def test_over_seeds_that_differ_the_interval_covers_and_that_of_independent_trials_does_not() -> None:
+    """Rates of seeds that vary by a tenth of a trial's variance, 5 seeds of 20 trials; benchmarks/seeds.py has more."""
+    chance, samples, mean = np.random.default_rng(0), 600, 0.4
+    seeds = np.repeat(range(5), 20).tolist()
+    covered = {"shown": 0, "as if independent": 0}
+    for rates in chance.beta(9 * mean, 9 * (1 - mean), (samples, 5)):
+        values = (chance.random(100) < rates.repeat(20)).astype(float).tolist()
+        naive = interval(sum(values), 100)
+        shown = covering(naive, values, seeds, (0.0, 1.0))
+        assert shown is not None
+        covered["shown"] += shown[0] <= mean <= shown[1]
+        covered["as if independent"] += naive[0] <= mean <= naive[1]
+    assert covered["shown"] / samples > 0.93 and covered["as if independent"] / samples < 0.85

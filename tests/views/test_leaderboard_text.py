@@ -23,7 +23,7 @@ from tests.records import HOSTILE, cell, lines, record, write
 
 ROOT = Path(__file__).parents[2]
 SCHEMA: dict[str, Any] = {
-    "rank": (int, None), "attack": (str,), "defense": (str,), "protocol": (str,), "seed": (int,),
+    "rank": (int, None), "attack": (str,), "defense": (str,), "protocol": (str,), "seed": (int, None), "seeds": (list,),
     "attack_label": (str,), "defense_label": (str,), "n": (int,),
     "victims": (int,), "failed": (int,), "successes": (int, float),
     "success_rate": (float, None), "success_low": (float,), "success_high": (float,),
@@ -95,7 +95,7 @@ def test_markdown_cells_cannot_break_out(records: list[Record]) -> None:
     assert "<script" not in text and "&lt;script&gt;" in text and "[x](" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
-    assert widths == {5, 14}  # the matrix (defense, three attacks) and the ranked list, whatever the names are
+    assert widths == {5, 15}  # the matrix (defense, three attacks) and the ranked list, whatever the names are
 
 
 class _Page(html.parser.HTMLParser):

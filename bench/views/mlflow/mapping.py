@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.storage.record import Record
 from bench.views.cells import milliseconds
+from bench.views.comparisons import Comparison
 from bench.views.curves import best_restart, is_number
 from bench.views.differences import flat
 from bench.views.leaderboard import Entry
@@ -77,7 +78,10 @@ def read_back(run: Run, like: Record) -> Record:
         "clean_accuracy": metrics.get("clean_acc"),
         "seconds": {stage: metrics[name] for stage, name in STAGES.items() if name in metrics},
         "settings": like["settings"] if same_cell else {**like["settings"], "defense": {}},
-        "outcome": {"backdoor": {name: metrics[name] for name in RATES if name in metrics}},
+        "outcome": {
+            "target_margin": metrics.get("target_margin"),
+            "backdoor": {name: metrics[name] for name in RATES if name in metrics},
+        },
         "revision": tags.get("bench.revision"),
         "poisons": {},
         "filter": None,
@@ -97,7 +101,19 @@ def cell_metrics(entry: Entry) -> dict[str, float]:
     numbers |= {"success_rate": cell.success_rate, "success_low": cell.success_low, "success_high": cell.success_high}
     numbers |= {"clean_acc": cell.clean_accuracy, "clean_acc_std": cell.clean_accuracy_std}
     stages = {name: cell.seconds.get(stage) for stage, name in STAGES.items()}
-    return _numbers({**numbers, "acc_drop": drop, "train_cost": entry.train_cost, **stages})
+    changes = _changes(entry.comparison) if entry.comparison else {}
+    return _numbers({**numbers, "acc_drop": drop, "train_cost": entry.train_cost, **changes, **stages})
+
+
+def _changes(paired: Comparison) -> dict[str, float | None]:
+    """Of success and margin, against the undefended victim."""
+    success = {
+        "success_change": paired.difference,
+        "success_change_low": paired.low,
+        "success_change_high": paired.high,
+    }
+    margin = paired.margin.as_dict() if paired.margin else {}
+    return success | {f"margin_change{end}": margin.get(f"margin{end}") for end in ("", "_low", "_high")}
 
 
 def filters_of(record: Record) -> dict[str, float]:
