@@ -17,6 +17,7 @@ from bench.storage.standings import Standings
 from bench.views import frames, html, text
 from bench.views.cells import by_cell, milliseconds, setting_of
 from bench.views.leaderboard import leaderboard
+from bench.views.reading import reading
 from bench.views.mlflow import mapping
 from bench.views.mlflow.sync import sync
 from bench.views.published import published
@@ -38,7 +39,7 @@ def test_tables_and_pages(texts: list[bytes]) -> None:
     assert text.as_json(leaderboard(standings), "none") == text.as_json(board, "none")
     for write in (*text.FORMATS.values(), html.page):
         write(board, "none").encode()
-    text.run_table(board).encode()
+    "\n".join([text.run_table(board), *reading(board)]).encode()
 
 
 @given(batches)
