@@ -9,7 +9,7 @@ A page marks where figures of records stand, and this script puts them there:
 
 Paths are seen from the page. What else a mark may say is described in `Block`. The figures are the leaderboard's; below
 them stand seeds, trials, precision, revision and the commands that make the records again. `X.md` and `X.csv` beside
-`X.jsonl` are leaderboards of it, `python -m bench leaderboard --records X.jsonl --format md`.
+`X.jsonl` are leaderboards of it, `python -m bench leaderboard --records X.jsonl --pool --format md`.
 
 Without --write it prints what differs, and k/n or an interval in prose, which comes from nowhere; then it exits with 1.
 What others measured stands between `<!-- quoted: WHOSE, WHERE -->` and `<!-- /quoted -->`; ours beside it, in a table
@@ -25,7 +25,7 @@ import re
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,7 @@ from bench.foundation.settings import Settings, build
 from bench.storage import records as storage
 from bench.storage.record import Record
 from bench.views import text
+from bench.views.cells import by_cell, name_of, pooled
 from bench.views.leaderboard import Entry, leaderboard
 from bench.views.reading import reading
 
@@ -48,7 +49,7 @@ MARKED = re.compile(rf"({BEGIN}(?P<what>[^>]*?) -->)(?:(?!{BEGIN}).)*?({END})", 
 QUOTED = re.compile(r"<!-- quoted: [^>]+ -->.*?<!-- /quoted -->", re.S)
 CODE = re.compile(r"^(?:    [^\n]*|```.*?^```)$", re.S | re.M)
 LOOSE = re.compile(r"(?<![\w.,/-])\d+/\d+(?![\w./-])|\[[+-]?\d+(?:\.\d+)?, ?[+-]?\d+(?:\.\d+)?\]")
-SUMMARY = ("success", "rate [95 %]", "clean acc. [95 %]", "drop", "against none")
+SUMMARY = ("success", "rate [95 %]", "clean acc. [95 %]", "drop", "against none", "margin")
 
 
 def _published(entry: Entry) -> str:
@@ -63,6 +64,7 @@ COLUMNS: dict[str, Callable[[Entry], str]] = {
     "drop": text.drop,
     "cost": text.cost,
     "against none": text.comparison,
+    "margin": text.margin,
     "over control": lambda entry: text.comparison(replace(entry, comparison=entry.over_control)),
     "knowledge": text.knowledge,
     "published": _published,
@@ -78,6 +80,9 @@ class Block(Settings):
     attacks: tuple[str, ...] = Field((), description="only these (default: all)")
     defenses: tuple[str, ...] = Field((), description="only these (default: all)")
     seeds: tuple[str, ...] = Field((), description="only these (default: all)")
+    pool: tuple[Literal["yes", "no"], ...] = Field(
+        ("yes",), max_length=1, description="the trials of several seeds as one cell, as of `leaderboard --pool`"
+    )
     form: tuple[Literal["table", "run"], ...] = Field(
         ("table",), max_length=1, description="table: one row per cell; run: as `run` prints it at its end"
     )
@@ -126,7 +131,7 @@ def differing(root: Path) -> dict[Path, tuple[str, str]]:
         for form in ("md", "csv"):
             if (board := path.with_suffix(f".{form}")).is_file():
                 texts[board] = board.read_text()
-                made[board] = text.FORMATS[form](leaderboard(read(path)), "none")
+                made[board] = text.FORMATS[form](leaderboard(read(path), pool=True), "none")
     return {path: (was, made[path]) for path, was in texts.items() if made[path] != was}
 
 
@@ -204,7 +209,14 @@ def _must_know(kind: str, named: Sequence[str], known: set[str]) -> None:
 def _entries(block: Block, records: Sequence[Record]) -> list[Entry]:
     _must_know("attack", block.attacks, {record["attack"] for record in records})
     _must_know("defense", block.defenses, {record["defense"] for record in records})
-    return [entry for entry in leaderboard(records) if _is_named(block, entry.figures.attack, entry.figures.defense)]
+    entries = leaderboard(records, pool=block.pool == ("yes",))
+    return [entry for entry in entries if _is_named(block, entry.figures.attack, entry.figures.defense)]
+
+
+def _cells(block: Block, records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of every entry."""
+    cells = by_cell(records)
+    return {name_of(cell): cell for cell in (pooled(cells) if block.pool == ("yes",) else cells)}
 
 
 def _is_named(block: Block, attack: str, defense: str) -> bool:
@@ -218,7 +230,7 @@ def _below(block: Block, records: Sequence[Record]) -> str:
 def _drawn(block: Block, records: Sequence[Record]) -> str:
     if block.contrast:
         return contrast([r for r in records if _is_named(block, r["attack"], r["defense"])], block.contrast[0])
-    entries = _entries(block, records)
+    entries, cells = _entries(block, records), _cells(block, records)
     if block.form == ("run",):
         said = [line for sentence in reading(entries) for line in textwrap.wrap(sentence, 116)]
         return indented([*text.run_table(entries).splitlines(), *said])
@@ -226,7 +238,7 @@ def _drawn(block: Block, records: Sequence[Record]) -> str:
     head = [*(["protocol"] if several else []), "attack", "defense", *map(_title, block.columns)]
     rows = [
         [*([entry.figures.protocol] if several else []), entry.attack_label, entry.defense_label]
-        + [_value(name, entry, records) for name in block.columns]
+        + [_value(name, entry, cells) for name in block.columns]
         for entry in entries
     ]
     return text.draw(head, rows, "pipe")
@@ -236,21 +248,17 @@ def _inline(block: Block, records: Sequence[Record]) -> str:
     entries = _entries(block, records)
     if len(entries) != 1:
         raise BadInput(f"show: {len(entries)} cells are meant; allowed: one; fix: name attack, defense, protocol, seed")
-    return _value(block.show[0], entries[0], records)
+    return _value(block.show[0], entries[0], _cells(block, records))
 
 
-def _value(column: str, entry: Entry, records: Sequence[Record]) -> str:
+def _value(column: str, entry: Entry, cells: Mapping[str, Sequence[Record]]) -> str:
     title, is_mean, path = column.partition("=")
     if not is_mean:
         if title not in COLUMNS:
             raise BadInput(f"unknown column '{title}'{nearest(title, COLUMNS)}, or write title=a.field.of.records")
         return COLUMNS[title](entry)
-    values = [
-        value
-        for record in records
-        if record["cell"] == entry.cell and record["status"] == "done"
-        if isinstance(value := field_of(record, path), (int, float))
-    ]
+    found = [field_of(record, path) for record in cells[entry.cell] if record["status"] == "done"]
+    values = [value for value in found if isinstance(value, (int, float))]
     if not values:
         return ""
     mean = statistics.fmean(values)

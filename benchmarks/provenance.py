@@ -18,10 +18,11 @@ def provenance(records: Sequence[Record], files: Sequence[str]) -> str:
     cells = by_cell(records)
     every = [record for cell in cells for record in cell]
     numbers = sorted({len({record["trial"] for record in cell if record["status"] == "done"}) for cell in cells})
+    each = "a cell and seed" if len({record["seed"] for record in every}) > 1 else "a cell"
     machines = [record["environment"] for record in every]
     parts = [
         _listed("seed", (record["seed"] for record in every)),
-        f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} trials a cell{_failed(every)}",
+        f"{' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} trials {each}{_failed(every)}",
         _listed("", (field_of(record, "settings.protocol.train.precision") for record in every)),
         _listed("", (machine.get("device_name") for machine in machines)),
         _listed("torch", (machine.get("torch") for machine in machines)),

@@ -17,10 +17,10 @@ from bench.storage.standings import Standings
 from bench.views import frames, html, text
 from bench.views.cells import by_cell, milliseconds, setting_of
 from bench.views.leaderboard import leaderboard
-from bench.views.reading import reading
 from bench.views.mlflow import mapping
 from bench.views.mlflow.sync import sync
 from bench.views.published import published
+from bench.views.reading import reading
 from tests.any_record import SOUND, batches, cases
 
 LARGEST = 2**63  # whole numbers of a database

@@ -94,7 +94,16 @@ def test_a_new_folder_needs_records_and_a_mark(
     text = written.read_text()
     assert text.startswith("# Mine\n\n<!-- records: records.jsonl -->\n") and text.endswith("\n\nThe end.\n")
     rows = [[each.strip() for each in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
-    assert rows[0] == ["attack", "defense", "success", "rate [95 %]", "clean acc. [95 %]", "drop", "against none"]
+    assert rows[0] == [
+        "attack",
+        "defense",
+        "success",
+        "rate [95 %]",
+        "clean acc. [95 %]",
+        "drop",
+        "against none",
+        "margin",
+    ]
     assert rows[1][:4] == ["gm", "friends-b", "1/4", "25 % [1, 81]"] and rows[1][5] == "5.0"
     assert len(rows) == 4
     assert "`records.jsonl`: seed 0; 4 trials a cell; float32; a processor; torch 2.15.0; revision aaaaaaaa." in text
@@ -127,6 +136,21 @@ def test_columns_may_be_means_of_any_field_of_the_records(claims: ModuleType, tm
     written = page(tmp_path, f"{mark}\n<!-- /records -->\n", trials)
     text = claims.differing(tmp_path)[written][1]
     assert re.search(r"\| rate +\| +train s \|", text) and re.search(r"\| 60.0 % +\| +2.0 \|", text)
+
+
+@pytest.mark.parametrize(("pool", "rows"), [("", ["3/4 (2 seeds)"]), ("; pool: no", ["1/2", "2/2"])])
+def test_seeds_are_pooled_unless_a_mark_says_otherwise(
+    pool: str, rows: list[str], claims: ModuleType, tmp_path: Path
+) -> None:
+    trials = cell("gm", "none", [1, 0], seed=1, seconds=lambda i: {"train": 4.0}) + cell("gm", "none", [1, 1], seed=2)
+    mark = f"<!-- records: records.jsonl; columns: success, train s=seconds.train{pool} -->"
+    written = page(tmp_path, f"{mark}\n<!-- /records -->\n", trials)
+    text = claims.differing(tmp_path)[written][1]
+    found = [[each.strip() for each in line.split("|")[3:5]] for line in text.splitlines() if line.startswith("| gm")]
+    assert sorted(success for success, _ in found) == rows
+    assert {seconds for _, seconds in found} == ({"2.0", "4.0"} if pool else {"3.0"})
+    assert "`records.jsonl`: seeds 1, 2; 2 trials a cell and seed" in text
+    assert "for seed in 1 2; do python -m bench run" in text
 
 
 def test_cells_that_differ_in_one_setting_are_contrasted_in_pairs(claims: ModuleType, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def from_html(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str
     parser = _Rows()
     parser.feed(page_of.page(leaderboard(records), "none"))
     rows = [[" ".join(cell.split()) for cell in row] for row in parser.rows if len(row) == len(page_of.COLUMNS)]
-    return {(r[1], r[2]): of_text(*r[4].split(", ", 1), *r[5:8], r[11], r[12]) for r in rows}  # type: ignore[call-arg]
+    return {(r[1], r[2]): of_text(*r[4].split(", ", 1), *r[5:8], r[11], r[12]) for r in rows}
 
 
 def from_mlflow(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -18,7 +18,7 @@ def read(*cells: list[Record]) -> str:
     return sentence
 
 
-def hits(count: int, of: int) -> list[float | None]:
+def hits(count: int, of: int) -> list[float]:
     return [1.0] * count + [0.0] * (of - count)
 
 
