@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
 
 from bench.plugin import BadInput, Dataset, Field, Images, Place, Settings, register
 
 
 class SubsetSettings(Settings):
     train_per_class: int = Field(0, ge=0, description="training images per class, the first of each; 0: all")
+    train_skip: int = Field(0, ge=0, description="training images of each class that are passed over before those")
     test_per_class: int = Field(0, ge=0, description="test images per class, the first of each; 0: all")
 
 
-def first_of_each_class(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` samples of every class, in the order of the data set; all for 0."""
-    if count == 0:
-        return images, labels
-    rank = torch.zeros_like(labels)
-    for label in labels.unique():
-        of_class = labels == label
-        rank[of_class] = torch.arange(int(of_class.sum()))
-    keep = rank < count
-    return images[keep], labels[keep]
+def of_each_class(labels: Sequence[int], count: int, skip: int) -> list[int]:
+    """The places of `count` images of every class after its first `skip`, in the order of the data set; all of them
+    for 0. BadInput where a class has no image after those that are skipped."""
+    smallest = min(Counter(labels).values())
+    if skip >= smallest:
+        raise BadInput(f"train_skip {skip}: the smallest class has {smallest} images; allowed: at most {smallest - 1}")
+    seen = Counter[int]()
+    keep = []
+    for place, label in enumerate(labels):
+        if skip <= seen[label] and (not count or seen[label] < skip + count):
+            keep.append(place)
+        seen[label] += 1
+    return keep
 
 
 def default_folder() -> Path:
@@ -49,6 +54,7 @@ def through_torchvision(name: str, archive: str, folder: str, settings: SubsetSe
     classes: tuple[str, ...] = ()
     for training in (True, False):
         count = settings.train_per_class if training else settings.test_per_class
+        skip = settings.train_skip if training else 0
         try:
             source = load(str(root), train=training, download=place.data is None)
         except (RuntimeError, OSError, URLError) as error:
@@ -58,8 +64,8 @@ def through_torchvision(name: str, archive: str, folder: str, settings: SubsetSe
             ) from None
         classes = tuple(source.classes)
         images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
-        images, labels = first_of_each_class(images, torch.tensor(source.targets), count)
-        splits.append(Images(images, labels, torch.arange(len(images))))
+        keep = torch.tensor(of_each_class(source.targets, count, skip))
+        splits.append(Images(images[keep], torch.tensor(source.targets)[keep], torch.arange(len(keep))))
     return Dataset(name, classes, *splits)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.datasets.cifar10 import SubsetSettings
+from bench.datasets.cifar10 import SubsetSettings, of_each_class
 from bench.datasets.image_files import ENDINGS, read_image
 from bench.plugin import BadInput, Dataset, Images, Place, read_regular, register
 
@@ -31,14 +31,9 @@ class Files:
     labels: Sequence[int]
     other: Counter[str]
 
-    def first(self, count: int) -> Files:
-        """The first `count` images of each class; all for 0."""
-        seen = Counter[int]()
-        keep = []
-        for row, label in enumerate(self.labels):
-            if not count or seen[label] < count:
-                keep.append(row)
-            seen[label] += 1
+    def of_each_class(self, count: int, skip: int) -> Files:
+        """`count` images of each class after its first `skip`; all of them for 0."""
+        keep = of_each_class(self.labels, count, skip)
         return Files([self.paths[row] for row in keep], [self.labels[row] for row in keep], self.other)
 
 
@@ -140,7 +135,8 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
             raise BadInput(f"data folder '{root}' has {len(classes)} class folder in train/; allowed: at least two")
         found = {"train": _by_class(root / "train", classes), "test": _test(root, classes)}
         limits = {"train": settings.train_per_class, "test": settings.test_per_class}
-        taken = {split: files.first(limits[split]) for split, files in found.items()}
+        skipped = {"train": settings.train_skip, "test": 0}
+        taken = {split: files.of_each_class(limits[split], skipped[split]) for split, files in found.items()}
         (train, changed), (test, changed_too) = (_read(files) for files in taken.values())
     except UnicodeEncodeError:
         raise BadInput(f"data folder {ascii(str(root))}: its name is not UTF-8; fix: rename it") from None
@@ -148,7 +144,7 @@ def load(settings: SubsetSettings, place: Place) -> Dataset:
         raise BadInput(f"data folder '{root}' cannot be read: {error.strerror or error}") from None
     if train.images.shape[2:] != test.images.shape[2:]:
         raise BadInput(f"data folder '{root}': train/ and test/ images differ in size; fix: scale all to one size")
-    parts = [_summary(split, found[split], len(taken[split].paths), limits[split]) for split in found]
+    parts = [_summary(split, found[split], len(taken[split].paths), limits[split], skipped[split]) for split in found]
     parts += _listed("left out", found["train"].other + found["test"].other)
     parts += _listed("converted", changed + changed_too)
     summary = f"data set '{root.name}', {len(classes)} classes: {'; '.join(parts)}"
@@ -176,12 +172,14 @@ def _test(root: Path, classes: tuple[str, ...]) -> Files:
     return _by_class(root / "test", classes)
 
 
-def _summary(split: str, found: Files, taken: int, limit: int) -> str:
+def _summary(split: str, found: Files, taken: int, limit: int, skipped: int) -> str:
     """How many images of how many files, and why not of all."""
     files = len(found.paths) + found.other.total()
     text = f"{split} {taken} image{'s' * (taken != 1)} of {files} file{'s' * (files != 1)}"
     if taken < len(found.paths):
-        text += f" (the first {limit} of each class; all: {split}_per_class=0)"
+        which = [f"without the first {skipped} of each class"] if skipped else []
+        which += [f"the {'next' if skipped else 'first'} {limit}{'' if skipped else ' of each class'}"] if limit else []
+        text += f" ({', '.join(which)}; all: {split}_per_class=0{', train_skip=0' * bool(skipped)})"
     return text
 
 

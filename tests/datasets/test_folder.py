@@ -229,6 +229,22 @@ def test_the_line_says_what_was_left_out_and_converted(folder: Path) -> None:
     )
 
 
+def test_skipped_images_and_the_first_ones_are_disjoint_and_together_all(folder: Path) -> None:
+    first, rest, every = read(folder, train_per_class=2), read(folder, train_skip=2), read(folder)
+    for label in every.train.labels.unique():
+        parts = [part.train.images[part.train.labels == label] for part in (first, rest)]
+        assert torch.equal(torch.cat(parts), every.train.images[every.train.labels == label])
+    assert len(read(folder, train_skip=2, train_per_class=1).train) == 2 and len(rest.test) == len(every.test)
+    assert "(without the first 2 of each class, the next 1; all: train_per_class=0, train_skip=0)" in (
+        read(folder, train_skip=2, train_per_class=1).summary
+    )
+
+
+def test_skipping_a_whole_class_is_refused(folder: Path) -> None:
+    with pytest.raises(BadInput, match="train_skip 4: the smallest class has 4 images; allowed: at most 3"):
+        read(folder, train_skip=4)
+
+
 def test_a_run_tells_the_line_once_before_it_works(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = ("train.epochs=1", "threat.budget=0.05", "train_per_class=2")
     command = [word for item in sets for word in ("--set", item.replace("train_per", "dataset.train_per"))]

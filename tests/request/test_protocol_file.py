@@ -120,7 +120,7 @@ def test_the_surrogate_recipe_is_the_victims_unless_said() -> None:
 def test_another_data_set_keeps_the_settings_that_it_knows() -> None:
     protocol, _ = resolve("cifar10-mini", [], dataset="folder:/somewhere")
     assert str(protocol.dataset) == "folder:/somewhere"
-    assert protocol.dataset.settings.as_dict() == {"train_per_class": 500, "test_per_class": 100}
+    assert protocol.dataset.settings.as_dict() == {"train_per_class": 500, "train_skip": 0, "test_per_class": 100}
 
 
 @pytest.mark.parametrize(

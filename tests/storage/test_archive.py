@@ -111,14 +111,14 @@ def test_a_folder_with_other_work_keeps_it(out: Path, tmp_path: Path) -> None:
     assert tree(there) == before | needed(out)
 
 
-def seconds_of(record: Record, **changes: Any) -> Record:
+def changed(record: Record, **changes: Any) -> Record:
     return {**record, **changes}  # type: ignore[typeddict-item]
 
 
 def test_the_same_trial_made_twice_stays_as_it_is_there(out: Path, tmp_path: Path) -> None:
     """It took another time, on another day."""
     there = tmp_path / "there"
-    write(there, [seconds_of(one, seconds={"train": 9.0}) for one in cell("gm", "none", [1.0, 0.0])])
+    write(there, [changed(one, seconds={"train": 9.0}) for one in cell("gm", "none", [1.0, 0.0])])
     Store(there / "store").put("poisons", KEY, tensors(), {"seconds": 99.0})
     before = tree(there)
     carried, _ = carry(out, there)
@@ -154,7 +154,7 @@ def test_other_results_for_the_same_key_are_refused_and_nothing_is_written(
     there = tmp_path / "there"
     if what == "record":  # the last one: others would have been written before it
         last = cell("gm", "none", [1.0, 0.0])[1]
-        write(there, [seconds_of(last, success=1.0)])
+        write(there, [changed(last, success=1.0)])
     else:
         Store(there / "store").put("poisons", KEY, tensors(0.25), {})
     pack(out, tmp_path / "it.tar", print)
