@@ -24,6 +24,7 @@ import functools
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from bench.storage.record import Record
 from bench.views import text
 from bench.views.cells import by_cell, name_of, pooled
 from bench.views.leaderboard import Entry, leaderboard
+from bench.views.reading import reading
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- records: ", "<!-- /records -->"
@@ -230,7 +232,8 @@ def _drawn(block: Block, records: Sequence[Record]) -> str:
         return contrast([r for r in records if _is_named(block, r["attack"], r["defense"])], block.contrast[0])
     entries, cells = _entries(block, records), _cells(block, records)
     if block.form == ("run",):
-        return indented(text.run_table(entries).splitlines())
+        said = [line for sentence in reading(entries) for line in textwrap.wrap(sentence, 116)]
+        return indented([*text.run_table(entries).splitlines(), *said])
     several = len({entry.figures.protocol for entry in entries}) > 1
     head = [*(["protocol"] if several else []), "attack", "defense", *map(_title, block.columns)]
     rows = [

@@ -24,9 +24,10 @@ from bench.science.poisons import Poisons
 from bench.science.threat import Trial
 from bench.storage import poison_images
 from bench.storage.record import Record
-from bench.views.leaderboard import leaderboard
+from bench.views.leaderboard import Entry, leaderboard
 from bench.views.mlflow import sync as mlflow
 from bench.views.mlflow.server import resolve_uri
+from bench.views.reading import reading
 from bench.views.text import run_table
 
 OUT = Path("results/runs")
@@ -73,11 +74,8 @@ class Work:
 
     def table(self, records: Sequence[Record]) -> str:
         """The leaderboard of what was run, one per part of the plan, and what failed."""
-        by_key = {record["key"]: record for record in records}
-        tables = []
-        for part in self.plan.parts:
-            board = run_table(leaderboard([by_key[key] for key in part.victims(self.out)]))
-            tables.append(f"{part.title}\n{board}" if len(self.plan.parts) > 1 else board)
+        boards = self._boards(records)
+        tables = [f"{title}\n{run_table(board)}" if len(boards) > 1 else run_table(board) for title, board in boards]
         failed = [record for record in records if record["status"] != "done"]
         if failed:
             causes = [
@@ -87,6 +85,16 @@ class Work:
             what = "victims" if any(record["victim"] for record in records) else "trials"
             tables.append("\n".join([f"{len(failed)} {what} failed (the same command tries them again):", *causes]))
         return "\n\n".join(tables)
+
+    def reading(self, records: Sequence[Record]) -> str:
+        """What was seen and what it cannot tell, a line for each attack of each part of the plan."""
+        boards = self._boards(records)
+        lines = [(title, line) for title, board in boards for line in reading(board)]
+        return "\n".join(f"{title}: {line}" if len(boards) > 1 else line for title, line in lines)
+
+    def _boards(self, records: Sequence[Record]) -> list[tuple[str, list[Entry]]]:
+        by_key = {record["key"]: record for record in records}
+        return [(part.title, leaderboard([by_key[key] for key in part.victims(self.out)])) for part in self.plan.parts]
 
 
 def prepare(

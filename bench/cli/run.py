@@ -55,6 +55,7 @@ def run(file: str | None, plan_only: bool, as_json: bool, out: Path, sets: tuple
     else:
         echo(work.table(records))
         _where_next(out, work.uri, effort["tracking"])
+        echo(work.reading(records))
     return 1 if any(record["status"] != "done" for record in records) else 0
 
 

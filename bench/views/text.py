@@ -11,8 +11,7 @@ from typing import Any
 from tabulate import SEPARATING_LINE, tabulate
 
 from bench.foundation.shown import plain
-from bench.views.comparisons import Comparison, MarginChange
-from bench.views.flags import ENOUGH_TRIALS
+from bench.views.comparisons import MarginChange
 from bench.views.leaderboard import UNDEFENDED, Entry, rules
 
 HEAD = (
@@ -55,25 +54,8 @@ FORMATS: dict[str, Callable[[Sequence[Entry], str], str]] = {
 
 
 def run_table(entries: Sequence[Entry]) -> str:
-    """What a run prints at its end: the leaderboard of its own records in few columns, what differs from the control
-    and from the undefended victim, and the base rate."""
-    rows = [[plain(text) for text in _run_row(entry)] for entry in entries]
-    lines = [draw(RUN_HEAD, rows)]
-    for entry in entries:
-        pair = f"{entry.attack_label} x {entry.defense_label}"
-        if entry.over_control:
-            lines.append(plain(f"{pair} {_against(entry.over_control, f'{entry.over_control.baseline} x none')}"))
-        if entry.comparison:
-            base = f"{entry.attack_label} x {entry.comparison.baseline}"
-            lines.append(plain(f"{pair} {_against(entry.comparison, base)}"))
-    controls = [e for e in entries if e.kind == "control" and e.figures.defense == UNDEFENDED and e.figures.n]
-    for entry in controls:
-        which = f" ({entry.attack_label})" if len(controls) > 1 else ""
-        lines.append(plain(f"base rate without poisons{which}: {percent(entry.figures.success_rate)} %"))
-    smallest = min((entry.figures.n for entry in entries), default=ENOUGH_TRIALS)
-    if smallest < ENOUGH_TRIALS:
-        lines.append(f"n = {smallest}: too few trials to compare; the usual number is 20 (--trials {ENOUGH_TRIALS})")
-    return "\n".join(lines)
+    """What a run prints at its end: the leaderboard of its own records in few columns; `reading` says what it shows."""
+    return draw(RUN_HEAD, [[plain(text) for text in _run_row(entry)] for entry in entries])
 
 
 def _run_row(entry: Entry) -> list[str]:
@@ -94,12 +76,6 @@ def _run_row(entry: Entry) -> list[str]:
         drop(entry),
         *seconds,
     ]
-
-
-def _against(paired: Comparison, baseline: str) -> str:
-    points = f"{100 * paired.difference:+.0f} points of success [{100 * paired.low:+.0f}, {100 * paired.high:+.0f}]"
-    moved = f", margin {logits(paired.margin)}" if paired.margin else ""
-    return f"against {baseline}: {points}{moved}, paired, {paired.n} trials"
 
 
 def draw(head: Sequence[str], rows: Rows, form: str = "simple") -> str:

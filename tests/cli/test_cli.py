@@ -44,7 +44,16 @@ def test_json_is_one_array_and_nothing_else(undisturbed: Path, tmp_path: Path) -
 def test_the_table_names_the_cells_and_the_base_rate(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = in_process(capsys, *RUN, "--out", str(undisturbed))
     assert code == 0
-    for word in ("clean control", "undefended", "friends-b", "/2", "base rate", "clean acc.", str(undisturbed)):
+    assert out.splitlines()[-1].startswith("gm succeeded in ")
+    for word in (
+        "clean control",
+        "undefended",
+        "friends-b",
+        "/2",
+        "without poisons in",
+        "clean acc.",
+        str(undisturbed),
+    ):
         assert word in out
 
 

@@ -20,6 +20,7 @@ from bench.views.leaderboard import leaderboard
 from bench.views.mlflow import mapping
 from bench.views.mlflow.sync import sync
 from bench.views.published import published
+from bench.views.reading import reading
 from tests.any_record import SOUND, batches, cases
 
 LARGEST = 2**63  # whole numbers of a database
@@ -38,7 +39,7 @@ def test_tables_and_pages(texts: list[bytes]) -> None:
     assert text.as_json(leaderboard(standings), "none") == text.as_json(board, "none")
     for write in (*text.FORMATS.values(), html.page):
         write(board, "none").encode()
-    text.run_table(board).encode()
+    "\n".join([text.run_table(board), *reading(board)]).encode()
 
 
 @given(batches)

@@ -18,7 +18,8 @@ from bench.views.frames import leaderboard_frame, records_frame, records_of
 from bench.views.html import page
 from bench.views.leaderboard import MARGIN, Entry, leaderboard
 from bench.views.mlflow.mapping import cell_metrics
-from bench.views.text import as_csv, as_json, logits, margin, markdown, run_table, table
+from bench.views.reading import reading
+from bench.views.text import as_csv, as_json, logits, margin, markdown, table
 from tests.records import cell, lines, record, several
 
 BARE = [3.0, -1.0, 2.5, 4.0, 0.5, 1.0, -2.0]
@@ -85,7 +86,7 @@ def test_every_view_shows_it(records: list[Record], tmp_path: Path) -> None:
     assert logits(change) == shown
     for text in (table(board, "none"), page(board, "none"), markdown(board, "none").replace("\\", "")):
         assert f"{shown} p = 0.016" in text and "towards it" in text
-    assert shown in run_table(board)
+    assert f"margin {shown}" in reading(board)[0]
     (row,) = [row for row in csv.DictReader(io.StringIO(as_csv(board, "none"))) if row["defense"] == "d"]
     (told,) = [one["comparison"] for one in json.loads(as_json(board, "none")) if one["defense"] == "d"]
     for name in ("margin", "margin_low", "margin_high", "margin_p", "margin_n"):

@@ -27,7 +27,7 @@ from tests.records import cell, record
 
 pytest.importorskip("mlflow")
 
-NUMBERS = ("successes", "n", "rate", "low", "high", "accuracy", "drop", "cost")
+NUMBERS = ("successes", "n", "rate", "low", "high", "accuracy", "drop", "cost", "change", "margin")
 CELLS = [("none", "none"), ("gm", "none"), ("gm", "d"), ("gm", "lost")]
 
 
@@ -37,9 +37,17 @@ def records() -> list[Record]:
     counts) and so is trial 3 (it failed later than it was finished). Means over cells and over common trials have
     opposite signs, so that a view that takes the one for the other is found out."""
     accuracies = [0.80, 0.60, 0.82, 0.84, 0.50, 0.0]
-    undefended = cell("gm", "none", [1, 1, 0, 1, 1, None], accuracy=lambda i: accuracies[i], seconds__train=2.0)
-    defended = cell("gm", "d", [0, None, 1, 0], accuracy=lambda i: 0.75 + 0.01 * i, seconds__train=lambda i: 3.0 + i)
-    newer = record("gm", "d", 2, 0, 0.78, seconds__train=6.0, finished="2026-02-01T00:00:00+00:00")
+    undefended = cell(
+        "gm", "none", [1, 1, 0, 1, 1, None], accuracy=lambda i: accuracies[i], seconds__train=2.0,
+        outcome=lambda i: {"target_margin": [4.0, 9.0, -2.0, 5.0, 1.0, 0.0][i]},
+    )  # fmt: skip
+    defended = cell(
+        "gm", "d", [0, None, 1, 0], accuracy=lambda i: 0.75 + 0.01 * i, seconds__train=lambda i: 3.0 + i,
+        outcome=lambda i: {"target_margin": [-1.5, 0.0, 7.0, -4.5][i]},
+    )  # fmt: skip
+    newer = record(
+        "gm", "d", 2, 0, 0.78, seconds__train=6.0, finished="2026-02-01T00:00:00+00:00", outcome={"target_margin": -3.0}
+    )
     later = record("gm", "d", 3, None, finished="2026-03-01T00:00:00+00:00")
     control = cell("none", "none", [0, 0, 1, 0, 0, 0], accuracy=0.85)
     return [*control, *undefended, later, *defended, newer, *cell("gm", "lost", [None, None])]
@@ -52,6 +60,8 @@ EXPECTED: dict[tuple[str, str], dict[str, float | None]] = {
     ("gm", "d"): {
         "successes": 0, "n": 3, "accuracy": statistics.fmean([0.75, 0.78, 0.78]),
         "drop": statistics.fmean([0.05, 0.04, 0.06]), "cost": (3 + 6 + 6) / (2 + 2 + 2),
+        # Changes of the margin: -5.5, -1 and -9.5; the median of the means of their pairs.
+        "change": (0 - 1 + 0 - 0 + 0 - 1) / 3, "margin": (-5.25 - 5.5) / 2,
     },
     ("gm", "lost"): {"successes": 0, "n": 0},
 }  # fmt: skip
@@ -61,13 +71,15 @@ def shown(view: dict[str, Any], *, digits: bool = False) -> dict[str, Any]:
     """As a person reads it, where a view rounds."""
     if not digits:
         return view
-    rounded = {"rate": 2, "low": 2, "high": 2, "accuracy": 3, "drop": 3, "cost": 1}
+    rounded = {"rate": 2, "low": 2, "high": 2, "accuracy": 3, "drop": 3, "cost": 1, "change": 2, "margin": 1}
     return {name: value if value is None else round(value, rounded.get(name, 9)) for name, value in view.items()}
 
 
 def of_dict(row: dict[str, Any]) -> dict[str, Any]:
     names = ("successes", "n", "success_rate", "success_low", "success_high", "clean_accuracy", "accuracy_drop")
-    values = [row[name] for name in (*names, "train_cost")]
+    paired = row.get("comparison") or {}  # a part of its own, or columns
+    changes = [paired.get(name, row.get(f"comparison_{name}")) for name in ("difference", "margin")]
+    values = [*(row[name] for name in (*names, "train_cost")), *changes]
     return {name: _known(value) for name, value in zip(NUMBERS, values, strict=True)}
 
 
@@ -75,8 +87,8 @@ def _known(value: Any) -> float | None:
     return None if value in (None, "") or math.isnan(float(value)) else float(value)
 
 
-def of_text(success: str, rate: str, accuracy: str, drop: str, cost: str = "") -> dict[str, Any]:
-    """Numbers of what a table prints: 3/4, 75 % [19, 99], 80.0 % [..], 5.0, 1.5x."""
+def of_text(success: str, rate: str, accuracy: str, drop: str, *more: str) -> dict[str, Any]:
+    """Numbers of what a table prints: 3/4, 75 % [19, 99], 80.0 % [..], 5.0; more: 1.5x, -67 [..], -5.4 [..]."""
     successes, n = (float(number) for number in success.split(" ")[0].split("/"))
     around = re.fullmatch(r"(\d+) % \[(\d+), (\d+)\]", rate)
     percents = [float(number) / 100 for number in around.groups()] if around else [None, 0.0, 1.0]
@@ -84,7 +96,9 @@ def of_text(success: str, rate: str, accuracy: str, drop: str, cost: str = "") -
     view = {"successes": successes, "n": n, **dict(zip(("rate", "low", "high"), percents, strict=True))}
     view["accuracy"] = float(of_accuracy[1]) / 100 if of_accuracy else None
     view["drop"] = None if drop == "-" else float(drop) / 100
-    return view | ({"cost": None if cost == "-" else float(cost.rstrip("x"))} if cost else {})
+    for name, shown, scale in zip(("cost", "change", "margin"), more, (1, 100, 1), strict=bool(more)):
+        view[name] = None if shown == "-" else float(shown.split()[0].rstrip("x")) / scale
+    return view
 
 
 def columns(table: str, head: Sequence[str]) -> dict[tuple[str, str], dict[str, str]]:
@@ -94,7 +108,7 @@ def columns(table: str, head: Sequence[str]) -> dict[tuple[str, str], dict[str, 
     spans = [(match.start(), match.end()) for match in re.finditer("-+", lines[at + 1])]
     rows = {}
     for line in lines[at + 2 :]:
-        if not line.strip() or " against " in line or line.startswith("base rate"):
+        if not line.strip():
             break
         values = dict(zip(head, (line[start:end].strip() for start, end in spans), strict=True))
         rows[values["attack"], values["defense"]] = values
@@ -109,7 +123,15 @@ def from_run_table(records: list[Record], uri: str, out: Path) -> dict[tuple[str
 def from_table(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     rows = columns(text.table(leaderboard(records), "none"), text.HEAD)
     return {
-        key: of_text(r["success"], r["rate [95 %]"], r["clean acc. [95 %]"], r["drop"], r["cost"])
+        key: of_text(
+            r["success"],
+            r["rate [95 %]"],
+            r["clean acc. [95 %]"],
+            r["drop"],
+            r["cost"],
+            r["against {baseline}"],
+            r["margin"],
+        )
         for key, r in rows.items()
     }
 
@@ -117,7 +139,7 @@ def from_table(records: list[Record], uri: str, out: Path) -> dict[tuple[str, st
 def from_markdown(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:
     lines = text.markdown(leaderboard(records), "none").replace("\\", "").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return {(r[1], r[2]): of_text(*r[3:8]) for r in rows if len(r) == len(text.HEAD) and "/" in r[3]}
+    return {(r[1], r[2]): of_text(*r[3:8], r[11], r[12]) for r in rows if len(r) == len(text.HEAD) and "/" in r[3]}
 
 
 def from_json(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -160,7 +182,7 @@ def from_html(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str
     parser = _Rows()
     parser.feed(page_of.page(leaderboard(records), "none"))
     rows = [[" ".join(cell.split()) for cell in row] for row in parser.rows if len(row) == len(page_of.COLUMNS)]
-    return {(r[1], r[2]): of_text(*r[4].split(", ", 1), r[5], r[6], r[7]) for r in rows}  # type: ignore[call-arg]
+    return {(r[1], r[2]): of_text(*r[4].split(", ", 1), *r[5:8], r[11], r[12]) for r in rows}
 
 
 def from_mlflow(records: list[Record], uri: str, out: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -184,7 +206,11 @@ def _told(uri: str) -> dict[tuple[str, str], dict[str, Any]]:
     names = ("successes", "n_trials", "success_rate", "success_low", "success_high", "clean_acc", "acc_drop")
     return {
         (run.data.tags["bench.attack"], run.data.tags["bench.defense"]): dict(
-            zip(NUMBERS, (run.data.metrics.get(name) for name in (*names, "train_cost")), strict=True)
+            zip(
+                NUMBERS,
+                map(run.data.metrics.get, (*names, "train_cost", "success_change", "margin_change")),
+                strict=True,
+            )
         )
         for run in runs
     }
@@ -218,7 +244,7 @@ def test_every_view_says_the_same(view: Any, records: list[Record], out: Path) -
     assert set(told) == set(CELLS)
     for key, values in expected.items():
         wanted = {name: value for name, value in values.items() if name in told[key]}
-        assert len(wanted) == len(NUMBERS) - (view is from_run_table)  # which shows seconds instead of the cost
+        assert len(wanted) == len(NUMBERS) - 3 * (view is from_run_table)  # which shows seconds, and a sentence
         assert shown(told[key], digits=view in ROUNDED) == pytest.approx(shown(wanted, digits=view in ROUNDED)), key
 
 
